@@ -1,0 +1,128 @@
+"""Pictures of a game: the duality gap by mirror-descent step and, for n = 3, paths in the simplex.
+
+Only matplotlib's Figure class is used: no pyplot, no global backend.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from comal_fast.game.preference import Array
+
+FORMATS = ("png", "svg", "pdf")
+FLOOR = 1e-17  # a gap of 0 has no place on a log axis
+INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
+COLOURS = ("#2563eb", "#d97706", "#c026d3", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#65a30d")
+DASHES = ("-", "--", (0, (5, 1.2, 1, 1.2)), ":")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One solver's line: steps, gap, kl (m,), and its path in the simplex (k, n), k free."""
+
+    label: str
+    steps: NDArray[np.int64]
+    gap: Array
+    kl: Array
+    path: Array
+
+
+def image_format(path: str | Path) -> str:
+    """The image format that the suffix of `path` names; ValueError for any other suffix."""
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in FORMATS:
+        known = ", ".join("." + name for name in FORMATS)
+        raise ValueError(f"--plot {path}: the name must end in one of {known}")
+    return suffix
+
+
+def draw(curves: Sequence[Curve], names: Sequence[str], nash: Array, title: str) -> Figure:
+    """A figure of the curves: gaps, KL when there is one curve, the simplex when n = 3."""
+    with_simplex = len(nash) == 3
+    figure = Figure(figsize=(11.5 if with_simplex else 7.5, 4.9), layout="constrained")
+    figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+    if with_simplex:
+        left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+        _draw_simplex(right, curves, names, nash)
+    else:
+        left = figure.subplots()
+    _draw_gaps(left, curves)
+    return figure
+
+
+def render(figure: Figure, format: str) -> bytes:
+    """The bytes of the image file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=format, dpi=160, facecolor="white")
+    return buffer.getvalue()
+
+
+def _draw_gaps(axes: Axes, curves: Sequence[Curve]) -> None:
+    single = len(curves) == 1
+    for i, curve in enumerate(curves):
+        marker = "o" if len(curve.steps) <= 60 else ""
+        label = "duality gap" if single else curve.label
+        look = {"color": COLOURS[i % len(COLOURS)], "lw": 1.8, "marker": marker, "ms": 3.2}
+        axes.plot(curve.steps, np.maximum(curve.gap, FLOOR), label=label, **look)
+        if single:
+            kl = np.where(np.isfinite(curve.kl), np.maximum(curve.kl, FLOOR), np.nan)
+            look["color"] = COLOURS[1]
+            axes.plot(curve.steps, kl, label="KL(Nash ‖ policy)", ls="--", **look)
+    axes.set_yscale("log")
+    axes.set_xlabel("mirror-descent steps", color=MUTED)
+    axes.set_ylabel("" if single else "duality gap", color=MUTED)
+    axes.grid(True, color=GRID, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=MUTED, length=0)
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(side == "bottom")
+        axes.spines[side].set_color(GRID)
+    axes.legend(frameon=False, labelcolor=INK, loc="best")
+
+
+def _corners() -> Array:
+    """Corners (3, 2) of an equilateral triangle: first left, second right, third on top."""
+    return np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
+
+
+def _draw_simplex(
+    axes: Axes, curves: Sequence[Curve], names: Sequence[str], nash: Array
+) -> None:
+    corners = _corners()
+    for level in (0.2, 0.4, 0.6, 0.8):
+        for k in range(3):
+            ends = np.zeros((2, 3))
+            ends[:, k] = level
+            ends[0, (k + 1) % 3] = ends[1, (k + 2) % 3] = 1 - level
+            axes.plot(*(ends @ corners).T, color=GRID, lw=0.7, zorder=0)
+    axes.fill(*corners.T, facecolor="none", edgecolor=MUTED, lw=1.1, zorder=1)
+    for i, curve in reversed(list(enumerate(curves))):  # the first curve on top
+        colour = COLOURS[i % len(COLOURS)]
+        path = curve.path @ corners
+        width = 0.5 if len(curves) > 1 and i == len(curves) - 1 else 1.5
+        axes.plot(*path.T, color=colour, lw=width, zorder=2, label=curve.label)
+        axes.plot(*path[-1], "o", color=colour, ms=6, mec="white", mew=0.9, zorder=4)
+    start = curves[0].path[0] @ corners
+    axes.plot(*start, "o", ms=7, mfc="white", mec=INK, mew=1.3, zorder=5)
+    axes.annotate("start", start, (7, 5), textcoords="offset points", color=INK, fontsize=9)
+    axes.plot(*(nash @ corners), "*", ms=15, color=INK, mec="white", mew=0.9, zorder=3.5)
+    axes.annotate(
+        "Nash", nash @ corners, (8, -12), textcoords="offset points", color=INK, fontsize=9
+    )
+    for corner, name, shift, align in zip(
+        corners, names, ((-8, -12), (8, -12), (0, 8)), ("right", "left", "center"), strict=True
+    ):
+        axes.annotate(
+            name.replace("$", r"\$"), corner, shift, textcoords="offset points", ha=align,
+            color=INK, fontsize=11, fontweight="bold",
+        )  # fmt: skip
+    axes.set_aspect("equal")
+    axes.set_axis_off()
