@@ -1,4 +1,4 @@
-"""The verb `comal-fast game`: the exact preference game on a matrix, or on the game of the paper."""
+"""The verb `comal-fast game`: solve a given preference game, or the one of the paper."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--eta", type=float, metavar="F",
         help="KL coefficient of a step, the inverse step size (default: 1/0.3)")  # fmt: skip
     add("--tau", type=float, metavar="F",
-        help="KL coefficient of the reference, in (0, eta] (default: 0.1; not for ipo)")  # fmt: skip
+        help="KL coefficient of the reference, in (0, eta] (default: 0.1; "
+        "not for ipo)")  # fmt: skip
     add("--outer", type=int, metavar="N",
         help="outer steps: reference moves for comal, logged rows for inpo, "
         "iterations for ipo (default: 40; ipo 2000)")  # fmt: skip
@@ -96,17 +97,18 @@ def _solve(args: argparse.Namespace, console: Console) -> None:
     _check_outputs(args)
     game = paper_game() if args.matrix is None else load_game(args.matrix)
     start = _start(args, game)
-    outcome, _ = _play(game, algorithm, options, start, nash_policy(game.matrix), console)
+    outcome, path = _play(game, algorithm, options, start, nash_policy(game.matrix), console)
     contents = {}
     if args.json is not None:
         contents[args.json] = to_json(outcome)
     if args.plot is not None:
-        contents[args.plot] = _picture([outcome], [outcome.trajectory.policies], args.plot)
+        contents[args.plot] = _picture([outcome], [path], args.plot, _label(args.matrix, game))
     write_all(contents)
 
     settings = ", ".join(f"{name} {value:g}" for name, value in options.items())
-    console.print(Text(f"{algorithm} on {_label(args.matrix, game)}: {settings}"), "")
-    console.print(step_table(outcome), "")
+    console.print(Text(f"{algorithm} on {_label(args.matrix, game)}: {settings}\n"))
+    console.print(step_table(outcome))
+    console.print()
     console.print(
         policy_table(game.names, {"Nash": outcome.nash, f"{algorithm}, last": outcome.policy})
     )
@@ -124,12 +126,13 @@ def _compare(console: Console) -> None:
     for algorithm in ("comal", "inpo", "ipo"):
         start = np.array(PAPER_START)
         runs.append(_play(game, algorithm, _defaults(algorithm), start, nash, console))
-    outcomes = [outcome for outcome, _ in runs]
-    contents = {DEFAULT_PLOT: _picture(outcomes, [path for _, path in runs], DEFAULT_PLOT)}
+    outcomes, paths = [outcome for outcome, _ in runs], [path for _, path in runs]
+    contents = {DEFAULT_PLOT: _picture(outcomes, paths, DEFAULT_PLOT, _label(None, game))}
     write_all(contents)
 
-    console.print(f"{_label(None, game)}, from ({', '.join(map(str, PAPER_START))})", "")
-    console.print(comparison_table(outcomes), "")
+    console.print(f"{_label(None, game)}, from ({', '.join(map(str, PAPER_START))})\n")
+    console.print(comparison_table(outcomes))
+    console.print()
     console.print(
         policy_table(game.names, {"Nash": nash, **{o.algorithm: o.policy for o in outcomes}})
     )
@@ -165,9 +168,9 @@ def _check_outputs(args: argparse.Namespace) -> None:
 
         image_format(args.plot)
         check_target(args.plot, "--plot")
-    if args.json is not None and args.plot is not None:
-        if os.path.realpath(args.json) == os.path.realpath(args.plot):
-            raise ValueError(f"--plot {args.plot}: the same file as --json; give another name")
+    given = [os.path.realpath(name) for name in (args.json, args.plot) if name is not None]
+    if len(given) != len(set(given)):
+        raise ValueError(f"--plot {args.plot}: the same file as --json; give another name")
 
 
 def _start(args: argparse.Namespace, game: Game) -> Array:
@@ -208,20 +211,22 @@ def _play(
     return measure(game, algorithm, options, nash, trajectory), np.array(path)
 
 
-def _picture(outcomes: list[Outcome], paths: list[Array], target: str) -> bytes:
+def _picture(outcomes: list[Outcome], paths: list[Array], target: str, label: str) -> bytes:
     from comal_fast.game.plot import Curve, draw, image_format, render  # matplotlib is slow to load
 
     curves = [
         Curve(o.algorithm.upper(), o.trajectory.steps, o.gap, o.kl, path)
         for o, path in zip(outcomes, paths, strict=True)
     ]
-    title = " · ".join(c.label for c in curves) + f" on {len(outcomes[0].nash)} responses"
+    title = ", ".join(curve.label for curve in curves) + f" on {label}"
     figure = draw(curves, outcomes[0].game.names, outcomes[0].nash, title)
     return render(figure, image_format(target))
 
 
 def _label(path: str | None, game: Game) -> str:
-    return "the game of the paper" if path is None else f"{path} ({len(game.names)} responses)"
+    if path is None:
+        return "the game of the paper"
+    return f"{os.path.basename(path)}, {len(game.names)} responses"
 
 
 def _print_written(console: Console, contents: dict[str, bytes]) -> None:

@@ -68,7 +68,8 @@ def duality_gap(matrix: ArrayLike, policy: ArrayLike) -> Array:
     if p.ndim == 0 or p.shape[-1] != len(a):
         raise ValueError(f"policy: shape {p.shape}, but the last axis must have {len(a)} entries")
     # P − ½ is antisymmetric, so the maximum is ≥ 0 but for rounding
-    return np.maximum(2 * np.max(p @ a.T, axis=-1), 0.0)
+    gap: Array = np.maximum(2 * np.max(p @ a.T, axis=-1), 0.0)
+    return gap
 
 
 def kl_divergence(target: ArrayLike, log_policy: ArrayLike) -> Array:
@@ -166,8 +167,9 @@ def _solve_lp(a: Array, method: str) -> Array | None:
     )
     if answer.x is None:
         return None
-    policy = np.clip(np.asarray(answer.x[:n], dtype=np.float64), 0.0, None)
-    return policy / policy.sum()
+    policy: Array = np.clip(np.asarray(answer.x[:n], dtype=np.float64), 0.0, None)
+    normalised: Array = policy / policy.sum()
+    return normalised
 
 
 def _polished(a: Array, policy: Array) -> Iterator[Array]:

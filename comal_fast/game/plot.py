@@ -9,6 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,10 +19,10 @@ from numpy.typing import NDArray
 from comal_fast.game.preference import Array
 
 FORMATS = ("png", "svg", "pdf")
-FLOOR = 1e-17  # a gap of 0 has no place on a log axis
+GAP_FLOOR, KL_FLOOR = 1e-17, 1e-32  # rounding; and a 0 has no place on a log axis
+LONG_PATH = 10.0  # in sides of the triangle: a spiral this long is drawn with a thin line
 INK, MUTED, GRID = "#1f2430", "#6b7280", "#e5e7eb"
 COLOURS = ("#2563eb", "#d97706", "#c026d3", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#65a30d")
-DASHES = ("-", "--", (0, (5, 1.2, 1, 1.2)), ":")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def draw(curves: Sequence[Curve], names: Sequence[str], nash: Array, title: str)
     """A figure of the curves: gaps, KL when there is one curve, the simplex when n = 3."""
     with_simplex = len(nash) == 3
     figure = Figure(figsize=(11.5 if with_simplex else 7.5, 4.9), layout="constrained")
-    figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
+    figure.suptitle(
+        title.replace("$", r"\$"), x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK
+    )
     if with_simplex:
         left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
         _draw_simplex(right, curves, names, nash)
@@ -70,10 +73,15 @@ def _draw_gaps(axes: Axes, curves: Sequence[Curve]) -> None:
     for i, curve in enumerate(curves):
         marker = "o" if len(curve.steps) <= 60 else ""
         label = "duality gap" if single else curve.label
-        look = {"color": COLOURS[i % len(COLOURS)], "lw": 1.8, "marker": marker, "ms": 3.2}
-        axes.plot(curve.steps, np.maximum(curve.gap, FLOOR), label=label, **look)
+        look: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "lw": 1.8,
+            "marker": marker,
+            "ms": 3.2,
+        }
+        axes.plot(curve.steps, np.maximum(curve.gap, GAP_FLOOR), label=label, **look)
         if single:
-            kl = np.where(np.isfinite(curve.kl), np.maximum(curve.kl, FLOOR), np.nan)
+            kl = np.where(np.isfinite(curve.kl), np.maximum(curve.kl, KL_FLOOR), np.nan)
             look["color"] = COLOURS[1]
             axes.plot(curve.steps, kl, label="KL(Nash ‖ policy)", ls="--", **look)
     axes.set_yscale("log")
@@ -93,9 +101,7 @@ def _corners() -> Array:
     return np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
 
 
-def _draw_simplex(
-    axes: Axes, curves: Sequence[Curve], names: Sequence[str], nash: Array
-) -> None:
+def _draw_simplex(axes: Axes, curves: Sequence[Curve], names: Sequence[str], nash: Array) -> None:
     corners = _corners()
     for level in (0.2, 0.4, 0.6, 0.8):
         for k in range(3):
@@ -107,22 +113,21 @@ def _draw_simplex(
     for i, curve in reversed(list(enumerate(curves))):  # the first curve on top
         colour = COLOURS[i % len(COLOURS)]
         path = curve.path @ corners
-        width = 0.5 if len(curves) > 1 and i == len(curves) - 1 else 1.5
-        axes.plot(*path.T, color=colour, lw=width, zorder=2, label=curve.label)
-        axes.plot(*path[-1], "o", color=colour, ms=6, mec="white", mew=0.9, zorder=4)
+        length = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
+        width = 0.5 if length > LONG_PATH else 1.5
+        axes.plot(*path.T, color=colour, lw=width, zorder=2)
+        axes.plot(*path[-1], "o", color=colour, ms=5.5, mec="white", mew=0.9, zorder=4)
     start = curves[0].path[0] @ corners
     axes.plot(*start, "o", ms=7, mfc="white", mec=INK, mew=1.3, zorder=5)
-    axes.annotate("start", start, (7, 5), textcoords="offset points", color=INK, fontsize=9)
-    axes.plot(*(nash @ corners), "*", ms=15, color=INK, mec="white", mew=0.9, zorder=3.5)
+    axes.annotate("start", tuple(start), (7, 5), textcoords="offset points", color=INK, fontsize=9)
+    axes.plot(*(nash @ corners), "*", ms=18, color=INK, mec="white", mew=0.9, zorder=3.5)
     axes.annotate(
-        "Nash", nash @ corners, (8, -12), textcoords="offset points", color=INK, fontsize=9
+        "Nash", tuple(nash @ corners), (8, -12), textcoords="offset points", color=INK, fontsize=9
     )
-    for corner, name, shift, align in zip(
-        corners, names, ((-8, -12), (8, -12), (0, 8)), ("right", "left", "center"), strict=True
-    ):
-        axes.annotate(
-            name.replace("$", r"\$"), corner, shift, textcoords="offset points", ha=align,
-            color=INK, fontsize=11, fontweight="bold",
-        )  # fmt: skip
+    places = (((-8, -12), "right"), ((8, -12), "left"), ((0, 8), "center"))
+    style: dict[str, Any] = {"textcoords": "offset points", "color": INK, "fontsize": 11}
+    for corner, name, (shift, side) in zip(corners, names, places, strict=True):
+        label = name.replace("$", r"\$")  # no mathematics in names
+        axes.annotate(label, tuple(corner), shift, ha=side, fontweight="bold", **style)
     axes.set_aspect("equal")
     axes.set_axis_off()

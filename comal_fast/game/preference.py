@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,7 +166,7 @@ def _check_rows(content: object, source: str) -> list[list[float]]:
                 shown = shown if len(shown) <= 40 else shown[:37] + "…"
                 raise ValueError(f"{source}: P[{i}][{j}] = {shown} is not a number")
             # before the conversion to float, which a huge integer would overflow
-            if not math.isnan(value) and not 0 <= value <= 1:
+            if value == value and not 0 <= value <= 1:  # NaN is left to check_matrix
                 shown = str(value) if isinstance(value, float) else "an integer"
                 raise ValueError(f"{source}: P[{i}][{j}] = {shown} is outside [0, 1]")
     return content

@@ -35,7 +35,8 @@ class Outcome:
     @property
     def policy(self) -> Array:
         """The last iterate, (n,) float64."""
-        return np.exp(self.trajectory.log_policies[-1])
+        last: Array = np.exp(self.trajectory.log_policies[-1])
+        return last
 
 
 def measure(
@@ -109,7 +110,7 @@ def policy_table(names: Sequence[str], columns: dict[str, Array]) -> Table:
     for heading in columns:
         table.add_column(heading, justify="right")
     for i in shown:
-        table.add_row(Text(names[i]), *(f"{value:.6f}" for value in stacked[:, i]))
+        table.add_row(Text(names[int(i)]), *(f"{value:.6f}" for value in stacked[:, i]))
     if len(shown) < n:
         rest = 1 - stacked[:, shown].sum(axis=1)
         label = Text(f"{n - len(shown)} others", style="dim")

@@ -1,0 +1,85 @@
+"""The command line: a verb each for the loop, its phases, the exact game and the report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from comal_fast import __version__
+from comal_fast.game import command as game
+from comal_fast.report import command as report
+from comal_fast.terminal import quiet_libraries
+
+PHASE_HELP = {
+    "generate": "sample K responses per prompt from the current policy",
+    "judge": "the preference matrix of every prompt's samples",
+    "pair": "choose the preference pairs",
+    "logps": "log-probs of the reference and of the last iterate",
+    "train": "the prox step to the next iterate",
+    "evaluate": "held-out win rates of an iterate against the earlier ones",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 bad input (one line on stderr), 130 stopped by Ctrl-C."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(arguments)
+    quiet_libraries()
+    try:
+        return args.run(args)
+    except ValueError as error:
+        print(f"comal-fast: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "\ncomal-fast: stopped; nothing finished is lost. To go on from here: "
+            f"comal-fast {' '.join(arguments)}",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs."""
+    top = argparse.ArgumentParser(prog="comal-fast", description=__doc__.split("\n")[0])
+    top.add_argument("--version", action="version", version=f"comal-fast {__version__}")
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
+    run = verbs.add_parser("run", help="the whole loop, from prompts to report; resumes")
+    _config_arguments(run)
+    run.set_defaults(run=_run)
+    for phase, text in PHASE_HELP.items():
+        verb = verbs.add_parser(phase, help=text)
+        _config_arguments(verb)
+        verb.add_argument(
+            "--iteration", type=int, help="default: the first whose model is not there yet"
+        )
+        verb.set_defaults(run=_phase, phase=phase)
+    report.register(verbs)
+    game.register(verbs)
+    return top
+
+
+def _config_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("config", metavar="CONFIG", help="YAML file")
+    verb.add_argument("overrides", nargs="*", metavar="key.path=value", help="options set here")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from comal_fast.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from comal_fast.loop import run_all  # torch and transformers load only once the config is good
+
+    run_all(config)
+    return 0
+
+
+def _phase(args: argparse.Namespace) -> int:
+    from comal_fast.config import load_config
+
+    config = load_config(args.config, args.overrides)
+    from comal_fast.loop import run_phase
+
+    run_phase(config, args.phase, args.iteration)
+    return 0

@@ -1,0 +1,149 @@
+"""YAML file and `key.path=value` overrides → `Config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from comal_fast.config.schema import Config
+from comal_fast.config.validate import validate
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read `path`, apply `key.path=value` overrides (values are YAML), check everything.
+
+    Raises ValueError, one line, for a missing or malformed file, an unknown key (the nearest valid
+    one is named), a wrong type, a value out of range, or an option that the rest would ignore.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config {path}: no such file")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"config {path}: expected a mapping of options, found {_kind(tree)}")
+    for override in overrides:
+        _apply(tree, override)
+    config = _build(Config, tree, where=())
+    given = {key for key, _ in _leaves(tree)}
+    validate(config, given)
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The whole tree as plain containers, defaults included."""
+    return dataclasses.asdict(config)
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {override!r}: expected key.path=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    node = tree
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ValueError(f"override {override!r}: {parent} is a value, not a group of options")
+        node = child
+    node[last] = value
+
+
+def _build(cls: type, tree: Any, where: tuple[str, ...]) -> Any:
+    if not isinstance(tree, dict):
+        raise ValueError(f"{'.'.join(where)}: expected a group of options, found {_kind(tree)}")
+    hints = typing.get_type_hints(cls)
+    for key in tree:
+        if key not in hints:
+            raise ValueError(_unknown(".".join((*where, str(key)))))
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(cls):
+        if spec.name in tree:
+            values[spec.name] = _value(hints[spec.name], tree[spec.name], (*where, spec.name))
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            name = ".".join((*where, spec.name))
+            if dataclasses.is_dataclass(hints[spec.name]):  # names the missing leaf itself
+                values[spec.name] = _build(hints[spec.name], {}, (*where, spec.name))
+            else:
+                raise ValueError(f"{name}: missing, and it has no default")
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
+    name = ".".join(where)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, where)
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+        return _value(hint, value, where)
+    if origin is typing.Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
+        return value
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{name}: expected a mapping, found {_kind(value)}")
+        return {str(k): _value(float, v, (*where, str(k))) for k, v in value.items()}
+    if hint is float:
+        if isinstance(value, str):  # YAML 1.1 reads 5e-7 as a string
+            try:
+                return float(value)
+            except ValueError:
+                pass
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    elif isinstance(value, hint):
+        return value
+    raise ValueError(f"{name}: expected {hint.__name__}, found {_kind(value)} {value!r}")
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
+    """Every option's dotted name."""
+    keys: list[str] = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if dataclasses.is_dataclass(hint):
+            keys += known_keys(typing.cast(type, hint), f"{prefix}{name}.")
+        else:
+            keys.append(prefix + name)
+    return keys
+
+
+def _unknown(key: str) -> str:
+    keys = known_keys()
+    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    near = same_leaf or difflib.get_close_matches(key, keys, n=1, cutoff=0)
+    return f"unknown option {key}; the nearest is {near[0]}"
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__

@@ -1,0 +1,165 @@
+"""The configuration tree: frozen dataclasses, one docstring under each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Prox = Literal["inpo", "ipo", "dpo"]
+Strategy = Literal["best_worst", "best_second", "all"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Backend = Literal["auto", "torch", "triton"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy that is aligned."""
+
+    name_or_path: str
+    """Hub name, local folder, or `package:NAME` for weights inside an installed Python package."""
+    gguf_file: str | None = None
+    """A GGUF file in that place; it is dequantised."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Dtype = "float32"
+    """Dtype of weights and activations."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:N`; `auto` takes CUDA where there is one."""
+    attn_implementation: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
+    """Attention over packed sequences: `auto` takes flash-attn on CUDA where it is installed."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Prompts, and which of them each iteration visits."""
+
+    prompts: str = "builtin"
+    """JSONL or parquet file, hub dataset name, or `builtin` (420 prompts that come with the package)."""
+    split: str = "train"
+    """Split of a hub dataset."""
+    prompts_per_iteration: int | None = None
+    """Training prompts of one iteration: consecutive slices of a seeded order. None: all."""
+    eval_prompts: int = 64
+    """Held-out prompts, never trained on."""
+    max_length: int = 2048
+    """Most tokens of prompt and response together. A prompt too long for it is an error."""
+    max_prompt_length: int | None = None
+    """Prompts with more tokens are left out, and counted. None: none is left out."""
+    system_prompt: str | None = None
+    """System message before every prompt. None: what the chat template does by itself."""
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Sampling from the current policy."""
+
+    engine: Literal["transformers"] = "transformers"
+    """What generates."""
+    num_generations: int = 5
+    """K, responses per prompt (at least 2)."""
+    max_new_tokens: int = 1024
+    """Longest response, in tokens."""
+    temperature: float = 1.0
+    """Softmax temperature."""
+    top_p: float = 1.0
+    """Nucleus: 1 samples from the whole vocabulary."""
+    batch_size: int = 32
+    """Responses generated together."""
+
+
+@dataclass(frozen=True)
+class OracleConfig:
+    """Who says which of two responses is better."""
+
+    name: Literal["criteria"] = "criteria"
+    """`criteria`: a weighted mixture of written-down criteria."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Weight of each criterion (they need not sum to 1); empty: the oracle's own."""
+    temperatures: dict[str, float] = field(default_factory=dict)
+    """Temperature of a criterion's sigmoid; a criterion left out keeps its own."""
+    target_words: int = 40
+    """`criteria`: the length up to which a response counts as brief."""
+
+
+@dataclass(frozen=True)
+class PairingConfig:
+    """Which of the judged responses become preference pairs."""
+
+    strategy: Strategy = "best_worst"
+    """By mean win rate: best against worst, best against second, or all pairs."""
+    soft_labels: bool = False
+    """Train on P(chosen ≻ rejected) instead of on the hard label 1."""
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """The outer loop and its prox operator."""
+
+    prox: Prox = "inpo"
+    """The prox loss of the inner solver."""
+    eta: float = 0.002
+    """KL coefficient η, the inverse step of mirror descent (inpo, ipo)."""
+    tau_eta_ratio: float = 1 / 3
+    """τ/η in [0, 1]: the pull of the reference policy (inpo)."""
+    beta: float = 0.1
+    """KL coefficient of dpo."""
+    label_smoothing: float = 0.0
+    """Share of flipped labels that dpo assumes, in [0, 0.5)."""
+    iterations: int = 18
+    """Iterations: each samples, judges and trains once."""
+    ref_update_interval: int = 12
+    """The reference becomes the current policy every so many iterations."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimiser of one iteration (AdamW, linear warm-up and decay)."""
+
+    learning_rate: float = 5e-7
+    """Peak learning rate."""
+    warmup_ratio: float = 0.1
+    """Share of the steps that warm up."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0: never."""
+    num_train_epochs: int = 3
+    """Passes over the iteration's pairs."""
+    train_batch_size: int = 32
+    """Pairs of one optimiser step."""
+    max_tokens_per_microbatch: int = 16384
+    """Token budget of one packed forward and backward pass; pairs are never split."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass."""
+    backend: Backend = "auto"
+    """Kernels of the prox loss."""
+    save_steps: int = 100
+    """Optimiser steps between checkpoints inside an iteration; 0: none."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Win rates on held-out prompts."""
+
+    num_generations: int = 1
+    """Fresh samples per held-out prompt and iterate."""
+    bootstrap: int = 10_000
+    """Bootstrap resamples of the prompts for the 95 % intervals."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    model: ModelConfig
+    output_dir: str = "runs/comal"
+    """The run directory."""
+    seed: int = 0
+    """Seed of everything random."""
+    data: DataConfig = field(default_factory=DataConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    oracle: OracleConfig = field(default_factory=OracleConfig)
+    pairing: PairingConfig = field(default_factory=PairingConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

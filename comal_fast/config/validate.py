@@ -1,0 +1,109 @@
+"""Every rule that a configuration must keep, in one place."""
+
+from __future__ import annotations
+
+from comal_fast.config.schema import Config
+from comal_fast.oracles.criteria import CRITERIA
+
+# Which prox reads which option: an option that the chosen prox ignores is an error.
+PROX_OPTIONS = {
+    "inpo": {"eta", "tau_eta_ratio"},
+    "ipo": {"eta"},
+    "dpo": {"beta", "label_smoothing"},
+}
+
+
+def validate(config: Config, given: set[str]) -> None:
+    """Raise ValueError for the first rule broken. `given`: the dotted names the user wrote."""
+    for name, value, low in _minima(config):
+        if value is not None and value < low:
+            raise ValueError(f"{name}: {value} is too small; it must be at least {low}")
+    for name, value in _positive(config):
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}: {value} is not a positive number")
+    for name, value, high in _shares(config):
+        if not 0 <= value <= high:
+            raise ValueError(f"{name}: {value} is outside [0, {high:g}]")
+    _lengths(config)
+    _oracle(config)
+    algorithm = config.algorithm
+    for option in set().union(*PROX_OPTIONS.values()) - PROX_OPTIONS[algorithm.prox]:
+        if f"algorithm.{option}" in given:
+            raise ValueError(
+                f"algorithm.{option}: prox {algorithm.prox} ignores it; it reads "
+                f"{', '.join(sorted(PROX_OPTIONS[algorithm.prox]))}"
+            )
+    if config.model.device == "cpu" and config.model.attn_implementation == "flash_attention_2":
+        raise ValueError("model.attn_implementation: flash_attention_2 needs model.device=cuda")
+    if not config.output_dir:
+        raise ValueError("output_dir: empty; give a folder")
+
+
+def _minima(c: Config) -> list[tuple[str, float | None, float]]:
+    return [
+        ("seed", c.seed, 0),
+        ("data.prompts_per_iteration", c.data.prompts_per_iteration, 1),
+        ("data.eval_prompts", c.data.eval_prompts, 2),
+        ("data.max_length", c.data.max_length, 2),
+        ("data.max_prompt_length", c.data.max_prompt_length, 1),
+        ("generation.num_generations", c.generation.num_generations, 2),
+        ("generation.max_new_tokens", c.generation.max_new_tokens, 1),
+        ("generation.batch_size", c.generation.batch_size, 1),
+        ("oracle.target_words", c.oracle.target_words, 1),
+        ("algorithm.iterations", c.algorithm.iterations, 1),
+        ("algorithm.ref_update_interval", c.algorithm.ref_update_interval, 1),
+        ("training.weight_decay", c.training.weight_decay, 0),
+        ("training.max_grad_norm", c.training.max_grad_norm, 0),
+        ("training.num_train_epochs", c.training.num_train_epochs, 1),
+        ("training.train_batch_size", c.training.train_batch_size, 1),
+        ("training.max_tokens_per_microbatch", c.training.max_tokens_per_microbatch, 1),
+        ("training.save_steps", c.training.save_steps, 0),
+        ("evaluation.num_generations", c.evaluation.num_generations, 1),
+        ("evaluation.bootstrap", c.evaluation.bootstrap, 100),
+    ]
+
+
+def _positive(c: Config) -> list[tuple[str, float]]:
+    return [
+        ("generation.temperature", c.generation.temperature),
+        ("generation.top_p", c.generation.top_p),
+        ("algorithm.eta", c.algorithm.eta),
+        ("algorithm.beta", c.algorithm.beta),
+        ("training.learning_rate", c.training.learning_rate),
+    ]
+
+
+def _shares(c: Config) -> list[tuple[str, float, float]]:
+    return [
+        ("generation.top_p", c.generation.top_p, 1),
+        ("algorithm.tau_eta_ratio", c.algorithm.tau_eta_ratio, 1),
+        ("algorithm.label_smoothing", c.algorithm.label_smoothing, 0.49),
+        ("training.warmup_ratio", c.training.warmup_ratio, 1),
+    ]
+
+
+def _lengths(c: Config) -> None:
+    limit, prompt, new = c.data.max_length, c.data.max_prompt_length, c.generation.max_new_tokens
+    if new >= limit:
+        raise ValueError(
+            f"generation.max_new_tokens: {new} leaves no room for a prompt within "
+            f"data.max_length={limit}"
+        )
+    if prompt is not None and prompt + new > limit:
+        raise ValueError(
+            f"data.max_prompt_length: {prompt} + generation.max_new_tokens={new} exceeds "
+            f"data.max_length={limit}"
+        )
+
+
+def _oracle(c: Config) -> None:
+    for group in ("weights", "temperatures"):
+        for name, value in getattr(c.oracle, group).items():
+            if name not in CRITERIA:
+                raise ValueError(
+                    f"oracle.{group}.{name}: no such criterion; known: {', '.join(CRITERIA)}"
+                )
+            if value < 0 or (group == "temperatures" and value == 0):
+                raise ValueError(f"oracle.{group}.{name}: {value} must be positive")
+    if c.oracle.weights and sum(c.oracle.weights.values()) <= 0:
+        raise ValueError("oracle.weights: all are zero; at least one must be positive")

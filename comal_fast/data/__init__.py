@@ -1,0 +1,1 @@
+"""Prompts: loading, splitting, tokenising."""

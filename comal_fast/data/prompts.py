@@ -1,0 +1,169 @@
+"""Prompts from JSONL, parquet, a hub name or the package's own file."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from comal_fast.config.schema import DataConfig
+
+Message = dict[str, str]
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: the messages before the response, and where it came from (file and line)."""
+
+    messages: tuple[tuple[str, str], ...]
+    """(role, content) of each message."""
+    source: str
+    split: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What the user said last: what oracles judge responses against."""
+        return next(content for role, content in reversed(self.messages) if role == "user")
+
+
+def load_prompts(data: DataConfig) -> list[Prompt]:
+    """All prompts of `data.prompts`, duplicates dropped, in file order.
+
+    TRL's formats: prompt-only or preference rows, plain or conversational, implicit prompts too.
+    Raises ValueError naming file, line and field.
+    """
+    seen: dict[tuple[tuple[str, str], ...], Prompt] = {}
+    for source, row in _rows(data):
+        messages = _messages(source, row)
+        if data.system_prompt is not None and messages[0][0] != "system":
+            messages = (("system", data.system_prompt), *messages)
+        seen.setdefault(messages, Prompt(messages, source, row.get("split")))
+    if not seen:
+        raise ValueError(f"data.prompts {data.prompts}: no prompts in it")
+    return list(seen.values())
+
+
+def split_prompts(
+    prompts: list[Prompt], eval_prompts: int, seed: int
+) -> tuple[list[Prompt], list[Prompt]]:
+    """(train, held-out), each in a seeded order.
+
+    Rows that say `"split": "heldout"` (or "test", "validation") are the pool of the held-out ones;
+    without any, `eval_prompts` of all are set aside.
+    """
+    shuffled = sorted(prompts, key=lambda prompt: prompt.messages)
+    random.Random(f"split {seed}").shuffle(shuffled)
+    held = [p for p in shuffled if p.split in ("heldout", "test", "validation")]
+    train = [p for p in shuffled if p.split not in ("heldout", "test", "validation")]
+    if not held:
+        held, train = train[:eval_prompts], train[eval_prompts:]
+    if len(held) < eval_prompts or not train:
+        raise ValueError(
+            f"data.eval_prompts: {eval_prompts} held-out prompts asked for, but of {len(prompts)} "
+            f"usable prompts {len(held)} can be held out and {len(train)} trained on"
+        )
+    return train, held[:eval_prompts]
+
+
+def iteration_slice(train: list[Prompt], per_iteration: int | None, iteration: int) -> list[Prompt]:
+    """The prompts of 1-based `iteration`: consecutive slices, around and around."""
+    if per_iteration is None or per_iteration >= len(train):
+        return train
+    start = (iteration - 1) * per_iteration
+    return [train[i % len(train)] for i in range(start, start + per_iteration)]
+
+
+def _rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    if data.prompts == "builtin":
+        path = Path(str(files("comal_fast") / "data" / "prompts.jsonl"))
+    else:
+        path = Path(data.prompts)
+    if path.is_file() and path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+            yield f"{path}, row {number}", row
+    elif path.is_file():
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, 1):
+                if line.strip():
+                    yield f"{path}, line {number}", _parse(f"{path}, line {number}", line)
+    elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or path.is_absolute():
+        raise ValueError(f"data.prompts {data.prompts}: no such file")
+    else:
+        yield from _hub_rows(data)
+
+
+def _hub_rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(data.prompts, split=data.split)
+    except Exception as error:  # the hub client raises many kinds
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"data.prompts {data.prompts}: neither a file nor a dataset that can be loaded ({first})"
+        ) from None
+    for number, row in enumerate(dataset, 1):
+        yield f"{data.prompts}, row {number}", dict(row)
+
+
+def _parse(source: str, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}: malformed JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f'{source}: expected an object such as {{"prompt": "…"}}')
+    return row
+
+
+def _messages(source: str, row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    prompt, name = row.get("prompt"), "prompt"
+    if prompt is None and "chosen" in row and "rejected" in row:
+        prompt, name = _implicit_prompt(row["chosen"], row["rejected"]), "chosen"
+    if prompt is None:
+        raise ValueError(f"{source}: no field `prompt` (and no `chosen` with `rejected`)")
+    if isinstance(prompt, str):
+        turns = [{"role": "user", "content": prompt}]
+        if name == "chosen" and _TURN.match(prompt):
+            turns = _dialogue(prompt)
+    else:
+        turns = prompt
+    if not isinstance(turns, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in turns
+    ):
+        raise ValueError(f"{source}, field {name}: expected text or a list of role and content")
+    while turns and turns[-1]["role"] == "assistant":
+        turns = turns[:-1]
+    if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
+        raise ValueError(f"{source}, field {name}: empty prompt; it must end with a user's text")
+    return tuple((m["role"], m["content"]) for m in turns)
+
+
+def _implicit_prompt(chosen: Any, rejected: Any) -> Any:
+    """The common beginning of the two, cut back to a whole message or turn."""
+    length = 0
+    for a, b in zip(chosen, rejected, strict=False):
+        if a != b:
+            break
+        length += 1
+    if isinstance(chosen, str):
+        turns = [m for m in _TURN.finditer(chosen[:length]) if m.group(1) == "Assistant"]
+        return chosen[: turns[-1].start()] if turns else chosen[:length].rpartition(" ")[0]
+    return list(chosen[:length])
+
+
+def _dialogue(text: str) -> list[Message]:
+    parts = _TURN.split(text)[1:]
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": roles[role], "content": content.strip()}
+        for role, content in zip(parts[::2], parts[1::2], strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""The policy: loading, packed forward passes, log-probs, sampling."""

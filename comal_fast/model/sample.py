@@ -1,0 +1,100 @@
+"""Sampling responses with transformers: K per prompt, every prompt prefilled once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from comal_fast.config.schema import GenerationConfig
+from comal_fast.model.load import stop_token_ids
+
+
+@dataclass(frozen=True)
+class Response:
+    """One sampled response. `finished`: it ended by itself, and its last id is the end token."""
+
+    ids: list[int]
+    finished: bool
+
+
+def sample_responses(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    num_generations: int,
+    config: GenerationConfig,
+    seed: str,
+) -> Iterator[dict[int, list[Response]]]:
+    """Yield {prompt index: its K responses} a batch at a time, longest prompts first.
+
+    Every batch seeds itself from `seed` and its number, so the outcome depends on nothing before.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    per_batch = max(1, config.batch_size // num_generations)
+    stops = stop_token_ids(model, tokenizer)
+    for number, start in enumerate(range(0, len(order), per_batch)):
+        chosen = order[start : start + per_batch]
+        digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(int.from_bytes(digest[:7], "big"))
+            tokens = _generate(
+                model, tokenizer, [prompts[i] for i in chosen], num_generations, config, stops
+            )
+        responses = [_cut(row, stops) for row in tokens.tolist()]
+        yield {
+            index: responses[i * num_generations : (i + 1) * num_generations]
+            for i, index in enumerate(chosen)
+        }
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: list[Sequence[int]],
+    repeats: int,
+    config: GenerationConfig,
+    stops: list[int],
+) -> torch.Tensor:
+    """(len(prompts) · repeats, new tokens) sampled ids, prompts padded on the left."""
+    longest = max(map(len, prompts))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (longest - len(p)) + list(p) for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    cache = DynamicCache(config=model.config)
+    if longest > 1:  # all but the last token, which generate() itself wants to see
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        model.base_model(
+            input_ids=ids[:, :-1],
+            attention_mask=mask[:, :-1],
+            position_ids=positions[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.batch_repeat_interleave(repeats)
+    ids, mask = ids.repeat_interleave(repeats, 0), mask.repeat_interleave(repeats, 0)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        do_sample=True,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=0,
+        max_new_tokens=config.max_new_tokens,
+        eos_token_id=stops,
+        pad_token_id=pad,
+    )
+    return output[:, longest:]
+
+
+def _cut(ids: list[int], stops: list[int]) -> Response:
+    for position, token in enumerate(ids):
+        if token in stops:
+            return Response(ids[: position + 1], finished=True)
+    return Response(ids, finished=False)

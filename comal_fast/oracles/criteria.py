@@ -1,0 +1,141 @@
+"""The `criteria` oracle: a mixture of written-down criteria, each a Bradley–Terry judge.
+
+P(y ≻ y') = Σ_c w_c σ((s_c(y) − s_c(y')) / T_c), the general form of COMAL's eq. 4 (arXiv 2410.23223v2).
+A mixture of *probabilities* under sharp temperatures and unequal weights is intransitive: one
+answer is shorter, one stays closer to the question, one says more, and each beats the next.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import expit
+
+from comal_fast.oracles.base import Comparison, Oracle
+
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,]\d+)*")
+_CLOSERS = "\"'”’)]}*_`"
+_BOILERPLATE = re.compile(
+    r"\W*(sure|certainly|of course|absolutely|as an ai|i'm sorry|i am sorry|i apologi[sz]e|"
+    r"here(?:'s| is| are)|thank you for|great question|i'd be happy|i would be happy)\b",
+    re.IGNORECASE,
+)
+_STOP_WORDS = frozenset(
+    "a about after all also an and any are as at be because been but by can could did do does for "
+    "from give had has have he her his how i if in into is it its just like make me more most my "
+    "no not of on one or our out please she should so some such tell than that the their them "
+    "then there these they this to up us use was we were what when where which who why will with "
+    "would write you your".split()
+)
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def content_words(text: str) -> set[str]:
+    """Distinct words that carry meaning, cut to a common stem of at most six letters."""
+    return {word[:6] for word in words(text) if word not in _STOP_WORDS and len(word) > 1}
+
+
+def repetition(text: str) -> float:
+    """Share of word trigrams that occurred before, in [0, 1]."""
+    tokens = words(text)
+    trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
+
+
+def _answers(prompt: str, response: str, target: int) -> float:
+    """Answers the prompt's words: the share of them that the response takes up."""
+    asked = content_words(prompt)
+    return len(asked & content_words(response)) / len(asked) if asked else 0.0
+
+
+def _brief(prompt: str, response: str, target: int) -> float:
+    """Says it briefly: the log of how far it runs over the target length, negated."""
+    return -math.log(max(1.0, len(words(response)) / target))
+
+
+def _says_something(prompt: str, response: str, target: int) -> float:
+    """Says something: words of content that the prompt did not have, up to half the target."""
+    new = len(content_words(response) - content_words(prompt))
+    return min(1.0, 2 * new / target)
+
+
+def _complete(prompt: str, response: str, target: int) -> float:
+    """Finishes its sentence: ends with a full stop, a question mark or an exclamation mark."""
+    return float(response.rstrip().rstrip(_CLOSERS).endswith((".", "!", "?", "…", "。")))
+
+
+def _varied(prompt: str, response: str, target: int) -> float:
+    """Doesn't repeat itself: one minus the share of repeated trigrams."""
+    return 1 - repetition(response)
+
+
+def _direct(prompt: str, response: str, target: int) -> float:
+    """Comes to the point: doesn't open with a stock phrase."""
+    return float(bool(response.strip()) and not _BOILERPLATE.match(response))
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A score of a response, its weight in the mixture and the temperature of its sigmoid."""
+
+    score: Callable[[str, str, int], float]
+    weight: float
+    temperature: float
+
+
+CRITERIA: dict[str, Criterion] = {
+    "complete": Criterion(_complete, 0.28, 0.1),
+    "answers": Criterion(_answers, 0.22, 0.05),
+    "brief": Criterion(_brief, 0.20, 0.05),
+    "says_something": Criterion(_says_something, 0.16, 0.05),
+    "varied": Criterion(_varied, 0.09, 0.03),
+    "direct": Criterion(_direct, 0.05, 0.1),
+}
+
+
+class CriteriaOracle(Oracle):
+    """See the module. `target_words`: the length in words up to which a response is brief."""
+
+    def __init__(
+        self,
+        weights: dict[str, float] | None = None,
+        temperatures: dict[str, float] | None = None,
+        target_words: int = 40,
+    ) -> None:
+        raw = weights or {name: c.weight for name, c in CRITERIA.items()}
+        total = sum(raw.values())
+        self.weights = {name: weight / total for name, weight in raw.items() if weight > 0}
+        self.temperatures = {
+            name: (temperatures or {}).get(name, CRITERIA[name].temperature)
+            for name in self.weights
+        }
+        self.target_words = target_words
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
+        """See `Oracle.compare`."""
+        for item in comparisons:
+            mixture = np.zeros((len(item.left), len(item.right)))
+            for name, weight in self.weights.items():
+                left, right = self._scores(name, item.prompt, item.left, item.right)
+                gap = (left[:, None] - right[None, :]) / self.temperatures[name]
+                mixture += weight * expit(gap)
+            yield mixture
+
+    def fingerprint(self) -> str:
+        """See `Oracle.fingerprint`."""
+        return "criteria/1 " + json.dumps(
+            [self.weights, self.temperatures, self.target_words], sort_keys=True
+        )
+
+    def _scores(self, name: str, prompt: str, *sides: Iterable[str]) -> list[np.ndarray]:
+        score = CRITERIA[name].score
+        return [np.array([score(prompt, text, self.target_words) for text in s]) for s in sides]

@@ -1,0 +1,1 @@
+"""The phases of an iteration: each reads named files and writes one artefact."""

@@ -1,0 +1,164 @@
+"""evaluate: fresh held-out samples of an iterate, judged against every earlier iterate's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from comal_fast.artefacts import json_key, make_key, read_table, table_key, write_json, write_table
+from comal_fast.context import Context
+from comal_fast.oracles import Comparison, Oracle, make_oracle
+from comal_fast.oracles.criteria import repetition
+from comal_fast.phases.generate import sample_table
+from comal_fast.phases.judge import responses_by_prompt
+from comal_fast.phases.logps import model_logps, prompt_responses
+from comal_fast.statistics import bootstrap_mean
+from comal_fast.terminal import console, progress
+
+
+def path(context: Context, iteration: int) -> Path:
+    """The artefact."""
+    return context.folder(iteration) / "evaluation.json"
+
+
+def samples_path(context: Context, iteration: int) -> Path:
+    """The held-out samples under it."""
+    return context.folder(iteration) / "eval_samples.parquet"
+
+
+def run(context: Context, iteration: int) -> None:
+    """Write eval_samples.parquet and evaluation.json of π_iteration (0: the initial policy)."""
+    config = context.config
+    for earlier in range(iteration):
+        read_table(samples_path(context, earlier))  # says what is missing, before any work
+    oracle = make_oracle(config.oracle)
+    samples, seconds, samples_key = _samples(context, iteration)
+    reference = context.reference_of(iteration) if iteration else 0
+    wanted = make_key(
+        "evaluate",
+        samples_key,
+        [table_key(samples_path(context, earlier)) for earlier in range(iteration)],
+        [context.model_key(iterate) for iterate in (0, reference, iteration)],
+        oracle.fingerprint(),
+        asdict(config.evaluation),
+        config.training.max_tokens_per_microbatch,
+        config.seed,
+    )
+    if json_key(path(context, iteration)) == wanted:
+        return
+    metrics = context.metrics("evaluate", iteration)
+    result: dict[str, Any] = {"key": wanted, "iterate": iteration}
+    result |= _text_measures(samples)
+    result["win_rates"] = _win_rates(context, oracle, iteration, samples)
+    kl, more = _divergences(context, iteration, reference, samples)
+    result |= kl
+    row = {
+        "eval/response_length": result["response_length"]["mean"],
+        "eval/repetition": result["repetition"]["mean"],
+        "eval/finished": result["finished"],
+        "eval/kl_to_initial": result["kl_to_initial"]["mean"],
+        "eval/kl_to_reference": result["kl_to_reference"]["mean"],
+        "perf/seconds": seconds + more,
+    }
+    if iteration:
+        against = result["win_rates"]["0"]
+        row["eval/win_rate"] = against["mean"]
+        row["eval/win_rate_low"], row["eval/win_rate_high"] = against["ci95"]
+        low, high = against["ci95"]
+        console.print(
+            f"[green]✓[/] {f'evaluate π_{iteration}':<34} win rate against π_0 "
+            f"{against['mean']:.1%} [{low:.1%}, {high:.1%}]"
+        )
+    metrics.log(**row)
+    write_json(path(context, iteration), result)
+    context.note("evaluate", iteration)
+
+
+def _samples(context: Context, iteration: int) -> tuple[pa.Table, float, str]:
+    """(held-out samples, seconds spent, key); made only where they are not there yet."""
+    config = context.config
+    prompts = context.held_out_prompts()
+    wanted = make_key(
+        "eval_samples",
+        context.model_key(iteration),
+        [p.ids for p in prompts],
+        asdict(config.generation),
+        config.evaluation.num_generations,
+        config.seed,
+    )
+    artefact = samples_path(context, iteration)
+    if table_key(artefact) == wanted:
+        return read_table(artefact), 0.0, wanted
+    table, seconds = sample_table(
+        context,
+        iteration,
+        prompts,
+        config.evaluation.num_generations,
+        f"evaluate {iteration}",
+        f"held-out samples of π_{iteration}",
+    )
+    write_table(artefact, table, wanted)
+    return table, seconds, wanted
+
+
+def _win_rates(
+    context: Context, oracle: Oracle, iteration: int, samples: pa.Table
+) -> dict[str, Any]:
+    """Against each earlier iterate: mean over prompts of P(its samples ≻ theirs), with interval."""
+    config = context.config
+    ours = responses_by_prompt(samples)
+    rates: dict[str, Any] = {}
+    if not iteration:
+        return rates
+    with progress(f"judge π_{iteration}", iteration * len(ours), "prompts") as advance:
+        for earlier in range(iteration):
+            theirs = responses_by_prompt(read_table(samples_path(context, earlier)))
+            comparisons = [
+                Comparison(text, responses, theirs[number][1])
+                for number, (text, responses) in ours.items()
+            ]
+            wins = []
+            for matrix in oracle.compare(comparisons):
+                wins.append(matrix.mean())
+                advance()
+            rates[str(earlier)] = bootstrap_mean(
+                np.array(wins), config.evaluation.bootstrap, config.seed
+            )
+    return rates
+
+
+def _divergences(
+    context: Context, iteration: int, reference: int, samples: pa.Table
+) -> tuple[dict[str, Any], float]:
+    """(KL(π_t ‖ π_0) and KL(π_t ‖ π_ref) in nats per response, by Monte Carlo, and seconds)."""
+    config = context.config
+    sequences = prompt_responses(samples, range(samples.num_rows))
+    logps: dict[int, np.ndarray] = {}
+    seconds = 0.0
+    for iterate in {iteration, 0, reference} if iteration else set():
+        logps[iterate], more = model_logps(
+            context, iterate, sequences, f"held-out log-probs of π_{iterate}"
+        )
+        seconds += more
+    prompts = np.array(samples["prompt_id"].to_pylist())
+    result = {}
+    for name, other in (("kl_to_initial", 0), ("kl_to_reference", reference)):
+        gaps = logps[iteration] - logps[other] if iteration else np.zeros(samples.num_rows)
+        means = np.bincount(prompts, gaps) / np.bincount(prompts)
+        result[name] = bootstrap_mean(means, config.evaluation.bootstrap, config.seed)
+    return result, seconds
+
+
+def _text_measures(samples: pa.Table) -> dict[str, Any]:
+    lengths = [len(ids) for ids in samples["response_ids"].to_pylist()]
+    repeated = [repetition(text) for text in samples["response"].to_pylist()]
+    return {
+        "n_prompts": len(set(samples["prompt_id"].to_pylist())),
+        "response_length": {"mean": float(np.mean(lengths)), "histogram": lengths},
+        "repetition": {"mean": float(np.mean(repeated)), "values": repeated},
+        "finished": float(np.mean(samples["finished"].to_pylist())),
+    }

@@ -1,0 +1,174 @@
+"""What a run shows, in numbers and in one sentence."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from comal_fast.report.load import Array, Interval, Row, Run, number, to_interval
+
+PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate")
+
+Outcome = Literal["better", "worse", "open", "none"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the trained policy beats the initial one."""
+
+    text: str
+    outcome: Outcome
+    iterate: int | None = None
+    win_rate: Interval | None = None
+    n_prompts: int | None = None
+
+
+def iterations(run: Run) -> int | None:
+    """How many iterations the run is to have."""
+    value = run.option("algorithm.iterations")
+    return value if isinstance(value, int) else None
+
+
+def model_name(run: Run) -> str:
+    """The model without the folders before its name."""
+    name = str(run.option("model.name_or_path", "unnamed model")).rstrip("/")
+    return name.rsplit("/", 1)[-1]
+
+
+def verdict(run: Run) -> Verdict:
+    """Held-out win rate of the last evaluated iterate against the initial policy.
+
+    From its evaluation.json; from summary.json where that file is missing.
+    """
+    judged = [t for t, e in run.evaluations.items() if t > 0 and 0 in e.win_rates]
+    total = iterations(run)
+    if judged:
+        t = max(judged)
+        rate, n_prompts = run.evaluations[t].win_rates[0], run.evaluations[t].n_prompts
+    else:
+        summary = run.summary.get("win_rate") or {}
+        found = to_interval(summary)
+        if found is None:
+            return Verdict(f"No verdict yet: {progress(run)}.", "none")
+        rate, n_prompts = found, summary.get("n_prompts")
+        done = run.summary.get("iterations")
+        t = done if isinstance(done, int) else total or 1
+    outcome, meaning = _meaning(rate)
+    policy = "The final policy" if t == total else f"Iterate {t} of {total or '?'} (unfinished run)"
+    prompts = "the held-out prompts" if n_prompts is None else f"{n_prompts} held-out prompts"
+    seed, prox = run.option("seed", "unknown"), run.option("algorithm.prox", "unknown")
+    text = (
+        f"{policy} has a win rate of {interval_text(rate)} against the initial one on {prompts} "
+        f"(model {model_name(run)}, prox loss {prox}, seed {seed}): {meaning}."
+    )
+    return Verdict(text, outcome, t, rate, n_prompts)
+
+
+def _meaning(rate: Interval) -> tuple[Outcome, str]:
+    if rate.low > 0.5:
+        return "better", "the interval excludes 50%, it lies wholly above"
+    if rate.high < 0.5:
+        return "worse", "the interval excludes 50%, it lies wholly below"
+    if math.isfinite(rate.low) and math.isfinite(rate.high):
+        return "open", "the interval includes 50%, so no difference is shown"
+    return "open", "no interval was recorded, so no difference is shown"
+
+
+def progress(run: Run) -> str:
+    """Where an unfinished run stands."""
+    total = iterations(run)
+    started = [t for t, names in run.artefacts.items() if names]
+    if not started:
+        return "no phase has finished"
+    t = max(started)
+    names = ", ".join(run.artefacts[t])
+    if t == 0:
+        return f"only the initial policy is there ({names})"
+    return f"iteration {t} of {total or 'an unknown number'} holds {names}"
+
+
+def is_finished(run: Run) -> bool:
+    """Whether the last iteration that the config asks for was evaluated."""
+    return iterations(run) in run.evaluations
+
+
+def win_matrix(run: Run) -> tuple[list[int], dict[tuple[int, int], Interval]]:
+    """The evaluated iterates, and P(row beats column) for each two that were compared."""
+    cells: dict[tuple[int, int], Interval] = {}
+    for t, evaluation in run.evaluations.items():
+        for s, rate in evaluation.win_rates.items():
+            if s in run.evaluations and s < t:
+                cells[t, s], cells[s, t] = rate, rate.complement()
+    for t in run.evaluations:
+        cells[t, t] = Interval(0.5, 0.5, 0.5)
+    return list(run.evaluations), cells
+
+
+def reference_moves(run: Run) -> list[int]:
+    """The iterations before which the reference became the current policy."""
+    every, total = run.option("algorithm.ref_update_interval"), iterations(run)
+    if not isinstance(every, int) or every < 1 or total is None:
+        return []
+    return [t for t in range(2, total + 1) if (t - 1) % every == 0]
+
+
+def train_runs(run: Run) -> list[tuple[int, Array, list[Row]]]:
+    """(iteration, optimizer steps counted over the whole run from 1, rows) per iteration."""
+    found, first = [], 1
+    rows = [row for row in run.phase("train") if "loss" in row]
+    for t, group in itertools.groupby(rows, key=lambda row: row["iteration"]):
+        members = list(group)
+        found.append((t, np.arange(first, first + len(members), dtype=float), members))
+        first += len(members)
+    return found
+
+
+def seconds(run: Run) -> dict[int, dict[str, float]]:
+    """{iteration: {phase: seconds}}, iteration 0 being the evaluation of the initial policy."""
+    table: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for row in run.rows:
+        spent = number(row.get("perf/seconds"))
+        if math.isfinite(spent):
+            table[row["iteration"]][row["phase"]] += spent
+    return {t: dict(table[t]) for t in sorted(table)}
+
+
+def phases(table: dict[int, dict[str, float]]) -> list[str]:
+    """The phases of `seconds`, in the order in which they run."""
+    seen = {name for row in table.values() for name in row}
+    return [name for name in PHASES if name in seen] + sorted(seen - set(PHASES))
+
+
+def peak_memory(run: Run, iteration: int | None = None) -> float:
+    """Highest mem/peak_gib of all rows (of one iteration), GiB; NaN where none was recorded."""
+    rows = (r for r in run.rows if iteration is None or r["iteration"] == iteration)
+    values = [v for r in rows if math.isfinite(v := number(r.get("mem/peak_gib")))]
+    return max(values, default=math.nan)
+
+
+def percent(value: float) -> str:
+    """0.632 → 63.2%."""
+    return f"{100 * value:.1f}%" if math.isfinite(value) else "–"
+
+
+def interval_text(rate: Interval, short: bool = False) -> str:
+    """63.2% (95% interval 57.1% to 69.0%)."""
+    name = "" if short else "95% interval "
+    return f"{percent(rate.mean)} ({name}{percent(rate.low)} to {percent(rate.high)})"
+
+
+def duration(value: float) -> str:
+    """Seconds in the unit that suits them."""
+    if not math.isfinite(value):
+        return "–"
+    if value < 60:
+        return f"{value:.1f} s" if value >= 0.95 else f"{value:.2f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

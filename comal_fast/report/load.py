@@ -1,0 +1,289 @@
+"""A run directory, finished or not, as typed records."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Row = Mapping[str, Any]
+
+ARTEFACTS = (
+    "samples.parquet",
+    "judgments.parquet",
+    "pairs.parquet",
+    "logps.parquet",
+    "model",
+    "eval_samples.parquet",
+    "evaluation.json",
+)
+MAX_COMPARISONS = 12
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval; NaN where a number is missing."""
+
+    mean: float
+    low: float
+    high: float
+
+    def complement(self) -> Interval:
+        """The other side's win rate."""
+        return Interval(1 - self.mean, 1 - self.high, 1 - self.low)
+
+    def excludes(self, value: float) -> bool:
+        """Whether `value` lies outside the interval."""
+        return self.low > value or self.high < value
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One iterate on the held-out prompts; lengths and repetition hold one entry a response."""
+
+    iterate: int
+    n_prompts: int | None
+    win_rates: dict[int, Interval]
+    """Against each earlier iterate."""
+    length: float
+    lengths: Array
+    repetition: float
+    repetitions: Array
+    finished: float
+    kl_to_initial: Interval | None
+    kl_to_reference: Interval | None
+
+
+@dataclass(frozen=True)
+class Response:
+    """A held-out response."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same held-out prompt answered by the initial policy and by a later iterate."""
+
+    prompt_id: int
+    prompt: str
+    before: Response
+    after: Response
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory holds so far."""
+
+    path: Path
+    config: dict[str, Any]
+    env: dict[str, Any]
+    summary: dict[str, Any]
+    """Empty while the run goes on."""
+    rows: list[Row]
+    """metrics.jsonl, each (phase, iteration, epoch, step) once."""
+    evaluations: dict[int, Evaluation]
+    compared: int | None
+    """The iterate that `comparisons` show beside the initial policy."""
+    comparisons: list[Comparison]
+    artefacts: dict[int, list[str]]
+    """Finished artefacts of each iteration, in the order of the phases."""
+    problems: list[str]
+    """One line a file that is there and cannot be read."""
+
+    def option(self, key: str, default: Any = None) -> Any:
+        """The option with dotted name `key`."""
+        node: Any = self.config
+        for part in key.split("."):
+            if not isinstance(node, dict) or part not in node:
+                return default
+            node = node[part]
+        return node
+
+    def phase(self, name: str) -> list[Row]:
+        """The rows of one phase, by iteration."""
+        return sorted((r for r in self.rows if r["phase"] == name), key=lambda r: r["iteration"])
+
+
+def number(value: Any) -> float:
+    """`value` as a float; NaN for anything that is not a number."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return math.nan
+
+
+def load_run(path: Path) -> Run:
+    """Read a run directory. ValueError if it does not exist or holds no readable config.yaml."""
+    path = Path(path)
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such run directory")
+    config = _config(path / "config.yaml")
+    problems: list[str] = []
+    folders = _iterations(path / "iterations")
+    evaluations = {}
+    for t, folder in folders.items():
+        content = _json(folder / "evaluation.json", path, problems)
+        if content:
+            evaluations[t] = _evaluation(t, content)
+    compared, comparisons = _comparisons(path, folders, problems)
+    return Run(
+        path=path,
+        config=config,
+        env=_json(path / "env.json", path, problems),
+        summary=_json(path / "summary.json", path, problems),
+        rows=_metrics(path / "metrics.jsonl", problems),
+        evaluations=evaluations,
+        compared=compared,
+        comparisons=comparisons,
+        artefacts={
+            t: [name for name in ARTEFACTS if (folder / name).exists()]
+            for t, folder in folders.items()
+        },
+        problems=problems,
+    )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent}: no config.yaml there, so it is not a run directory")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read: {_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a mapping of options")
+    return tree
+
+
+def _iterations(path: Path) -> dict[int, Path]:
+    if not path.is_dir():
+        return {}
+    found = (p for p in path.iterdir() if p.is_dir() and re.fullmatch(r"[0-9]+", p.name))
+    return {int(p.name): p for p in sorted(found, key=lambda p: int(p.name))}
+
+
+def _json(path: Path, root: Path, problems: list[str]) -> dict[str, Any]:
+    """The object in a file; {} where there is no file or, with a line in `problems`, no object."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{path.relative_to(root)} cannot be read: {_line(error)}")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path.relative_to(root)} holds no JSON object")
+        return {}
+    return content
+
+
+def _metrics(path: Path, problems: list[str]) -> list[Row]:
+    """A repeated (phase, iteration, epoch, step) counts once, the last time."""
+    if not path.is_file():
+        return []
+    rows: dict[tuple[Any, ...], Row] = {}
+    lines = path.read_bytes().split(b"\n")
+    for i, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            key = (str(row["phase"]), int(row["iteration"]), row.get("epoch"), row.get("step"))
+            rows[key] = {**row, "phase": key[0], "iteration": key[1]}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            if i < len(lines):  # a last line without its newline is being written
+                problems.append(f"{path.name}: line {i} is no row of metrics, left out")
+    return list(rows.values())
+
+
+def _evaluation(iterate: int, content: dict[str, Any]) -> Evaluation:
+    length, repetition = _dict(content, "response_length"), _dict(content, "repetition")
+    rates = {
+        int(key): interval
+        for key, value in _dict(content, "win_rates").items()
+        if key.isdigit() and (interval := to_interval(value)) is not None
+    }
+    n_prompts = content.get("n_prompts")
+    return Evaluation(
+        iterate=iterate,
+        n_prompts=n_prompts if isinstance(n_prompts, int) else None,
+        win_rates=rates,
+        length=number(length.get("mean")),
+        lengths=_numbers(length.get("histogram")),
+        repetition=number(repetition.get("mean")),
+        repetitions=_numbers(repetition.get("values")),
+        finished=number(content.get("finished")),
+        kl_to_initial=to_interval(content.get("kl_to_initial")),
+        kl_to_reference=to_interval(content.get("kl_to_reference")),
+    )
+
+
+def to_interval(value: Any) -> Interval | None:
+    """{`mean`, `ci95` [low, high]} as an Interval; None without a finite mean."""
+    if not isinstance(value, dict) or not math.isfinite(mean := number(value.get("mean"))):
+        return None
+    ends = value.get("ci95")
+    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    return Interval(mean, number(low), number(high))
+
+
+def _dict(content: dict[str, Any], key: str) -> dict[str, Any]:
+    value = content.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def _numbers(value: Any) -> Array:
+    values = np.array([number(v) for v in value] if isinstance(value, list) else [], dtype=float)
+    return values[np.isfinite(values)]
+
+
+def _comparisons(
+    root: Path, folders: dict[int, Path], problems: list[str]
+) -> tuple[int | None, list[Comparison]]:
+    """Initial against latest sampled iterate, on prompts evenly spaced over those of both."""
+    sampled = [t for t, folder in folders.items() if (folder / "eval_samples.parquet").is_file()]
+    if 0 not in sampled or sampled == [0]:
+        return None, []
+    last = max(sampled)
+    before, after = (
+        _responses(folders[t] / "eval_samples.parquet", root, problems) for t in (0, last)
+    )
+    shared = [key for key in before if key in after]
+    places = np.linspace(0, len(shared) - 1, min(len(shared), MAX_COMPARISONS)).round()
+    keys = [shared[int(i)] for i in places]
+    return last, [Comparison(key[0], key[1], before[key], after[key]) for key in keys]
+
+
+def _responses(path: Path, root: Path, problems: list[str]) -> dict[tuple[int, str], Response]:
+    """(prompt_id, prompt) → its sample 0, by prompt_id."""
+    try:
+        columns = ["prompt_id", "sample", "prompt", "response", "response_ids", "finished"]
+        table = pq.read_table(path, columns=columns)
+        table = table.filter(pc.equal(table["sample"], 0)).sort_by("prompt_id")
+        tokens = pc.list_value_length(table["response_ids"]).to_pylist()
+        rows = table.drop_columns(["response_ids"]).to_pylist()
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        problems.append(f"{path.relative_to(root)} cannot be read: {_line(error)}")
+        return {}
+    return {
+        (row["prompt_id"], row["prompt"]): Response(row["response"], count, bool(row["finished"]))
+        for row, count in zip(rows, tokens, strict=True)
+    }
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

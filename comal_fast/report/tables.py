@@ -1,0 +1,206 @@
+"""The report's tables, as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from comal_fast.report.facts import (
+    Verdict,
+    duration,
+    interval_text,
+    iterations,
+    model_name,
+    peak_memory,
+    percent,
+    phases,
+    seconds,
+    win_matrix,
+)
+from comal_fast.report.load import Interval, Run, number
+
+NONE = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; the first column names the row. `folded`: shown after a click."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    last_is_total: bool = False
+    folded: bool = False
+
+
+def headline(run: Run, verdict: Verdict) -> list[tuple[str, str]]:
+    """(name, value) of the facts under the verdict."""
+    rate = verdict.win_rate
+    spent = sum(sum(row.values()) for row in seconds(run).values())
+    total = iterations(run)
+    cycles = _cycle_rate(run)
+    return [
+        ("Win rate", percent(rate.mean) if rate else NONE),
+        ("95% interval", f"{percent(rate.low)} to {percent(rate.high)}" if rate else NONE),
+        ("Held-out prompts", NONE if verdict.n_prompts is None else str(verdict.n_prompts)),
+        ("Model", model_name(run)),
+        ("Prox loss", str(run.option("algorithm.prox", NONE))),
+        ("Seed", str(run.option("seed", NONE))),
+        ("Iterations", f"{max(run.evaluations, default=0)} of {total if total else '?'}"),
+        ("Preference cycles", percent(cycles)),
+        ("Time", duration(spent) if spent else NONE),
+        ("Peak memory", _gib(peak_memory(run))),
+    ]
+
+
+def _cycle_rate(run: Run) -> float:
+    """From summary.json; over the iterations judged so far where it is not there."""
+    if math.isfinite(rate := number(run.summary.get("cycle_rate"))):
+        return rate
+    rates = [number(row.get("oracle/cycle_rate")) for row in run.phase("judge")]
+    return sum(rates) / len(rates) if rates else math.nan
+
+
+def iterates(run: Run) -> Table | None:
+    """One row an evaluated iterate."""
+    if not run.evaluations:
+        return None
+    rows = []
+    for t, e in run.evaluations.items():
+        rate = e.win_rates.get(0)
+        rows.append([
+            f"{t}, initial" if t == 0 else str(t),
+            _share(rate) if rate and t else NONE,
+            NONE if e.n_prompts is None else str(e.n_prompts),
+            _decimal(e.length, 1), percent(e.repetition), percent(e.finished),
+            _nats(e.kl_to_initial), _nats(e.kl_to_reference),
+        ])  # fmt: skip
+    head = ["Iterate", "Win rate against initial", "Prompts", "Tokens", "Repetition", "Finished",
+            "KL to initial", "KL to reference"]  # fmt: skip
+    return Table("Held-out evaluation of each iterate (95% intervals)", head, rows)
+
+
+def win_matrix_table(run: Run) -> Table | None:
+    """The annotated matrix with its intervals."""
+    names, cells = win_matrix(run)
+    if len(names) < 2:
+        return None
+    rows = [
+        [str(t), *(_share(cells[t, s]) if (t, s) in cells else NONE for s in names)] for t in names
+    ]
+    head = ["Iterate", *(f"against {s}" for s in names)]
+    caption = "Win rates of rows against columns, with 95% intervals"
+    return Table(caption, head, rows, folded=True)
+
+
+def iterations_table(run: Run) -> Table | None:
+    """What each iteration sampled, judged and paired."""
+    merged: dict[int, dict[str, Any]] = {}
+    for name in ("generate", "judge", "pair", "logps"):
+        for row in run.phase(name):
+            cells = merged.setdefault(row["iteration"], {})
+            cells.update({k: v for k, v in row.items() if not k.startswith("perf/")})
+            cells[f"{name} tokens/s"] = row.get("perf/tokens_per_s")
+    if not merged:
+        return None
+    columns: list[tuple[str, str, str]] = [
+        ("Responses", "generation/responses", "count"),
+        ("Tokens", "generation/response_length", "decimal"),
+        ("Finished", "generation/finished", "percent"),
+        ("Cycles", "oracle/cycle_rate", "percent"),
+        ("Decisiveness", "oracle/decisiveness", "percent"),
+        ("Pairs", "comal/pairs", "count"),
+        ("Preference", "comal/preference", "percent"),
+        ("KL to reference", "comal/kl_to_reference", "decimal"),
+        ("Tokens/s generated", "generate tokens/s", "count"),
+    ]
+    rows = [
+        [str(t), *(_cell(merged[t].get(key), kind) for _, key, kind in columns)]
+        for t in sorted(merged)
+    ]
+    head = ["Iteration", *(title for title, _, _ in columns)]
+    return Table("Training samples of each iteration", head, rows)
+
+
+def time_table(run: Run) -> Table | None:
+    """Time of every phase in every iteration, with totals and peak memory."""
+    table = seconds(run)
+    if not table:
+        return None
+    names = phases(table)
+    rows = [
+        [str(t), *(duration(row.get(name, math.nan)) for name in names),
+         duration(sum(row.values())), _gib(peak_memory(run, t))]
+        for t, row in table.items()
+    ]  # fmt: skip
+    totals = [sum(row.get(name, 0.0) for row in table.values()) for name in names]
+    rows.append(["All", *map(duration, totals), duration(sum(totals)), _gib(peak_memory(run))])
+    head = ["Iteration", *names, "all phases", "peak memory"]
+    return Table("Time of each phase, and peak memory", head, rows, last_is_total=True)
+
+
+def memory_line(run: Run) -> str:
+    """One sentence on peak memory."""
+    peak = peak_memory(run)
+    if not math.isfinite(peak):
+        return "No peak memory has been recorded yet."
+    return f"Peak memory: {_gib(peak)}."
+
+
+def environment(run: Run) -> list[tuple[str, str]]:
+    """env.json, and what only summary.json knows, flattened."""
+    found = dict(flatten(run.env))
+    known = {key.rsplit(".", 1)[-1] for key in found}
+    for key in ("versions", "device"):
+        if key in run.summary:
+            extra = flatten({key: run.summary[key]})
+            found.update({k: v for k, v in extra if k.rsplit(".", 1)[-1] not in known})
+    return list(found.items())
+
+
+def flatten(tree: dict[str, Any]) -> list[tuple[str, str]]:
+    """(dotted name, value as text) of every leaf, in order."""
+    return list(_leaves(tree, ""))
+
+
+def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, dict):
+            yield f"{prefix}{key}", "{}"
+        else:
+            yield f"{prefix}{key}", "none" if value is None else _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(str(item) for item in value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _cell(value: Any, kind: str) -> str:
+    x = number(value)
+    if kind == "percent":
+        return percent(x)
+    return _decimal(x, 0 if kind == "count" else 1)
+
+
+def _share(rate: Interval) -> str:
+    return percent(rate.mean) if rate.low == rate.high else interval_text(rate, short=True)
+
+
+def _nats(value: Interval | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value.mean:.2f} ({_decimal(value.low, 2)} to {_decimal(value.high, 2)})"
+
+
+def _decimal(value: float, digits: int) -> str:
+    return f"{value:,.{digits}f}" if math.isfinite(value) else NONE
+
+
+def _gib(value: float) -> str:
+    return f"{value:.2f} GiB" if math.isfinite(value) else NONE

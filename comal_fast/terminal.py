@@ -1,0 +1,85 @@
+"""What a person sees: progress with rate and time left, one line per finished phase."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console(highlight=False)
+
+
+class _RateColumn(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.3g} {task.fields['unit']}/s")
+
+
+class Advance:
+    """Counts work done; `rate` is its mean speed."""
+
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+        self._start = time.monotonic()
+        self.done = 0.0
+
+    def __call__(self, amount: float = 1) -> None:
+        self.done += amount
+        self._progress.advance(self._task, amount)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._start
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the beginning."""
+        return self.done / max(self.seconds, 1e-9)
+
+
+@contextmanager
+def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
+    """A bar on a terminal; in a log, only the line that closes it."""
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with bar:
+        advance = Advance(bar, bar.add_task(description, total=total, unit=unit))
+        yield advance
+    console.print(
+        f"[green]✓[/] {description:<34} {advance.done:,.0f} {unit} in "
+        f"{advance.seconds:.1f} s ({advance.rate:,.3g} {unit}/s)"
+    )
+
+
+def quiet_libraries() -> None:
+    """Silence the progress bars and notices of the libraries underneath."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

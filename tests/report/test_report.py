@@ -1,0 +1,434 @@
+"""`comal-fast report` on synthetic run directories, finished and unfinished."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from comal_fast.report import register, write_report
+from comal_fast.report.facts import reference_moves, train_runs
+from comal_fast.report.html import render
+from comal_fast.report.load import load_run
+
+PICTURES = {"win_rate", "win_matrix", "training", "kl", "response_length", "fluency", "oracle",
+            "time"}  # fmt: skip
+ATTACK = "<script>alert('x')</script> & \"more\" {{ 7 * 7 }}\x00 $x_1$"
+LOADING = ("src", "srcset", "href", "data", "action", "background", "poster")
+LONG = "A long answer goes on. " * 400 + "THE-VERY-END"
+RATES = {
+    1: {0: (0.581, 0.5312, 0.629)},
+    2: {0: (0.604, 0.552, 0.6571), 1: (0.5377, 0.482, 0.591)},
+    3: {0: (0.6437, 0.5914, 0.6958), 1: (0.562, 0.51, 0.612), 2: (0.5133, 0.461, 0.566)},
+}
+
+
+def build(path: Path, iterations: int = 3, done: int | None = None, seed: int = 7) -> Path:
+    """A run of `iterations` of which `done` (all) are finished, as docs/run-directory.md says."""
+    rng = np.random.default_rng(seed)
+    done = iterations if done is None else done
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump(config(iterations, seed)))
+    env = {"versions": {"torch": "2.11.0", "numpy": "2.4.6"}, "device": "cpu", "python": "3.11.9",
+           "command": ["comal-fast", "run", "demo.yaml"]}  # fmt: skip
+    (path / "env.json").write_text(json.dumps(env))
+    rows: list[dict[str, Any]] = []
+    for t in range(done + 1):
+        folder = path / "iterations" / f"{t:04d}"
+        folder.mkdir(parents=True)
+        if t > 0:
+            rows += iteration_rows(rng, t)
+            write_training_files(folder, rng)
+        write_eval_samples(folder / "eval_samples.parquet", t)
+        evaluation = evaluate(rng, t)
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
+        rows.append(evaluate_row(evaluation))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (path / "state.json").write_text("{}")
+    if done == iterations and done:
+        mean, low, high = RATES[done][0]
+        summary = {
+            "win_rate": {"mean": mean, "ci95": [low, high], "n_prompts": 64}, "cycle_rate": 0.171,
+            "seconds": {"train": 12.0}, "seed": seed, "iterations": iterations,
+            "versions": {"torch": "2.11.0"}, "device": "cpu",
+        }  # fmt: skip
+        (path / "summary.json").write_text(json.dumps(summary))
+    return path
+
+
+def config(iterations: int, seed: int) -> dict[str, Any]:
+    return {
+        "seed": seed, "output_dir": "runs/synthetic",
+        "model": {"name_or_path": "package:weights/SmolLM2-135M-Instruct", "revision": None},
+        "data": {"prompts": "builtin", "eval_prompts": 64},
+        "generation": {"num_generations": 4, "max_new_tokens": 96},
+        "oracle": {"name": "criteria", "weights": {}},
+        "pairing": {"strategy": "best_worst", "soft_labels": False},
+        "algorithm": {"prox": "inpo", "eta": 0.002, "tau_eta_ratio": 1 / 3,
+                      "iterations": iterations, "ref_update_interval": 2},
+        "training": {"learning_rate": 1e-5, "gradient_checkpointing": False},
+        "evaluation": {"bootstrap": 10000},
+    }  # fmt: skip
+
+
+def write_training_files(folder: Path, rng: np.random.Generator) -> None:
+    samples = {
+        "prompt_id": [0, 0], "sample": [0, 1], "prompt": ["p", "p"], "response": ["a", "b"],
+        "prompt_ids": [[1], [1]], "response_ids": [[2], [3]], "finished": [True, True],
+    }  # fmt: skip
+    pq.write_table(pa.table(samples), folder / "samples.parquet")
+    matrix = [[0.5, 0.75, 0.25, 0.5]]
+    judged = {"prompt_id": [0], "matrix": matrix, "cycle": [False]}
+    pq.write_table(pa.table(judged), folder / "judgments.parquet")
+    (folder / "model").mkdir()
+
+
+def iteration_rows(rng: np.random.Generator, t: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = [
+        {"phase": "generate", "generation/response_length": 60.0 - 3 * t,
+         "generation/finished": 0.8, "generation/responses": 1280, "perf/tokens_per_s": 900.0,
+         "perf/seconds": 41.0 + t},
+        {"phase": "judge", "oracle/cycle_rate": 0.15 + 0.02 * t, "oracle/decisiveness": 0.41,
+         "perf/seconds": 1.7},
+        {"phase": "pair", "comal/pairs": 320, "comal/preference": 0.83, "perf/seconds": 0.02},
+        {"phase": "logps", "comal/kl_to_reference": 0.8 * t, "perf/tokens_per_s": 4000.0,
+         "perf/seconds": 9.5},
+    ]  # fmt: skip
+    for step in range(1, 31):
+        margin = 0.02 * step + rng.normal(0, 0.08)
+        chosen = rng.normal(-0.05, 0.05)
+        rows.append({
+            "phase": "train", "step": step, "epoch": step / 30,
+            "loss": 60 * float(np.exp(-step / 20)) + rng.normal(0, 1.5), "rewards/chosen": chosen,
+            "rewards/rejected": chosen - margin, "rewards/margins": margin,
+            "rewards/accuracies": float(np.clip(0.5 + 0.3 * margin, 0, 1)),
+            "logps/chosen": -80.0, "logps/rejected": -95.0, "grad_norm": 4 + rng.gamma(2, 1),
+            "learning_rate": 1e-5, "perf/tokens_per_s": 700.0, "mem/peak_gib": 2.5 + 0.25 * t,
+            "perf/seconds": 2.0,
+        })  # fmt: skip
+    return [{"iteration": t, **row} for row in rows]
+
+
+def write_eval_samples(path: Path, t: int, n: int = 20) -> None:
+    texts = [f"answer {i} of iterate {t}" for i in range(n)]
+    texts[0], texts[-1] = ATTACK, LONG
+    prompts = [f"question {i} <b>&" for i in range(n)]
+    table = pa.table({
+        "prompt_id": [100 + i for i in range(n) for _ in range(2)],
+        "sample": [k for _ in range(n) for k in range(2)],
+        "prompt": [prompts[i] for i in range(n) for _ in range(2)],
+        "response": [texts[i] if k == 0 else "SECOND-SAMPLE" for i in range(n) for k in range(2)],
+        "prompt_ids": [[1, 2]] * (2 * n),
+        "response_ids": [list(range(1000 + 7 * t if i == 0 else 5)) for i in range(n)
+                         for _ in range(2)],
+        "finished": [i != n - 1 for i in range(n) for _ in range(2)],
+    })  # fmt: skip
+    pq.write_table(table, path)
+
+
+def evaluate(rng: np.random.Generator, t: int) -> dict[str, Any]:
+    lengths = np.clip(rng.gamma(6, 9 - t, 64), 3, 96).astype(int).tolist()
+    repeated = np.clip(rng.normal(0.04, 0.04, 64), 0, 1).tolist()
+    return {
+        "iterate": t, "n_prompts": 64,
+        "win_rates": {str(s): {"mean": mean, "ci95": [low, high]}
+                      for s, (mean, low, high) in RATES.get(t, {}).items()},
+        "response_length": {"mean": float(np.mean(lengths)), "histogram": lengths},
+        "repetition": {"mean": float(np.mean(repeated)), "values": repeated},
+        "finished": 0.8 + 0.04 * t,
+        "kl_to_initial": {"mean": 1.234 * t, "ci95": [1.0 * t, 1.5 * t]},
+        "kl_to_reference": {"mean": 0.9 * (t % 2), "ci95": [0.7 * (t % 2), 1.1 * (t % 2)]},
+    }  # fmt: skip
+
+
+def evaluate_row(evaluation: dict[str, Any]) -> dict[str, Any]:
+    row = {"phase": "evaluate", "iteration": evaluation["iterate"], "perf/seconds": 18.25,
+           "eval/response_length": evaluation["response_length"]["mean"]}  # fmt: skip
+    if "0" in evaluation["win_rates"]:
+        row["eval/win_rate"] = evaluation["win_rates"]["0"]["mean"]
+    return row
+
+
+class Page(HTMLParser):
+    """Attributes that load something, the text of every element, and the rows of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.cells: list[list[str]] = []
+        self.text: list[str] = []
+        self.verdict = ""
+        self._inside: list[tuple[str, str]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attributes}
+        self.loads += [
+            values[n] for n in ("src", "srcset", "href", "data", "action") if n in values
+        ]
+        self.tags.append(tag)
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("th", "td"):
+            self.cells[-1].append("")
+        if tag not in ("meta", "img", "source"):
+            self._inside.append((tag, values.get("class", "")))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._inside.pop()[0] == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        tag, name = self._inside[-1] if self._inside else ("", "")
+        if tag in ("th", "td"):
+            self.cells[-1][-1] += data
+        if name.startswith("verdict"):
+            self.verdict += data
+        if tag != "style":
+            self.text.append(data)
+
+    def row(self, name: str) -> list[str]:
+        """The first table row with this name."""
+        return next(row for row in self.cells if row[0] == name)
+
+
+def read(path: Path) -> Page:
+    return Page(write_report(path).read_text(encoding="utf-8"))
+
+
+def read_without_pictures(path: Path) -> Page:
+    """The page without the seconds that drawing takes."""
+    return Page(render(load_run(path), {}))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = build(tmp_path_factory.mktemp("report") / "run")
+    write_report(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(finished: Path) -> str:
+    return (finished / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(source: str) -> Page:
+    return Page(source)
+
+
+def test_nothing_outside_the_page_is_needed(page: Page, source: str) -> None:
+    assert page.loads and all(
+        load.startswith(("data:image/png;base64,", "#")) for load in page.loads
+    )
+    assert "http://" not in source and "https://" not in source
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "url(" not in source and "@import" not in source
+
+
+def test_every_link_leads_to_a_section(page: Page, source: str) -> None:
+    anchors = [load[1:] for load in page.loads if load.startswith("#")]
+    assert len(anchors) >= 8
+    assert all(source.count(f'id="{anchor}"') == 1 for anchor in anchors)
+
+
+def test_verdict_names_the_run_and_its_numbers(page: Page) -> None:
+    assert page.verdict == (
+        "The final policy has a win rate of 64.4% (95% interval 59.1% to 69.6%) against the "
+        "initial one on 64 held-out prompts (model SmolLM2-135M-Instruct, prox loss inpo, seed 7): "
+        "the interval excludes 50%, it lies wholly above."
+    )
+
+
+@pytest.mark.parametrize(
+    ("interval", "words"),
+    [((0.47, 0.41, 0.53), "includes 50%"), ((0.4, 0.33, 0.47), "lies wholly below"),
+     ((0.55, 0.5, 0.6), "includes 50%")],
+)  # fmt: skip
+def test_verdict_claims_no_more_than_the_interval(
+    tmp_path: Path, interval: tuple[float, ...], words: str
+) -> None:
+    path = build(tmp_path / "run", iterations=1)
+    file = path / "iterations/0001/evaluation.json"
+    content = json.loads(file.read_text())
+    content["win_rates"]["0"] = {"mean": interval[0], "ci95": list(interval[1:])}
+    file.write_text(json.dumps(content))
+    assert words in read_without_pictures(path).verdict
+
+
+def test_matrix_holds_each_pair_and_its_complement(page: Page) -> None:
+    head = page.row("Iterate") and next(r for r in page.cells if r[1:2] == ["against 0"])
+    start = page.cells.index(head)
+    matrix = {row[0]: row[1:] for row in page.cells[start + 1 : start + 5]}
+    assert list(matrix) == ["0", "1", "2", "3"]
+    assert [matrix[str(t)][t] for t in range(4)] == ["50.0%"] * 4
+    assert matrix["3"][1] == "56.2% (51.0% to 61.2%)"
+    assert matrix["1"][3] == "43.8% (38.8% to 49.0%)"
+    assert matrix["2"][1] == "53.8% (48.2% to 59.1%)"
+    assert matrix["0"][1] == "41.9% (37.1% to 46.9%)"
+
+
+def test_responses_are_whole_escaped_and_flagged(page: Page, source: str) -> None:
+    assert "<script" not in source and "<b>&" not in source
+    text = "".join(page.text)
+    assert "<script>alert('x')</script> & \"more\" {{ 7 * 7 }}" in text
+    assert "\x00" not in text
+    assert text.count(LONG) == 2 and "SECOND-SAMPLE" not in text
+    assert page.tags.count("article") >= 8
+    assert "1000 tokens · finished" in text and "1021 tokens · finished" in text
+    assert text.count("not finished") == 2
+    assert "answer 10 of iterate 0" in text or "answer 9 of iterate 0" in text
+
+
+def test_times_add_up_and_memory_is_the_highest(page: Page) -> None:
+    heads = next(row for row in page.cells if "all phases" in row)
+    names = ["generate", "judge", "pair", "logps", "train", "evaluate", "all phases"]
+    assert heads[1:] == [*names, "peak memory"]
+    total = dict(zip(heads, next(row for row in page.cells if row[0] == "All"), strict=True))
+    assert total["train"] == "3 min 00 s"
+    assert total["generate"] == "2 min 09 s"
+    assert total["evaluate"] == "1 min 13 s"
+    assert total["all phases"] == "6 min 56 s"
+    assert total["peak memory"] == "3.25 GiB"
+
+
+def test_config_and_environment_are_listed(page: Page) -> None:
+    assert page.row("algorithm.ref_update_interval") == ["algorithm.ref_update_interval", "2"]
+    assert page.row("model.revision")[1] == "none"
+    assert page.row("pairing.soft_labels")[1] == "false"
+    assert page.row("oracle.weights")[1] == "{}"
+    assert page.row("versions.torch")[1] == "2.11.0"
+    assert page.row("command")[1] == "comal-fast run demo.yaml"
+
+
+def test_pngs_are_written_and_nothing_else(finished: Path) -> None:
+    images = list((finished / "report").iterdir())
+    assert {p.name for p in images} == {f"{name}.png" for name in PICTURES}
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in images)
+    assert not list(finished.glob(".*"))
+
+
+def test_reference_moves_and_steps_over_iterations(finished: Path) -> None:
+    run = load_run(finished)
+    assert reference_moves(run) == [3]
+    steps = [(t, int(x[0]), int(x[-1])) for t, x, _ in train_runs(run)]
+    assert steps == [(1, 1, 30), (2, 31, 60), (3, 61, 90)]
+
+
+def test_unfinished_run_says_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    folder = path / "iterations/0001"
+    folder.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump(config(3, 7)))
+    write_training_files(folder, np.random.default_rng(0))
+    (folder / "model").rmdir()
+    rows = iteration_rows(np.random.default_rng(0), 1)[:2]
+    torn = '{"phase": "pair", "iterat'
+    (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows) + torn)
+    page = read(path)
+    text = "".join(page.text)
+    assert page.verdict == (
+        "No verdict yet: iteration 1 of 3 holds samples.parquet, judgments.parquet."
+    )
+    for line in ("No trained iterate has been evaluated yet", "no matrix", "No optimizer step",
+                 "No KL divergence", "No held-out response", "There are no held-out samples",
+                 "No peak memory", "No versions"):  # fmt: skip
+        assert line in text
+    assert "Left out" not in text
+    assert {p.stem for p in (path / "report").iterdir()} == {"oracle", "time"}
+
+
+def test_bare_config_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 3\nmodel: {name_or_path: tiny}\n")
+    page = read(tmp_path)
+    assert page.verdict == "No verdict yet: no phase has finished."
+    assert "img" not in page.tags
+
+
+def test_run_between_iterations_is_judged_by_its_last_iterate(tmp_path: Path) -> None:
+    page = read_without_pictures(build(tmp_path / "run", iterations=3, done=2))
+    assert page.verdict.startswith(
+        "Iterate 2 of 3 (unfinished run) has a win rate of 60.4% (95% interval 55.2% to 65.7%)"
+    )
+    assert "The run is not finished: iteration 2 of 3 holds" in "".join(page.text)
+
+
+def test_damaged_files_are_named_and_left_out(tmp_path: Path) -> None:
+    path = build(tmp_path / "run")
+    (path / "iterations/0002/evaluation.json").write_text('{"iterate": 2, "n_pro')
+    (path / "iterations/0000/eval_samples.parquet").write_bytes(b"PAR1 nothing")
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    lines[3:3] = ["[1, 2]", json.dumps({"phase": "train", "iteration": 1, "step": 99,
+                                        "loss": None, "grad_norm": "big"})]  # fmt: skip
+    lines.append(json.dumps({"phase": "train", "iteration": 3, "step": 31, "loss": float("nan")}))
+    (path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    page = read(path)
+    text = "".join(page.text)
+    assert "Left out: iterations/0002/evaluation.json cannot be read" in text
+    assert "Left out: iterations/0000/eval_samples.parquet cannot be read" in text
+    assert "Left out: metrics.jsonl: line 4 is no row of metrics" in text
+    assert "64.4%" in page.verdict
+
+
+def test_report_can_be_written_again_and_drops_stale_pictures(tmp_path: Path) -> None:
+    path = build(tmp_path / "run", iterations=1)
+    first = write_report(path).read_bytes()
+    assert write_report(path).read_bytes() == first
+    (path / "metrics.jsonl").unlink()
+    write_report(path)
+    assert not (path / "report/training.png").exists()
+
+
+@pytest.mark.parametrize("content", [None, "seed: [", "- a\n- b\n"])
+def test_what_is_no_run_directory_is_one_clear_line(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(ValueError, match="run: no such run directory"):
+        write_report(path)
+    path.mkdir()
+    if content is not None:
+        (path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"config\.yaml") as error:
+        write_report(path)
+    assert "\n" not in str(error.value)
+    assert not (path / "report.html").exists()
+
+
+def test_an_unwritable_place_is_one_clear_line(tmp_path: Path) -> None:
+    path = build(tmp_path / "run", iterations=1)
+    (path / "report").write_text("a file where the folder belongs")
+    with pytest.raises(ValueError, match=r"win_rate\.png: cannot be written"):
+        write_report(path)
+    assert not (path / "report.html").exists()
+
+
+def test_command_prints_the_path_and_the_verdict(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = argparse.ArgumentParser()
+    register(parser.add_subparsers())
+    args = parser.parse_args(["report", str(finished)])
+    assert args.run(args) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(finished / "report.html")
+    assert lines[1].startswith("The final policy has a win rate of 64.4%")
+
+
+def test_neither_torch_nor_transformers_nor_pyplot_is_imported(finished: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from comal_fast.report import write_report;"
+        "assert 'matplotlib' not in sys.modules; write_report(Path(sys.argv[1]));"
+        "bad = {'torch', 'transformers', 'matplotlib.pyplot'} & set(sys.modules);"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code, str(finished)], check=True)
