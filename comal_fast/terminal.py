@@ -73,7 +73,8 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
         yield advance
     console.print(
         f"[green]✓[/] {description:<34} {advance.done:,.0f} {unit} in "
-        f"{advance.seconds:.1f} s ({advance.rate:,.3g} {unit}/s)"
+        f"{advance.seconds:.1f} s ({advance.rate:,.3g} {unit}/s)",
+        soft_wrap=True,
     )
 
 

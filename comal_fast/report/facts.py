@@ -35,9 +35,10 @@ def iterations(run: Run) -> int | None:
 
 
 def model_name(run: Run) -> str:
-    """The model without the folders before its name."""
-    name = str(run.option("model.name_or_path", "unnamed model")).rstrip("/")
-    return name.rsplit("/", 1)[-1]
+    """The model, or its GGUF file, without the folders before its name."""
+    file = run.option("model.gguf_file")
+    name = str(file or run.option("model.name_or_path", "unnamed model")).rstrip("/")
+    return name.rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 def verdict(run: Run) -> Verdict:

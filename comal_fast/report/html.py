@@ -109,12 +109,15 @@ def _sections(run: Run, pictures: dict[str, Picture]) -> list[Section]:
             note="Vertical lines part the iterations; dashed ones mark where the reference moved."
             if "training" in pictures else "",
         ),
-        section("kl", "KL divergence", {"kl": "No KL divergence has been measured yet."}),
+        section(
+            "kl", "KL divergence",
+            {"kl": "No KL divergence of a trained iterate has been measured yet."},
+        ),
         section(
             "responses", "Length and fluency",
             {"response_length": "No held-out response has been measured yet.",
              "fluency": "Neither repetition nor finished responses have been measured yet."},
-            note="Boxes show quartiles, whiskers 5% and 95%, dots single responses."
+            note="Boxes show quartiles, lines 5% to 95%, diamonds means, dots single responses."
             if "response_length" in pictures else "",
         ),
         section(

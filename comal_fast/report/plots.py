@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from comal_fast.report.facts import (
+    PHASES,
     duration,
     phases,
     reference_moves,
@@ -34,7 +35,7 @@ from comal_fast.report.style import (
 )
 
 NOTHING = Interval(np.nan, np.nan, np.nan)
-SMOOTH_FROM = 60  # optimizer steps in an iteration above which a running mean is drawn
+SMOOTH_FROM = 150  # optimizer steps above which a running mean is drawn
 
 
 def win_rate(run: Run, theme: Theme) -> Figure | None:
@@ -143,9 +144,9 @@ def _steps(
     """One metric, a line per iteration so that boundaries are not bridged."""
     for i, (_, steps, rows) in enumerate(runs):
         values = np.array([number(row.get(name)) for row in rows])
-        marker = "o" if len(values) <= 3 else ""
+        marker = "o" if len(values) <= 20 else ""
         shown = label if i == 0 else None
-        if len(values) > SMOOTH_FROM:
+        if runs[-1][1][-1] > SMOOTH_FROM:
             axes.plot(steps, values, color=colour, lw=0.6, alpha=0.3, zorder=1.5)
             values = smoothed(values)
         axes.plot(steps, values, color=colour, lw=1.3, marker=marker, ms=3, label=shown)
@@ -157,7 +158,8 @@ def kl(run: Run, theme: Theme) -> Figure | None:
         ("to the initial policy", lambda e: e.kl_to_initial),
         ("to the reference", lambda e: e.kl_to_reference),
     )
-    if not any(get(e) for _, get in series for e in run.evaluations.values()):
+    trained = [e for t, e in run.evaluations.items() if t > 0]  # the initial policy's KL is 0
+    if not any(get(e) for _, get in series for e in trained):
         return None
     figure = new_figure(theme, 3.2)
     axes = figure.subplots()
@@ -188,10 +190,19 @@ def response_length(run: Run, theme: Theme) -> Figure | None:
     longest = np.concatenate(list(groups.values()))
     from_zero(axes, longest)
     if limit <= 1.5 * longest.max():
-        axes.axhline(limit, color=theme.colours[4], lw=1, ls=(0, (4, 3)), label="max_new_tokens")
+        axes.axhline(limit, color=theme.colours[4], lw=1, ls=(0, (4, 3)), zorder=1)
+        axes.annotate(
+            "max_new_tokens",
+            (1, limit),
+            (0, 3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            color=theme.colours[4],
+            fontsize=8.5,
+        )
         from_zero(axes, np.append(longest, limit))
     iterate_axis(axes, min(groups), max(groups))
-    legend(axes, theme)
     return figure
 
 
@@ -207,14 +218,13 @@ def fluency(run: Run, theme: Theme) -> Figure | None:
         percentages = {t: 100 * values for t, values in groups.items()}
         distribution(left, theme, percentages, theme.colours[0])
         from_zero(left, np.concatenate(list(percentages.values())))
-        legend(left, theme)
     dress(left, theme, "Repetition", "iterate", "% of word trigrams repeated")
     shares = 100 * np.array(list(finished.values()))
     right.plot(list(finished), shares, "o-", color=theme.colours[0], ms=5, lw=1.3)
     right.set_ylim(0, 105)
     dress(right, theme, "Finished responses", "iterate", "% that ended by themselves")
     for axes in (left, right):
-        iterate_axis(axes, 0, max(run.evaluations))
+        iterate_axis(axes, 0, max(run.evaluations), most=10)
     return figure
 
 
@@ -234,7 +244,7 @@ def oracle(run: Run, theme: Theme) -> Figure | None:
         axes.plot(x, values, "o-", color=theme.colours[0], ms=5, lw=1.3)
         dress(axes, theme, title, "iteration", unit)
         from_zero(axes, values)
-        iterate_axis(axes, min(x), max(x))
+        iterate_axis(axes, min(x), max(x), most=10)
     return figure
 
 
@@ -246,9 +256,9 @@ def time(run: Run, theme: Theme) -> Figure | None:
     figure = new_figure(theme, 1.3 + 0.36 * len(table))
     axes = figure.subplots()
     left = np.zeros(len(table))
-    for k, phase in enumerate(phases(table)):
+    for phase in phases(table):
         widths = np.array([row.get(phase, 0.0) for row in table.values()])
-        colour = theme.colours[k % len(theme.colours)]
+        colour = theme.colours[PHASES.index(phase)] if phase in PHASES else theme.muted
         axes.barh(range(len(table)), widths, 0.68, left, color=colour, label=phase,
             edgecolor=theme.paper, lw=0.8)  # fmt: skip
         left += widths

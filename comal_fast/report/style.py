@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from comal_fast.report.load import Array
 
@@ -71,17 +70,22 @@ def dress(axes: Axes, theme: Theme, title: str, x: str = "", y: str = "") -> Non
         spine.set_color(theme.grid)
 
 
-def iterate_axis(axes: Axes, first: int, last: int) -> None:
-    """Whole numbers from `first` to `last` along x."""
+def iterate_axis(axes: Axes, first: int, last: int, most: int = 20) -> None:
+    """Whole numbers from `first` to `last` along x, about `most` of them."""
     axes.set_xlim(first - 0.5, last + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=20, integer=True, steps=[1, 2, 5, 10]))
+    stride = next(s * 10**e for e in range(9) for s in (1, 2, 5) if last - first < most * s * 10**e)
+    axes.set_xticks(range(-(-first // stride) * stride, last + 1, stride))
 
 
 def legend(axes: Axes, theme: Theme) -> None:
-    """A legend on the paper's colour, so that lines under it do not disturb."""
+    """A legend in one row above the data, for which the y axis makes room."""
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(bottom, top + 0.16 * (top - bottom))
+    columns = len(axes.get_legend_handles_labels()[0])
     axes.legend(
         facecolor=theme.paper, edgecolor="none", framealpha=0.8, labelcolor=theme.ink,
-        fontsize=8.5, loc="best", handlelength=1.6,
+        fontsize=8.5, loc="upper left", ncols=columns, handlelength=1.4, columnspacing=1.1,
+        borderaxespad=0.1,
     )  # fmt: skip
 
 
@@ -117,9 +121,7 @@ def distribution(axes: Axes, theme: Theme, groups: dict[int, Array], colour: str
             shift = np.random.default_rng(x).uniform(-0.2, 0.2, len(values))
             axes.plot(x + shift, values, "o", ms=2.8, mew=0, color=colour, alpha=0.5, zorder=2.5)
     means = [values.mean() for values in groups.values()]
-    axes.plot(
-        places, means, "D", ms=5.5, color=colour, mec=theme.paper, mew=1, zorder=4, label="mean"
-    )
+    axes.plot(places, means, "D", ms=5.5, color=colour, mec=theme.paper, mew=1, zorder=4)
 
 
 def mark_moves(axes: Axes, theme: Theme, places: Sequence[float], label: str | None) -> None:
@@ -136,8 +138,8 @@ def from_zero(axes: Axes, values: Array) -> None:
 
 
 def smoothed(values: Array) -> Array:
-    """Centred running mean (n,) over about a twentieth of the values, shorter at the ends."""
-    half = max(1, math.ceil(len(values) / 40))
+    """Centred running mean (n,) over about a tenth of the values, shorter at the ends."""
+    half = max(1, math.ceil(len(values) / 20))
     windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
     finite = (w[np.isfinite(w)] for w in windows)
     return np.array([w.mean() if len(w) else np.nan for w in finite])

@@ -145,7 +145,7 @@ def memory_line(run: Run) -> str:
     """One sentence on peak memory."""
     peak = peak_memory(run)
     if not math.isfinite(peak):
-        return "No peak memory has been recorded yet."
+        return "No peak memory was recorded."
     return f"Peak memory: {_gib(peak)}."
 
 

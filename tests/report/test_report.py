@@ -20,6 +20,7 @@ from comal_fast.report import register, write_report
 from comal_fast.report.facts import reference_moves, train_runs
 from comal_fast.report.html import render
 from comal_fast.report.load import load_run
+from comal_fast.report.plots import FIGURES
 
 PICTURES = {"win_rate", "win_matrix", "training", "kl", "response_length", "fluency", "oracle",
             "time"}  # fmt: skip
@@ -137,7 +138,7 @@ def write_eval_samples(path: Path, t: int, n: int = 20) -> None:
 
 
 def evaluate(rng: np.random.Generator, t: int) -> dict[str, Any]:
-    lengths = np.clip(rng.gamma(6, 9 - t, 64), 3, 96).astype(int).tolist()
+    lengths = np.clip(rng.gamma(6, 9 - min(t, 5), 64), 3, 96).astype(int).tolist()
     repeated = np.clip(rng.normal(0.04, 0.04, 64), 0, 1).tolist()
     return {
         "iterate": t, "n_prompts": 64,
@@ -145,7 +146,7 @@ def evaluate(rng: np.random.Generator, t: int) -> dict[str, Any]:
                       for s, (mean, low, high) in RATES.get(t, {}).items()},
         "response_length": {"mean": float(np.mean(lengths)), "histogram": lengths},
         "repetition": {"mean": float(np.mean(repeated)), "values": repeated},
-        "finished": 0.8 + 0.04 * t,
+        "finished": min(1.0, 0.8 + 0.04 * t),
         "kl_to_initial": {"mean": 1.234 * t, "ci95": [1.0 * t, 1.5 * t]},
         "kl_to_reference": {"mean": 0.9 * (t % 2), "ci95": [0.7 * (t % 2), 1.1 * (t % 2)]},
     }  # fmt: skip
@@ -381,13 +382,29 @@ def test_damaged_files_are_named_and_left_out(tmp_path: Path) -> None:
     assert "64.4%" in page.verdict
 
 
-def test_report_can_be_written_again_and_drops_stale_pictures(tmp_path: Path) -> None:
+def test_report_can_be_written_again_and_drops_stale_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {name: FIGURES[name] for name in ("training", "kl")}
+    monkeypatch.setattr("comal_fast.report.html.FIGURES", few)
     path = build(tmp_path / "run", iterations=1)
     first = write_report(path).read_bytes()
     assert write_report(path).read_bytes() == first
     (path / "metrics.jsonl").unlink()
     write_report(path)
-    assert not (path / "report/training.png").exists()
+    assert {p.stem for p in (path / "report").iterdir()} == {"kl"}
+
+
+def test_only_the_initial_policy_is_evaluated(tmp_path: Path) -> None:
+    path = build(tmp_path / "run", iterations=2, done=0)
+    text = (path / "config.yaml").read_text()
+    (path / "config.yaml").write_text(text.replace("model:", "model:\n  gguf_file: m/Tiny.Q4.gguf"))
+    page = read(path)
+    text = "".join(page.text)
+    assert page.verdict.startswith("No verdict yet: only the initial policy is there")
+    assert "No trained iterate has been evaluated yet" in text and "Tiny.Q4" in page.text
+    written = {p.stem for p in (path / "report").iterdir()}
+    assert written == {"response_length", "fluency", "time"}
 
 
 @pytest.mark.parametrize("content", [None, "seed: [", "- a\n- b\n"])

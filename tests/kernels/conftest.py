@@ -1,0 +1,48 @@
+"""Set-up of the loss library's tests: Triton interpreted without a GPU, fresh memory full of NaN."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+# before anything imports the kernels: they are bound to the interpreter when they are decorated
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN, so that a result which was never written cannot pass."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def assert_as_good() -> Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], None]:
+    """The error of each result is at most twice that of plain torch, both against float64."""
+
+    def check(ours: Sequence[Tensor], plain: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
+        for i, (a, b, c) in enumerate(zip(ours, plain, exact, strict=True)):
+            assert a.shape == c.shape, (i, a.shape, c.shape)
+            if a.numel() == 0:
+                continue
+            c = c.double()
+            error = (a.double() - c).abs().max().item()
+            allowed = (b.double() - c).abs().max().item()
+            # where plain torch happens to be exact: an ulp or two of the largest entry
+            floor = 2 * torch.finfo(a.dtype).eps * c.abs().max().item() + 1e-30
+            if a.dtype == torch.float64:
+                floor *= 100
+            assert error <= 2 * allowed + floor, (i, error, allowed, floor)
+
+    return check
