@@ -1,0 +1,91 @@
+"""No tensor of T × V is ever made, and what is made does not grow with T."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from comal_kernels import linear_logprob, prox_loss
+
+WIDTH, VOCAB, ROWS = 8, 1000, 12
+WORKSPACE = ROWS * VOCAB * 4
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor with its own memory that any operation gives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(x, torch.Tensor):
+                size = x.untyped_storage().nbytes() // x.element_size()
+                self.elements = max(self.elements, size)
+        return out
+
+
+def inputs(length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden = torch.randn(length, WIDTH, requires_grad=True)
+    weight = torch.randn(VOCAB, WIDTH, requires_grad=True)
+    return hidden, weight, torch.randint(0, VOCAB, (length,))
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0}])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_log_probs(backend, options) -> None:
+    if backend == "triton" and options:
+        pytest.skip("interpreted: the same buffers")
+    hidden, weight, target = inputs(60)
+    with Largest() as seen:
+        logp = linear_logprob(
+            hidden, weight, target, backend=backend, workspace=WORKSPACE, **options
+        )
+        forward = seen.elements
+        logp.sum().backward()
+    if backend == "triton":
+        assert forward <= max(WIDTH * VOCAB, 60 * 32 * 3), "forward only holds no logits at all"
+    assert seen.elements <= ROWS * VOCAB < 60 * VOCAB
+
+
+@pytest.mark.parametrize("lengths", [[5] * 12, [30, 30]], ids=["whole pairs", "a long pair"])
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_prox_loss(backend, lengths) -> None:
+    hidden, weight, target = inputs(60)
+    cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
+    seqs = torch.arange(len(lengths))
+    with Largest() as seen:
+        out = prox_loss(
+            hidden,
+            weight,
+            target,
+            cu,
+            loss="ipo",
+            chosen=seqs[::2],
+            rejected=seqs[1::2],
+            ref_logp=torch.zeros(len(lengths)),
+            eta=0.1,
+            backend=backend,
+            workspace=WORKSPACE,
+        )
+        (2 * out.loss).backward()
+    assert seen.elements <= ROWS * VOCAB < 60 * VOCAB
+
+
+def test_a_small_batch_takes_less_than_the_workspace() -> None:
+    hidden, weight, target = inputs(4)
+    with Largest() as seen:
+        linear_logprob(hidden, weight, target).sum().backward()
+    assert seen.elements <= WIDTH * VOCAB
+
+
+def test_half_precision_never_widens_the_whole_head(monkeypatch) -> None:
+    from comal_kernels.ops import torch_engine
+
+    monkeypatch.setattr(torch_engine, "CAST_BYTES", 100 * WIDTH * 4)
+    hidden, weight, target = inputs(20)
+    frozen = weight.detach().bfloat16()
+    with Largest() as seen:
+        linear_logprob(hidden.bfloat16(), frozen, target, workspace=4 * VOCAB).sum().backward()
+    assert seen.elements <= VOCAB

@@ -1,0 +1,60 @@
+"""Every kernel compiles for GPUs that are not here, without spills and with matrix instructions."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import comal_kernels
+
+MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+# the plainest and the fullest of each; the rest differs by one flag and is in the slow test
+QUICK = [
+    "partial_kernel bf16 .*bias=0 softcap=0|splits=32|(reduce|gradient).*bf16.*bias=1 softcap=1",
+    "partial_kernel (bf16|fp32) .*bias=1 softcap=1|partial_kernel fp32 .*bias=0 softcap=0 odd",
+]
+
+
+def start(arch: int, match: str, cache: Path) -> subprocess.Popen[str]:
+    """The compiler in a process of its own: kernels here may be bound to the interpreter."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(cache)
+    env["PYTHONPATH"] = str(Path(comal_kernels.__file__).parents[1])
+    command = [sys.executable, "-m", "comal_kernels.static", "--arch", str(arch), "--match", match]
+    return subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def check(arch: int, text: str) -> int:
+    rows = [json.loads(line) for line in text.splitlines()]
+    for row in rows:
+        label = f"{row['kernel']} {row['config']} sm_{arch}"
+        assert row["spill_bytes"] == 0, f"{label} spills {row['spill_bytes']} bytes"
+        assert row["registers"] <= 255, label
+        assert row["shared_bytes"] <= SHARED_LIMIT[arch], label
+        if row["kernel"] == "partial_kernel" and not row["config"].startswith("fp32"):
+            assert row["matrix_instructions"].get(MATRIX[arch], 0) > 0, label
+    return len(rows)
+
+
+def compile_all(arch: int, matches: list[str], cache: Path) -> int:
+    running = [start(arch, match, cache) for match in matches]
+    results = [process.communicate() for process in running]
+    for process, (_, err) in zip(running, results, strict=True):
+        assert process.returncode == 0, err[-2000:]
+    return sum(check(arch, out) for out, _ in results)
+
+
+def test_hopper(tmp_path) -> None:
+    assert compile_all(90, QUICK, tmp_path) >= 14
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [80, 90, 100])
+def test_every_configuration(arch, tmp_path) -> None:
+    assert compile_all(arch, ["bias=0", "bias=1|splits"], tmp_path) == 90

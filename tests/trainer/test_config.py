@@ -1,0 +1,78 @@
+"""Configuration and its one clear line for everything that can be wrong in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comal_fast.config import known_keys, load_config
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.yaml")))
+def test_shipped_configs_load(name: str) -> None:
+    load_config(REPO / "configs" / name)
+
+
+def test_overrides_win(tiny_run: Path) -> None:
+    config = load_config(tiny_run, ["seed=7", "training.learning_rate=5e-7", "data.prompts=a.jsonl"])
+    assert (config.seed, config.training.learning_rate, config.data.prompts) == (7, 5e-7, "a.jsonl")
+    assert config.pairing.strategy == "all"  # what the file says stays
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.learning_rte=1", r"unknown option training\.learning_rte.*training\.learning_rate"),
+        ("max_length=10", r"unknown option max_length; the nearest is data\.max_length"),
+        ("seed", r"expected key\.path=value"),
+        ("seed=x", r"seed: expected int, found str 'x'"),
+        ("seed=true", r"seed: expected int"),
+        ("data=3", r"data: expected a group"),
+        ("seed.x=3", r"seed: expected int, found dict"),
+        ("generation.num_generations=1", r"generation\.num_generations: 1 .* at least 2"),
+        ("generation.max_new_tokens=128", r"max_new_tokens: 128 leaves no room"),
+        ("data.max_prompt_length=125", r"max_prompt_length: 125 .* exceeds data\.max_length=128"),
+        ("generation.top_p=1.5", r"generation\.top_p: 1\.5 is outside \[0, 1\]"),
+        ("generation.temperature=0", r"generation\.temperature: 0\.0 is not a positive"),
+        ("algorithm.eta=.nan", r"algorithm\.eta: nan is not a positive"),
+        ("algorithm.prox=ppo", r"algorithm\.prox: 'ppo' is not one of inpo, ipo, dpo"),
+        ("algorithm.beta=0.1", r"algorithm\.beta: prox inpo ignores it"),
+        ("oracle.weights.wit=1", r"oracle\.weights\.wit: no such criterion"),
+        ("oracle.weights={brief: 0}", r"oracle\.weights: all are zero"),
+        ("model.attn_implementation=flash_attention_2", r"flash_attention_2 needs model\.device=cuda"),
+    ],
+)
+def test_bad_option(tiny_run: Path, override: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        load_config(tiny_run, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- 1", "expected a mapping"),
+        ("", "expected a mapping of options, found nothing"),
+        ("seed: 1", r"model\.name_or_path: missing"),
+    ],
+)
+def test_bad_file(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_config(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_every_option_is_documented() -> None:
+    text = (REPO / "comal_fast/config/schema.py").read_text()
+    assert text.count('"""') // 2 > len(known_keys())
