@@ -1,4 +1,4 @@
-"""Set-up of the loss library's tests: Triton interpreted without a GPU, fresh memory full of NaN."""
+"""Set-up of the loss library's tests: Triton interpreted without a GPU, memory full of NaN."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -6,13 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import comal_kernels
 import pytest
 import torch
+from comal_kernels import linear_logprob, prox_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-import comal_kernels
-from comal_kernels import linear_logprob, prox_loss
 
 T, H, V, S, P = 10, 4, 7, 4, 3
 
@@ -200,7 +199,7 @@ BOUNDS = st.lists(st.integers(-2, T + 2), max_size=6)
 INDEX = st.lists(st.integers(-1, S), min_size=P, max_size=P)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(BOUNDS, INDEX, INDEX, st.floats(-1, 1), st.floats(-0.5, 1.5))
 def test_fuzz(bounds, chosen, rejected, eta, ratio) -> None:
     """Whatever comes: a finite result, or a ValueError that begins with an argument's name."""

@@ -1,13 +1,12 @@
-"""linear_logprob equals the float64 reference as closely as plain torch does, on every backend."""
+"""linear_logprob is as close to the float64 reference as plain torch is, on every backend."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
-
 from comal_kernels import linear_logprob
 from comal_kernels.ops.linear_logprob.reference import reference_logprob
+from torch import Tensor
 
 BACKENDS = [
     ("torch", torch.float64),

@@ -1,10 +1,9 @@
 """Plans: every row once, a pair's rows in one chunk, chunks within the capacity."""
 
 import numpy as np
+from comal_kernels.plan import components, make_plan, pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from comal_kernels.plan import components, make_plan, pieces
 
 
 @st.composite
@@ -22,7 +21,7 @@ def cases(draw):
     return target, cu, chosen, rejected, np.array(groups, np.int64), draw(st.integers(1, 30))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(cases(), st.booleans(), st.booleans(), st.booleans())
 def test_plan_covers_everything_once(case, pairwise, grouped, grad) -> None:
     target, cu, chosen, rejected, group, capacity = case

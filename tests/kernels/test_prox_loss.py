@@ -1,12 +1,11 @@
-"""prox_loss equals the float64 reference as closely as plain torch does: losses, options, shapes."""
+"""prox_loss is as close to the float64 reference as plain torch is: losses, options, shapes."""
 
 import pytest
 import torch
-from torch import Tensor
-
 from comal_kernels import PROX, Hyper, Prox, linear_logprob, prox_loss, register
 from comal_kernels.ops.linear_logprob.reference import reference_logprob
 from comal_kernels.ops.prox_loss.reference import reference_prox_loss
+from torch import Tensor
 
 BACKENDS = [
     ("torch", torch.float64),
@@ -118,6 +117,8 @@ OPTIONS: dict[str, dict[str, float]] = {
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
 def test_head_options(backend, dtype, options, device, assert_as_good) -> None:
+    if backend == "triton" and options != "all" and device.type == "cpu":
+        pytest.skip("interpreted: covered by all, and by linear_logprob's tests")
     leaves, index, kw = problem("inpo", dtype, device, bias=options != "softcap")
     item = 8 if dtype == torch.float64 else 4
     kw |= OPTIONS[options]
@@ -144,8 +145,8 @@ def test_gradcheck(loss) -> None:
         )
         return 3.0 * out.loss
 
-    # dro: the baseline is a constant in the gradient, and moves in the finite difference; at the
-    # baseline's minimum the two agree
+    # dro: a constant in the gradient, the baseline moves in the finite difference; they agree, for
+    # it sits at its minimum
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True)
 
 

@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that are not here, without spills and with matrix instructions."""
+"""Every kernel compiles for GPUs that are not here: no spills, and matrix instructions."""
 
 import json
 import os
@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import comal_kernels
+import pytest
 
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

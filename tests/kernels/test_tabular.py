@@ -6,9 +6,8 @@ logp of response i is log softmax(θ)ᵢ and prox_loss itself is what is minimis
 
 import pytest
 import torch
-from torch import Tensor
-
 from comal_kernels import prox_loss
+from torch import Tensor
 
 DOUBLE = torch.float64
 
@@ -125,9 +124,7 @@ def test_hard_labels_average_to_soft_ones() -> None:
 
     def gradient(**pairs: Tensor) -> Tensor:
         cu = torch.arange(game.n + 1)
-        out = prox_loss(
-            states, theta, cu[:-1], cu, loss="ipo", ref_logp=game.ref, eta=0.5, **pairs
-        )
+        out = prox_loss(states, theta, cu[:-1], cu, loss="ipo", ref_logp=game.ref, eta=0.5, **pairs)
         return torch.autograd.grad(out.loss, theta)[0]
 
     soft = gradient(chosen=a, rejected=b, pair_weight=game.weight, preference=p)

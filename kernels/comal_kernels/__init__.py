@@ -1,0 +1,19 @@
+"""Exact log-probs and prox losses from hidden states and the head weight, without T x V logits.
+
+Depends on torch and numpy; triton is imported by the triton backend alone, on its first use.
+"""
+
+from comal_kernels.ops.linear_logprob.api import linear_logprob
+from comal_kernels.ops.prox_loss.api import ProxOutput, prox_loss
+from comal_kernels.prox import PROX, Hyper, Prox, Terms, register
+
+__all__ = [
+    "PROX",
+    "Hyper",
+    "Prox",
+    "ProxOutput",
+    "Terms",
+    "linear_logprob",
+    "prox_loss",
+    "register",
+]

@@ -1,0 +1,75 @@
+"""Which engine runs: chosen once, before any work."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from comal_kernels.head import Head, chunk_rows
+from comal_kernels.ops.engine import Engine
+
+BACKENDS = ("auto", "torch", "triton")
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def interpreted() -> bool:
+    """Whether Triton would run its kernels on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def resolve(backend: str, hidden: Tensor) -> str:
+    """ "torch" or "triton"; ValueError where "triton" is asked for and cannot run."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: {backend!r} is unknown; known are {', '.join(BACKENDS)}")
+    installed = importlib.util.find_spec("triton") is not None
+    if backend == "auto":
+        fits = hidden.is_cuda and installed and hidden.dtype in TRITON_DTYPES
+        return "triton" if fits else "torch"
+    if backend == "triton":
+        if not installed:
+            raise ValueError('backend: "triton" needs the package triton, which is not installed')
+        if hidden.dtype not in TRITON_DTYPES:
+            raise ValueError(
+                f'backend: "triton" takes float32, bfloat16 or float16, not {hidden.dtype}; '
+                'use "torch"'
+            )
+        if not hidden.is_cuda and not interpreted():
+            raise ValueError(
+                f'backend: "triton" needs CUDA tensors (hidden is on {hidden.device}), or '
+                'TRITON_INTERPRET=1 in the environment before the first use; use "torch"'
+            )
+    return backend
+
+
+def logits_itemsize(head: Head) -> int:
+    return 8 if head.weight.dtype == torch.float64 else 4
+
+
+def rows_within(head: Head, workspace: int | None) -> int:
+    """Rows of logits that a chunk may hold."""
+    vocab = head.weight.shape[0]
+    return chunk_rows(workspace, vocab, logits_itemsize(head), head.weight.device)
+
+
+def make_engine(
+    backend: str,  # as returned by resolve
+    head: Head,
+    capacity: int,
+    *,
+    need_x: bool = False,
+    need_weight: bool = False,
+    need_bias: bool = False,
+) -> Engine:
+    """An engine for `head`; nothing is allocated before its first call."""
+    if backend == "triton":
+        from comal_kernels.ops.triton_engine import TritonEngine
+
+        return TritonEngine(
+            head, capacity, need_x=need_x, need_weight=need_weight, need_bias=need_bias
+        )
+    from comal_kernels.ops.torch_engine import TorchEngine
+
+    return TorchEngine(head, capacity, need_x=need_x, need_weight=need_weight, need_bias=need_bias)

@@ -1,0 +1,261 @@
+"""Every check of an argument, before any work; a ValueError says which, what, what instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comal_kernels.head import Head
+from comal_kernels.plan import Ints, to_host
+from comal_kernels.prox import PROX, Prox
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+INDEX = (torch.int64, torch.int32)
+
+
+def refuse(argument: str, wrong: str, right: str) -> None:
+    raise ValueError(f"{argument}: {wrong}; expected {right}")
+
+
+def tensor(name: str, x: object, shape: tuple[int | None, ...], right: str) -> Tensor:
+    """x as a tensor of that shape (None: any extent)."""
+    if not isinstance(x, Tensor):
+        raise ValueError(f"{name}: got {type(x).__name__}; expected a tensor {right}")
+    good = x.dim() == len(shape)
+    if not good or any(s not in (None, n) for s, n in zip(shape, x.shape, strict=True)):
+        refuse(name, f"shape {tuple(x.shape)}", right)
+    return x
+
+
+def number(name: str, x: object, *, positive: bool = True) -> float:
+    if isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x):
+        raise ValueError(f"{name}: got {x!r}; expected a finite number")
+    if positive and x <= 0:
+        refuse(name, f"{x} is not positive", "a number above 0")
+    return float(x)
+
+
+def projection(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """hidden (T, H), weight (V, H), bias (V,): shapes, one dtype, one device."""
+    h, w, b = f"{prefix}hidden", f"{prefix}weight", f"{prefix}bias"
+    tensor(h, hidden, (None, None), "(T, H)")
+    tensor(w, weight, (None, hidden.shape[1]), f"(V, H) with H = {hidden.shape[1]} as in {h}")
+    if weight.shape[0] == 0 or weight.shape[1] == 0:
+        refuse(w, f"shape {tuple(weight.shape)} is empty", "V ≥ 1 and H ≥ 1")
+    if hidden.dtype not in FLOATS:
+        refuse(h, f"dtype {hidden.dtype}", "float32, bfloat16, float16 or float64")
+    others = [(w, weight)]
+    if bias is not None:
+        others.append((b, tensor(b, bias, (weight.shape[0],), f"(V,) = ({weight.shape[0]},)")))
+    for name, x in others:
+        if x.dtype != hidden.dtype:
+            refuse(name, f"dtype {x.dtype}", f"{hidden.dtype} as {h} has")
+        if x.device != hidden.device:
+            refuse(name, f"on {x.device}", f"{hidden.device} as {h} is")
+
+
+def head_options(
+    weight: Tensor,
+    bias: Tensor | None,
+    softcap: float | None,
+    logit_scale: float,
+    temperature: float,
+) -> Head:
+    return Head(
+        weight.detach(),
+        None if bias is None else bias.detach(),
+        None if softcap is None else number("softcap", softcap),
+        number("logit_scale", logit_scale),
+        number("temperature", temperature),
+    )
+
+
+def workspace(x: object) -> None:
+    if x is not None and (isinstance(x, bool) or not isinstance(x, int) or x <= 0):
+        refuse("workspace", f"got {x!r}", "a positive number of bytes, or None")
+
+
+def targets(target: Tensor, length: int, vocab: int, ignore_index: int) -> Ints:  # (T,)
+    tensor("target", target, (length,), f"(T,) = ({length},), one per row of hidden")
+    if target.dtype != torch.int64:
+        refuse("target", f"dtype {target.dtype}", "int64")
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        refuse("ignore_index", f"got {ignore_index!r}", "an int")
+    host = to_host(target)
+    bad = np.flatnonzero((host != ignore_index) & ((host < 0) | (host >= vocab)))
+    if len(bad):
+        refuse(
+            "target",
+            f"{host[bad[0]]} at position {bad[0]}",
+            f"0 … {vocab - 1} (the rows of weight), or ignore_index = {ignore_index}",
+        )
+    return host
+
+
+def sequence_bounds(cu_seqlens: Tensor, length: int) -> Ints:  # (S + 1,)
+    tensor("cu_seqlens", cu_seqlens, (None,), "(S + 1,)")
+    if cu_seqlens.dtype not in INDEX:
+        refuse("cu_seqlens", f"dtype {cu_seqlens.dtype}", "int32 or int64")
+    host = to_host(cu_seqlens)
+    if len(host) == 0 or host[0] != 0:
+        refuse("cu_seqlens", f"starts {host[:1].tolist()}", "a first element 0")
+    if host[-1] != length:
+        refuse("cu_seqlens", f"ends at {host[-1]}", f"T = {length}, the rows of hidden")
+    if (np.diff(host) < 0).any():
+        at = int(np.flatnonzero(np.diff(host) < 0)[0])
+        refuse("cu_seqlens", f"falls from {host[at]} to {host[at + 1]}", "non-decreasing bounds")
+    return host
+
+
+def indices(name: str, x: Tensor, count: int, length: int | None) -> Ints:  # (P,)
+    tensor(name, x, (length,), "(P,)" if length is None else f"(P,) = ({length},) as chosen has")
+    if x.dtype not in INDEX:
+        refuse(name, f"dtype {x.dtype}", "int64")
+    host = to_host(x)
+    if len(host) == 0:
+        refuse(name, "no pairs", "at least one index")
+    bad = np.flatnonzero((host < 0) | (host >= count))
+    if len(bad):
+        refuse(name, f"{host[bad[0]]} at position {bad[0]}", f"0 … {count - 1} (sequences)")
+    return host
+
+
+def pairs(
+    prox: Prox, chosen: Tensor, rejected: Tensor | None, count: int
+) -> tuple[Ints, Ints | None]:
+    """chosen (P,), rejected (P,) or None, on the host."""
+    first = indices("chosen", chosen, count, None)
+    if prox.pairwise and rejected is None:
+        refuse("rejected", f"None, but {prox.name} compares pairs", "(P,) indices of sequences")
+    if rejected is None:
+        return first, None
+    if not prox.pairwise:
+        refuse("rejected", f"given, but {prox.name} is a per-response loss", "None")
+    second = indices("rejected", rejected, count, len(first))
+    same = np.flatnonzero(first == second)
+    if len(same):
+        refuse("rejected", f"pair {same[0]} has sequence {first[same[0]]} twice", "two responses")
+    return first, second
+
+
+def loss_row(name: object) -> Prox:
+    if not isinstance(name, str) or name not in PROX:
+        raise ValueError(f"loss: {name!r} is unknown; known are {', '.join(PROX)}")
+    return PROX[name]
+
+
+def given(prox: Prox, **terms: tuple[str, bool]) -> None:
+    """Each term (argument names, whether given) is needed and there, or unused and absent."""
+    for term, (names, there) in terms.items():
+        if term in prox.uses and not there:
+            refuse(names, f"missing, but {prox.name} needs it", "a value for it")
+        if there and term not in prox.uses and term not in prox.optional:
+            refuse(names, f"given, but {prox.name} does not use it", "None")
+
+
+def reference(
+    hidden: Tensor,
+    head: Head,
+    ref_logp: Tensor | None,  # (S,)
+    ref_hidden: Tensor | None,  # (T, H')
+    ref_weight: Tensor | None,  # (V, H')
+    ref_bias: Tensor | None,  # (V,)
+) -> Head | None:
+    """The head of a live reference, None where there is none; at most one source is given."""
+    if ref_hidden is None or ref_weight is None:
+        for name, x in (("ref_hidden", ref_hidden), ("ref_weight", ref_weight)):
+            if x is not None:
+                refuse(name, "given alone", "ref_hidden and ref_weight together")
+        if ref_bias is not None:
+            refuse("ref_bias", "given without ref_hidden", "None")
+        return None
+    if ref_logp is not None:
+        refuse("ref_logp", "given, and ref_hidden too", "one of them")
+    projection("ref_", ref_hidden, ref_weight, ref_bias)
+    both = (("ref_hidden", ref_hidden, hidden), ("ref_weight", ref_weight, head.weight))
+    for name, tensor_, like in both:
+        if tensor_.shape[0] != like.shape[0]:
+            refuse(name, f"{tensor_.shape[0]} rows", f"{like.shape[0]} as {name[4:]} has")
+    if ref_hidden.device != hidden.device:
+        refuse("ref_hidden", f"on {ref_hidden.device}", f"{hidden.device} as hidden is")
+    if (ref_bias is None) != (head.bias is None):
+        refuse("ref_bias", "only one of bias and ref_bias is given", "both or none")
+    bias = None if ref_bias is None else ref_bias.detach()
+    return Head(ref_weight.detach(), bias, head.softcap, head.logit_scale, head.temperature)
+
+
+def groups(
+    prox: Prox, group: Tensor | None, hyper: Mapping[str, object], seq_count: int
+) -> Ints | None:  # (S,)
+    """group on the host, where the loss's baseline has to be solved from it."""
+    solved = prox.centred is not None and hyper[prox.centred] is None
+    if group is None:
+        if solved:
+            refuse("group", f"missing, and {prox.centred} is None", f"group or {prox.centred}")
+        return None
+    if not solved:
+        why = f"{prox.centred} is given" if prox.centred else f"{prox.name} has no baseline"
+        refuse("group", f"given, but {why}", "None")
+    tensor("group", group, (seq_count,), f"(S,) = ({seq_count},)")
+    if group.dtype not in INDEX:
+        refuse("group", f"dtype {group.dtype}", "int64 or int32")
+    return to_host(group)
+
+
+def cached(seq_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
+    """Tensors with one number per sequence (S,), detached."""
+    what = "one number per sequence"
+    return {k: None if x is None else floats(k, x, seq_count, what) for k, x in values.items()}
+
+
+def per_pair(pair_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
+    """Tensors with one number per pair or listed response (P,), detached."""
+    result = {
+        k: None if x is None else floats(k, x, pair_count, "one number per entry of chosen")
+        for k, x in values.items()
+    }
+    labels = result.get("preference")
+    # on a GPU a look would wait
+    if labels is not None and not labels.is_cuda and bool(((labels < 0) | (labels > 1)).any()):
+        refuse("preference", "a value outside [0, 1]", "probabilities")
+    return result
+
+
+def floats(name: str, x: object, length: int, what: str) -> Tensor:  # (length,)
+    result = tensor(name, x, (length,), f"({length},), {what}")
+    if not result.dtype.is_floating_point:
+        refuse(name, f"dtype {result.dtype}", "a floating dtype")
+    return result.detach()
+
+
+def hyperparameters(
+    prox: Prox, values: Mapping[str, object], pair_count: int, seq_count: int
+) -> dict[str, float | Tensor | None]:
+    """Defaults filled in, ranges checked; tensors stay in the shape they came in."""
+    for name in values:
+        if name not in prox.hyper:
+            known = ", ".join(prox.hyper) or "none"
+            raise ValueError(f"{name}: unknown to {prox.name}, whose hyperparameters are: {known}")
+    result: dict[str, float | Tensor | None] = {}
+    for name, rule in prox.hyper.items():
+        value = values.get(name, rule.default)
+        if name not in values and rule.required:
+            refuse(name, f"missing, but {prox.name} needs it", "a number")
+        if value is None and rule.default is None:
+            result[name] = None
+        elif isinstance(value, Tensor) and rule.per is not None:
+            length = pair_count if rule.per == "response" else seq_count
+            if value.requires_grad:
+                refuse(name, "requires grad, which it would never get", "a detached tensor")
+            result[name] = floats(name, value, length, f"one per {rule.per}")
+        else:
+            x = number(name, value, positive=False)
+            if not (rule.low <= x <= rule.high) or (rule.open_low and x == rule.low):
+                bracket = "(" if rule.open_low else "["
+                refuse(name, f"{x}", f"a number in {bracket}{rule.low:g}, {rule.high:g}]")
+            result[name] = x
+    return result

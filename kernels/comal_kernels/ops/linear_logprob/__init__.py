@@ -1,0 +1,1 @@
+"""Log-probs of target tokens from hidden states and a head weight."""

@@ -1,0 +1,77 @@
+"""The public function: checks, an index plan, then the autograd Function."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from comal_kernels import checks
+from comal_kernels.backend import resolve, rows_within
+from comal_kernels.ops.linear_logprob.autograd import LinearLogprob, Rows
+from comal_kernels.plan import to_device
+
+
+def linear_logprob(
+    hidden: Tensor,  # (T, H)
+    weight: Tensor,  # (V, H)
+    target: Tensor,  # (T,) int64
+    *,
+    bias: Tensor | None = None,  # (V,)
+    cu_seqlens: Tensor | None = None,  # (S + 1,) int32
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    temperature: float = 1.0,
+    backend: str = "auto",
+    workspace: int | None = None,  # bytes
+) -> Tensor:  # (T,) or (S,)
+    """log softmax(z)[target] in nats, without ever holding the (T, V) logits z.
+
+    z = softcap · tanh((hidden Wᵀ + bias) · logit_scale / softcap) / temperature, or without a cap
+    z = (hidden Wᵀ + bias) · logit_scale / temperature.
+
+    Args:
+        hidden: (T, H) float32, bfloat16, float16 or float64; the states that predict `target`.
+        weight: (V, H), the head, of hidden's dtype and device.
+        target: (T,) int64, already shifted; `ignore_index` where there is nothing to predict:
+            those rows are never projected.
+        bias: (V,), of hidden's dtype.
+        cu_seqlens: (S + 1,) int32 or int64, 0 = first ≤ … ≤ last = T; sums per sequence if given.
+        backend: "auto" is "triton" on CUDA tensors and "torch" elsewhere; "triton" runs on CPU
+            tensors under TRITON_INTERPRET=1.
+        workspace: bytes of logits held at a time (at least one row); None: 256 MiB on a CPU, 1 GiB
+            on a GPU. Results do not depend on it beyond rounding; memory does not depend on T.
+
+    Returns:
+        Log-probs, (T,) with 0 at ignored positions, or sums (S,) with 0 for an empty sequence;
+        float32 (float64 for float64 inputs). Differentiable once in hidden, weight and bias, whose
+        gradients have their dtypes and are accumulated in float32.
+
+    `target` and `cu_seqlens` may be on the CPU or on hidden's device; the plan is built on the
+    host, so CPU tensors spare the GPU a synchronisation.
+
+    Raises:
+        ValueError: an argument's shape, dtype, device or range is wrong; named in the message.
+    """
+    checks.projection("", hidden, weight, bias)
+    head = checks.head_options(weight, bias, softcap, logit_scale, temperature)
+    checks.workspace(workspace)
+    host = checks.targets(target, hidden.shape[0], weight.shape[0], ignore_index)
+    cu = None if cu_seqlens is None else checks.sequence_bounds(cu_seqlens, hidden.shape[0])
+    backend = resolve(backend, hidden)
+
+    kept = np.flatnonzero(host != ignore_index)
+    lengths = None
+    if cu is not None:
+        lengths = to_device(np.diff(np.searchsorted(kept, cu)), hidden.device)
+    rows = Rows(
+        row=to_device(kept, hidden.device),
+        target=to_device(host[kept], hidden.device),
+        lengths=lengths,
+        capacity=rows_within(head, workspace),
+        backend=backend,
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        result: Tensor = LinearLogprob.apply(hidden, weight, bias, head, rows)
+    return result

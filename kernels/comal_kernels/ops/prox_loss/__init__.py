@@ -1,0 +1,1 @@
+"""Prox losses of packed responses from hidden states and a head weight."""

@@ -1,0 +1,127 @@
+"""One pass over the pairs' chunks: loss and gradients together; backward only scales them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from comal_kernels.backend import make_engine
+from comal_kernels.head import Head, compute_dtype
+from comal_kernels.ops.engine import Engine
+from comal_kernels.ops.prox_loss.step import ProxStep
+from comal_kernels.plan import Chunk, Plan, pieces, to_device
+from comal_kernels.segment import segment_sum
+
+
+@dataclass(frozen=True)
+class Work:
+    """A prox loss, ready to run."""
+
+    head: Head
+    plan: Plan
+    step: ProxStep
+    capacity: int  # rows of one chunk of logits
+    backend: str
+    needs: tuple[bool, bool, bool]  # gradients of hidden, weight, bias
+
+
+class ProxPass:
+    """Runs the chunks: log-probs, losses, coefficients and, where needed, gradients."""
+
+    def __init__(self, work: Work, hidden: Tensor) -> None:
+        self.work, self.hidden = work, hidden
+        need_x, need_weight, need_bias = work.needs
+        self.engine: Engine = make_engine(
+            work.backend,
+            work.head,
+            min(work.capacity, max(1, len(work.plan.row))),
+            need_x=need_x,
+            need_weight=need_weight,
+            need_bias=need_bias,
+        )
+        self.row = to_device(work.plan.row, hidden.device)  # (N,)
+        self.target = to_device(work.plan.target, hidden.device)  # (N,)
+        self.lengths = to_device(work.plan.seq_rows, hidden.device)  # (S,)
+        self.dhidden = torch.zeros_like(hidden) if need_x else None
+
+    def run(self) -> None:
+        for chunk in self.work.plan.chunks:
+            self._chunk(chunk)
+
+    def _chunk(self, chunk: Chunk) -> None:
+        rows, lengths = chunk.rows, self.lengths[chunk.seqs]
+        n = rows.stop - rows.start
+        grad = any(self.work.needs) and chunk.pairs.stop > chunk.pairs.start and n > 0
+        held = grad and chunk.whole
+        if held:
+            logp, lse = self._load(rows), None
+        else:
+            logp, lse = self._logp(rows)
+        seq_logp = segment_sum(logp.double(), lengths)
+        coef = self.work.step.run(chunk, seq_logp)
+        if not grad:
+            return
+        coef = coef.repeat_interleave(lengths, output_size=n)
+        if held:
+            self._backward(rows, coef)
+            return
+        for part in pieces(rows, self.engine.capacity):  # too long to hold: a second projection
+            local = slice(part.start - rows.start, part.stop - rows.start)
+            self._load(part, None if lse is None else lse[local])
+            self._backward(part, coef[local])
+
+    def _x(self, rows: slice) -> Tensor:  # (n, H)
+        return self.hidden.index_select(0, self.row[rows])
+
+    def _load(self, rows: slice, lse: Tensor | None = None) -> Tensor:  # (n,)
+        logp = self.engine.load(self._x(rows), self.target[rows], lse)
+        return self.hidden.new_empty(0) if logp is None else logp
+
+    def _logp(self, rows: slice) -> tuple[Tensor, Tensor]:  # (n,), (n,)
+        n = rows.stop - rows.start
+        dtype = compute_dtype(self.hidden.dtype)
+        logp = torch.empty(n, dtype=dtype, device=self.hidden.device)
+        lse = torch.empty_like(logp)
+        for part in pieces(rows, self.engine.logp_rows):
+            local = slice(part.start - rows.start, part.stop - rows.start)
+            logp[local], lse[local] = self.engine.logp(self._x(part), self.target[part])
+        return logp, lse
+
+    def _backward(self, rows: slice, coef: Tensor) -> None:
+        dx = self.engine.backward(coef)
+        if self.dhidden is not None and dx is not None:
+            self.dhidden.index_copy_(0, self.row[rows], dx.to(self.dhidden.dtype))
+
+
+class ProxLoss(torch.autograd.Function):
+    """forward: 3 passes at most (4 for a component longer than the workspace), 1 without gradients.
+
+    The results besides the loss stay in `work.step`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,  # (T, H)
+        weight: Tensor,  # (V, H)
+        bias: Tensor | None,  # (V,)
+        work: Work,
+    ) -> Tensor:  # ()
+        run = ProxPass(work, hidden)
+        run.run()
+        ctx.save_for_backward(run.dhidden, *run.engine.weight_grads())
+        loss = (work.step.weight * work.step.loss).sum()
+        return loss.to(compute_dtype(hidden.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # grad ()
+        # on the host the usual factor 1 is known without waiting, and spares a sweep over dW
+        if grad.device.type == "cpu" and grad.item() == 1.0:
+            return *ctx.saved_tensors, None
+        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
+        return *(None if x is None else x * grad.to(x.dtype) for x in saved), None
