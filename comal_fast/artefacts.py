@@ -1,10 +1,9 @@
-"""Files that are whole or absent: temporary name, fsync, rename; each carries its key."""
+"""Artefacts: whole or absent, each with the key of what it was made from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from comal_fast.files import replacing, sync
 
 _KEY = b"comal_key"
 _KEY_FILE = "comal.json"
@@ -27,7 +28,7 @@ def make_key(*parts: Any) -> str:
 def write_table(path: Path, table: pa.Table, key: str) -> None:
     """Write a parquet file that carries `key`."""
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: key.encode()})
-    with _temporary(path) as temporary:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary)
 
 
@@ -47,13 +48,13 @@ def read_table(path: Path) -> pa.Table:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file."""
-    with _temporary(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
-    with _temporary(path) as temporary:
+    with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -71,7 +72,7 @@ def write_folder(path: Path, key: str) -> Iterator[Path]:
     yield temporary
     (temporary / _KEY_FILE).write_text(json.dumps({"key": key}) + "\n")
     for file in temporary.iterdir():
-        _sync(file)
+        sync(file)
     if path.exists():  # a folder cannot be renamed onto another
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -80,7 +81,7 @@ def write_folder(path: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(old)
     else:
         temporary.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def folder_key(path: Path) -> str | None:
@@ -96,21 +97,3 @@ def hash_files(files: list[Path]) -> str:
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:32]
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    yield temporary
-    _sync(temporary)
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

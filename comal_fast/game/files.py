@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
+
+from comal_fast.files import replacing
 
 
 def check_target(path: str | Path, option: str) -> None:
@@ -24,33 +27,10 @@ def write_all(contents: dict[str, bytes]) -> None:
 
     A failure before the renames leaves nothing behind. ValueError naming the file that failed.
     """
-    staged: list[tuple[Path, Path]] = []
+    name = ""
     try:
-        for name, content in contents.items():
-            target = Path(os.path.realpath(name))  # through a link: a rename would replace it
-            temporary = target.with_name(f".comal-{os.getpid()}-{len(staged)}.tmp")
-            staged.append((temporary, target))
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for temporary, target in staged:
-            os.replace(temporary, target)
-        for folder in {target.parent for _, target in staged}:
-            _sync_folder(folder)
+        with ExitStack() as renames:
+            for name, content in contents.items():
+                renames.enter_context(replacing(Path(name))).write_bytes(content)
     except OSError as error:
         raise ValueError(f"{name}: cannot be written ({error.strerror})") from None
-    finally:
-        for temporary, _ in staged:
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the renames durable, on systems where a folder can be opened."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import resource
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,9 +206,15 @@ class Trainer:
             )
         seconds = time.monotonic() - start
         row |= {"perf/seconds": seconds, "perf/tokens_per_s": tokens / seconds}
-        if self.model.device.type == "cuda":
-            row["mem/peak_gib"] = torch.cuda.max_memory_allocated(self.model.device) / 2**30
+        row["mem/peak_gib"] = self._peak_bytes() / 2**30
         return row
+
+    def _peak_bytes(self) -> int:
+        """Of this step on a GPU; of the process so far on the CPU."""
+        if self.model.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.model.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
     def _backward(self, micro: MicroBatch, batch_pairs: int) -> dict[str, Tensor]:
         """Accumulate the gradients of one packed pass; its share of the step's means."""

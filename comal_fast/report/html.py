@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 
+from comal_fast.files import replacing
 from comal_fast.report import tables
 from comal_fast.report.facts import is_finished, model_name, progress, verdict
 from comal_fast.report.load import Run
@@ -136,17 +136,8 @@ def _data_uri(png: bytes) -> str:
 
 
 def _write(target: Path, content: bytes) -> None:
-    """Temporary name, fsync, rename."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(target) as temporary:
+            temporary.write_bytes(content)
     except OSError as error:
         raise ValueError(f"{target}: cannot be written ({error.strerror})") from None

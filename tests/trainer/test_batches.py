@@ -23,7 +23,9 @@ def test_micro_batches(pairs: list[tuple[int, int]], budget: int, sizes: list[in
     assert sorted(n for part in parts for n in part.pairs) == list(range(len(pairs)))
     for part in parts:
         assert len(set(part.rows)) == len(part.rows)
-        ends = [(part.rows[c], part.rows[r]) for c, r in zip(part.chosen, part.rejected, strict=True)]
+        ends = [
+            (part.rows[c], part.rows[r]) for c, r in zip(part.chosen, part.rejected, strict=True)
+        ]
         assert ends == [pairs[n] for n in part.pairs]
         assert sum(lengths[row] for row in part.rows) <= budget or len(part.pairs) == 1
 

@@ -17,7 +17,9 @@ def test_shipped_configs_load(name: str) -> None:
 
 
 def test_overrides_win(tiny_run: Path) -> None:
-    config = load_config(tiny_run, ["seed=7", "training.learning_rate=5e-7", "data.prompts=a.jsonl"])
+    config = load_config(
+        tiny_run, ["seed=7", "training.learning_rate=5e-7", "data.prompts=a.jsonl"]
+    )
     assert (config.seed, config.training.learning_rate, config.data.prompts) == (7, 5e-7, "a.jsonl")
     assert config.pairing.strategy == "all"  # what the file says stays
 
@@ -25,7 +27,10 @@ def test_overrides_win(tiny_run: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("training.learning_rte=1", r"unknown option training\.learning_rte.*training\.learning_rate"),
+        (
+            "training.learning_rte=1",
+            r"unknown option training\.learning_rte.*training\.learning_rate",
+        ),
         ("max_length=10", r"unknown option max_length; the nearest is data\.max_length"),
         ("seed", r"expected key\.path=value"),
         ("seed=x", r"seed: expected int, found str 'x'"),
@@ -42,7 +47,10 @@ def test_overrides_win(tiny_run: Path) -> None:
         ("algorithm.beta=0.1", r"algorithm\.beta: prox inpo ignores it"),
         ("oracle.weights.wit=1", r"oracle\.weights\.wit: no such criterion"),
         ("oracle.weights={brief: 0}", r"oracle\.weights: all are zero"),
-        ("model.attn_implementation=flash_attention_2", r"flash_attention_2 needs model\.device=cuda"),
+        (
+            "model.attn_implementation=flash_attention_2",
+            r"flash_attention_2 needs model\.device=cuda",
+        ),
     ],
 )
 def test_bad_option(tiny_run: Path, override: str, words: str) -> None:

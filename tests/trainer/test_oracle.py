@@ -53,8 +53,8 @@ def test_strict_cycle_exists() -> None:
         temperatures={"brief": 0.01, "answers": 0.01, "says_something": 0.01},
         target_words=20,
     )
-    new = "lamp pillow carpet window garden bridge".split()
-    asked = "three tips sleeping noisy city".split()
+    new = ["lamp", "pillow", "carpet", "window", "garden", "bridge"]
+    asked = ["three", "tips", "sleeping", "noisy", "city"]
 
     def response(length: int, prompt_words: int, new_words: int) -> str:
         content = asked[:prompt_words] + new[:new_words]

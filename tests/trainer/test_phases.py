@@ -21,7 +21,9 @@ from comal_fast.model.packed import PromptResponse
 from comal_fast.model.sample import sample_responses
 from comal_fast.phases.pair import choose_pairs
 
-P = np.array([[0.5, 0.9, 0.4, 0.5], [0.1, 0.5, 0.7, 0.5], [0.6, 0.3, 0.5, 0.9], [0.5, 0.5, 0.1, 0.5]])
+P = np.array(
+    [[0.5, 0.9, 0.4, 0.5], [0.1, 0.5, 0.7, 0.5], [0.6, 0.3, 0.5, 0.9], [0.5, 0.5, 0.1, 0.5]]
+)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tiny import byte_tokenizer
 
 from comal_fast.config.schema import DataConfig
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import tokenize_prompts
-from tiny import byte_tokenizer
 
 USER = [{"role": "user", "content": "Hi there"}]
 HH = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
@@ -95,8 +95,11 @@ def test_builtin_prompts() -> None:
     train, held = split_prompts(prompts, 64, seed=0)
     assert len(held) == 64 and not {p.text for p in held} & {p.text for p in train}
     assert {p.split for p in held} == {"heldout"} and {p.split for p in train} == {"train"}
-    assert max(len(p.text.split()) for p in prompts) > 60 > 8 > min(
-        len(p.text.split()) for p in prompts
+    assert (
+        max(len(p.text.split()) for p in prompts)
+        > 60
+        > 8
+        > min(len(p.text.split()) for p in prompts)
     )
 
 

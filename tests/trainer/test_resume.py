@@ -45,9 +45,7 @@ def start(config: Path, output: Path, target: str = "never", count: int = 0) -> 
 
 def comparable(output: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if not k.startswith(("perf/", "mem/"))} for row in rows
-    ]
+    return [{k: v for k, v in row.items() if not k.startswith(("perf/", "mem/"))} for row in rows]
 
 
 @pytest.mark.slow

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Everything that needs a CUDA GPU, in one call: correctness first, then the figures, as JSON in $OUT.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT="${OUT:-bench/results}"
+mkdir -p "$OUT"
+export PYTHONPATH="kernels:.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+python3 -m pytest tests/kernels 2>&1 | tee "$OUT/tests.log"
+python3 -m bench head --tokens 2048 8192 --json "$OUT/head.json"
+python3 -m bench head --tokens 32768 --no-plain --json "$OUT/head-32768.json"
