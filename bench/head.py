@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 import triton
-from comal_kernels import prox_loss
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+
+from comal_kernels import prox_loss
 
 RESPONSE = 64  # tokens of a response
 Result = tuple[Tensor, Tensor, Tensor]  # loss, dhidden, dweight
@@ -98,8 +99,8 @@ def solve(contender: Callable[..., Tensor], p: Problem, dtype: torch.dtype) -> R
     """Loss and both gradients."""
     leaves = p.leaves(dtype)
     loss = contender(p, leaves)
-    gradients = torch.autograd.grad(loss, leaves)
-    return loss.detach(), *gradients
+    dhidden, dweight = torch.autograd.grad(loss, leaves)
+    return loss.detach(), dhidden, dweight
 
 
 def check(p: Problem, dtype: torch.dtype) -> dict[str, float]:

@@ -34,7 +34,7 @@ class DataConfig:
     """Prompts, and which of them each iteration visits."""
 
     prompts: str = "builtin"
-    """JSONL or parquet file, hub dataset name, or `builtin` (420 prompts that come with the package)."""
+    """JSONL or parquet file, hub dataset name, or `builtin` (420 prompts of the package)."""
     split: str = "train"
     """Split of a hub dataset."""
     prompts_per_iteration: int | None = None

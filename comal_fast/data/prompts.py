@@ -108,7 +108,7 @@ def _hub_rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     except Exception as error:  # the hub client raises many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"data.prompts {data.prompts}: neither a file nor a dataset that can be loaded ({first})"
+            f"data.prompts {data.prompts}: neither a file nor a loadable dataset ({first})"
         ) from None
     for number, row in enumerate(dataset, 1):
         yield f"{data.prompts}, row {number}", dict(row)

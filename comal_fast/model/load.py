@@ -71,7 +71,7 @@ def load_tokenizer(config: ModelConfig, source: str | None = None) -> Any:
 
 
 def load_model(config: ModelConfig, source: str | None = None) -> Any:
-    """The causal language model in eval mode; `source`: an iterate's folder, None: the initial one."""
+    """The causal language model in eval mode; `source`: an iterate's folder, or None."""
     if source is None:
         source, options = resolve_source(config), _options(config)
     else:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from comal_kernels import linear_logprob
 
 from comal_fast.model.packed import (
     PromptResponse,
@@ -17,6 +16,7 @@ from comal_fast.model.packed import (
     predictor_states,
     token_budget_batches,
 )
+from comal_kernels import linear_logprob
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """The `criteria` oracle: a mixture of written-down criteria, each a Bradley–Terry judge.
 
-P(y ≻ y') = Σ_c w_c σ((s_c(y) − s_c(y')) / T_c), the general form of COMAL's eq. 4 (arXiv 2410.23223v2).
+P(y ≻ y') = Σ_c w_c σ((s_c(y) − s_c(y')) / T_c), after COMAL's eq. 4 (2410.23223v2).
 A mixture of *probabilities* under sharp temperatures and unequal weights is intransitive: one
 answer is shorter, one stays closer to the question, one says more, and each beats the next.
 """
@@ -26,97 +26,13 @@ _BOILERPLATE = re.compile(
     re.IGNORECASE,
 )
 _STOP_WORDS = frozenset(
-    [
-        "a",
-        "about",
-        "after",
-        "all",
-        "also",
-        "an",
-        "and",
-        "any",
-        "are",
-        "as",
-        "at",
-        "be",
-        "because",
-        "been",
-        "but",
-        "by",
-        "can",
-        "could",
-        "did",
-        "do",
-        "does",
-        "for",
-        "from",
-        "give",
-        "had",
-        "has",
-        "have",
-        "he",
-        "her",
-        "his",
-        "how",
-        "i",
-        "if",
-        "in",
-        "into",
-        "is",
-        "it",
-        "its",
-        "just",
-        "like",
-        "make",
-        "me",
-        "more",
-        "most",
-        "my",
-        "no",
-        "not",
-        "of",
-        "on",
-        "one",
-        "or",
-        "our",
-        "out",
-        "please",
-        "she",
-        "should",
-        "so",
-        "some",
-        "such",
-        "tell",
-        "than",
-        "that",
-        "the",
-        "their",
-        "them",
-        "then",
-        "there",
-        "these",
-        "they",
-        "this",
-        "to",
-        "up",
-        "us",
-        "use",
-        "was",
-        "we",
-        "were",
-        "what",
-        "when",
-        "where",
-        "which",
-        "who",
-        "why",
-        "will",
-        "with",
-        "would",
-        "write",
-        "you",
-        "your",
-    ]
+    """
+    a about after all also an and any are as at be because been but by can could did do does
+    for from give had has have he her his how i if in into is it its just like make me more
+    most my no not of on one or our out please she should so some such tell than that the
+    their them then there these they this to up us use was we were what when where which who
+    why will with would write you your
+    """.split()  # noqa: SIM905
 )
 
 

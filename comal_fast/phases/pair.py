@@ -61,7 +61,7 @@ def run(context: Context, iteration: int) -> None:
         ]
     if not pairs:
         raise ValueError(
-            f"iteration {iteration}: the oracle prefers no response to another, so there are no pairs"
+            f"iteration {iteration}: no pairs, the oracle prefers no response to another"
         )
     types = {
         "prompt_id": pa.int32(),

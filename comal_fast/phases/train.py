@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comal_kernels import ProxOutput, prox_loss
 from torch import Tensor
 
 from comal_fast.artefacts import folder_key, make_key, read_table, table_key, write_folder
@@ -27,6 +26,7 @@ from comal_fast.model.packed import (
 from comal_fast.phases import generate, logps, pair
 from comal_fast.phases.batches import MicroBatch, epoch_batches, micro_batches
 from comal_fast.terminal import progress
+from comal_kernels import ProxOutput, prox_loss
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def path(context: Context, iteration: int) -> Path:
     return context.folder(iteration) / "model"
 
 
-def hyperparameters(config: Config) -> dict[str, float]:
+def hyperparameters(config: Config) -> dict[str, Any]:
     """What the prox loss of this configuration takes."""
     algorithm = config.algorithm
     return {

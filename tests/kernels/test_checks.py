@@ -6,12 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import comal_kernels
 import pytest
 import torch
-from comal_kernels import linear_logprob, prox_loss
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import comal_kernels
+from comal_kernels import linear_logprob, prox_loss
 
 T, H, V, S, P = 10, 4, 7, 4, 3
 

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+
 from comal_kernels import linear_logprob
 from comal_kernels.ops.linear_logprob.reference import reference_logprob
-from torch import Tensor
 
 BACKENDS = [
     ("torch", torch.float64),

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from comal_kernels import linear_logprob, prox_loss
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from comal_kernels import linear_logprob, prox_loss
 
 WIDTH, VOCAB, ROWS = 8, 1000, 12
 WORKSPACE = ROWS * VOCAB * 4

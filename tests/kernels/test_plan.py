@@ -1,9 +1,10 @@
 """Plans: every row once, a pair's rows in one chunk, chunks within the capacity."""
 
 import numpy as np
-from comal_kernels.plan import components, make_plan, pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from comal_kernels.plan import components, make_plan, pieces
 
 
 @st.composite

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from comal_kernels import PROX, Hyper, Prox, linear_logprob, prox_loss, register
 from comal_kernels.ops.linear_logprob.reference import reference_logprob
 from comal_kernels.ops.prox_loss.reference import reference_prox_loss
-from torch import Tensor
 
 BACKENDS = [
     ("torch", torch.float64),

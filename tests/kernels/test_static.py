@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import comal_kernels
 import pytest
+
+import comal_kernels
 
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

@@ -6,8 +6,9 @@ logp of response i is log softmax(θ)ᵢ and prox_loss itself is what is minimis
 
 import pytest
 import torch
-from comal_kernels import prox_loss
 from torch import Tensor
+
+from comal_kernels import prox_loss
 
 DOUBLE = torch.float64
 

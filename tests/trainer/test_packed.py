@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import tiny_model
 
 from comal_fast.config.schema import ModelConfig
 from comal_fast.model.load import load_model, load_tokenizer
 from comal_fast.model.logps import response_logps
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from tiny import tiny_model
 
 FAMILIES = {
     "llama": {},

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny import byte_tokenizer
 
 from comal_fast.config.schema import DataConfig
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import tokenize_prompts
+from tiny import byte_tokenizer
 
 USER = [{"role": "user", "content": "Hi there"}]
 HH = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why?\n\nAssistant:"
