@@ -24,7 +24,7 @@ PHASE_HELP = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 bad input (one line on stderr), 130 stopped by Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = parser().parse_args(arguments)
+    args = _parse(arguments)
     quiet_libraries()
     try:
         return args.run(args)
@@ -38,6 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """With key=value wherever it stands: argparse takes those behind an option for unknown."""
+    top = parser()
+    args, rest = top.parse_known_args(arguments)
+    unknown = [
+        r for r in rest if r.startswith("-") or "=" not in r or not hasattr(args, "overrides")
+    ]
+    if unknown:
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def parser() -> argparse.ArgumentParser:

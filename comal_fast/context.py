@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from comal_fast.allocator import keep_freed_memory
 from comal_fast.artefacts import (
     folder_key,
     hash_files,
@@ -47,6 +48,8 @@ class Context:
         self.config = config
         self.directory = Path(config.output_dir)
         self.device = pick_device(config.model.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self._models: OrderedDict[int, Any] = OrderedDict()
         self.source = resolve_source(config.model)
 
