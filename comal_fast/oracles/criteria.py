@@ -54,9 +54,10 @@ def repetition(text: str) -> float:
 
 
 def _answers(prompt: str, response: str, target: int) -> float:
-    """Answers the prompt's words: the share of them that the response takes up."""
+    """Answers the prompt's words: how many the response takes up, of five at most."""
     asked = content_words(prompt)
-    return len(asked & content_words(response)) / len(asked) if asked else 0.0
+    taken = len(asked & content_words(response))
+    return min(1.0, taken / min(5, len(asked))) if asked else 0.0
 
 
 def _brief(prompt: str, response: str, target: int) -> float:

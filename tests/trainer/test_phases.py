@@ -129,6 +129,21 @@ def test_left_padded_prefill_samples_the_models_distribution(tiny_run: Path) -> 
         assert responses[0] == responses[1]
 
 
+def test_draw_follows_the_distribution() -> None:
+    """Frequencies within five standard deviations; what has probability 0 is never drawn."""
+    import torch
+
+    from comal_fast.model.sample import Draw
+
+    logits = torch.tensor([0.0, -torch.inf, 2.0, 1.0, -3.0, -torch.inf])
+    wanted, count = logits.softmax(-1), 20000
+    torch.manual_seed(0)
+    drawn = Draw()(torch.zeros(count, 1), logits.repeat(count, 1)).argmax(-1)
+    seen = torch.bincount(drawn, minlength=len(logits)) / count
+    assert seen[1] == seen[5] == 0
+    assert ((seen - wanted).abs() <= 5 * (wanted * (1 - wanted) / count).sqrt()).all()
+
+
 def test_sampled_tokens_have_finite_logps(tiny_run: Path) -> None:
     config = load_config(tiny_run)
     model = load_model(config.model)
@@ -170,6 +185,15 @@ def test_bad_input_is_one_line_and_status_2(
     captured = capsys.readouterr().err.strip()
     assert words in captured and "\n" not in captured and captured.startswith("comal-fast: error:")
     assert not (tiny_run.parent / "run" / "iterations").exists()
+
+
+def test_options_may_stand_anywhere(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["train", str(tiny_run), "--iteration", "1"]
+    assert main([*arguments, "data.max_lenght=9"]) == 2
+    assert "nearest is data.max_length" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "stray"])
+    assert "unrecognized arguments: stray" in capsys.readouterr().err
 
 
 def test_two_runs_in_one_directory(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
