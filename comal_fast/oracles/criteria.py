@@ -96,12 +96,12 @@ class Criterion:
 
 
 CRITERIA: dict[str, Criterion] = {
-    "complete": Criterion(_complete, 0.28, 0.1),
+    "complete": Criterion(_complete, 0.36, 0.1),
     "answers": Criterion(_answers, 0.22, 0.05),
-    "brief": Criterion(_brief, 0.20, 0.05),
-    "says_something": Criterion(_says_something, 0.16, 0.05),
-    "varied": Criterion(_varied, 0.09, 0.03),
-    "direct": Criterion(_direct, 0.05, 0.1),
+    "brief": Criterion(_brief, 0.16, 0.05),
+    "says_something": Criterion(_says_something, 0.10, 0.05),
+    "varied": Criterion(_varied, 0.10, 0.03),
+    "direct": Criterion(_direct, 0.06, 0.1),
 }
 
 
