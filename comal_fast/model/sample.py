@@ -115,6 +115,8 @@ def _repeat(cache: Cache, repeats: int) -> None:
         cache.batch_repeat_interleave(repeats)
         return
     for layer in cache.layers:
+        assert isinstance(layer, StaticLayer) and layer.keys is not None
+        assert layer.values is not None
         layer.keys = layer.keys.repeat_interleave(repeats, 0)
         layer.values = layer.values.repeat_interleave(repeats, 0)
 
