@@ -1,17 +1,20 @@
-"""`python -m bench head`: time the prox loss from hidden states against its floor."""
+"""`python -m bench BENCH`: how fast the loss library is, and what the compiler made of it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from bench.head import register
+from bench import compile as compile_
+from bench import head
 
 
 def main() -> int:
     """Exit status 0, or 2 with one line on bad input."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    register(parser.add_subparsers(required=True, metavar="BENCH"))
+    benches = parser.add_subparsers(required=True, metavar="BENCH")
+    for bench in (head, compile_):
+        bench.register(benches)
     args = parser.parse_args()
     try:
         return args.run(args)

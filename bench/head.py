@@ -1,4 +1,4 @@
-"""The head: log-probs and a prox loss from hidden states, against full logits and the GEMM floor.
+"""The head: log-probs and a prox loss from hidden states, against peers and the GEMM floor.
 
 A contender is timed only if its loss and gradients agree with float64 about as well as plain torch
 in the same dtype does. Runs are interleaved; medians and quartiles are reported.
@@ -7,115 +7,51 @@ in the same dtype does. Runs are interleaved; medians and quartiles are reported
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from comal_kernels import prox_loss
+from bench.peers import Contender, ours, peers, plain
+from bench.problem import RESPONSE, Problem, make_problem
 
-RESPONSE = 64  # tokens of a response
-Result = tuple[Tensor, Tensor, Tensor]  # loss, dhidden, dweight
-
-
-@dataclass(frozen=True)
-class Problem:
-    """INPO over packed pairs with cached reference and last-iterate log-probs."""
-
-    hidden: Tensor  # (T, H)
-    weight: Tensor  # (V, H)
-    target: Tensor  # (T,) int64
-    cu_seqlens: Tensor  # (S + 1,) int32
-    ref_logp: Tensor  # (S,)
-    last_logp: Tensor  # (S,)
-    eta: float = 0.05
-    ratio: float = 1 / 3
-
-    def leaves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Fresh leaves of hidden and weight."""
-        return tuple(x.detach().to(dtype).requires_grad_() for x in (self.hidden, self.weight))  # type: ignore[return-value]
+FLOOR = "floor: 3 GEMMs"
+OURS = "comal_kernels"
+PACKAGES = ("torch", "triton", "transformers", "trl")
+FILTER = 2.0**-12
 
 
-def make_problem(
-    tokens: int, hidden: int, vocab: int, dtype: torch.dtype, device: torch.device
-) -> Problem:
-    """Seeded random tensors at the scale of a trained model's: logits of standard deviation ~2."""
-    generator = torch.Generator().manual_seed(0)
-    count = tokens // RESPONSE // 2 * 2
-    if count < 2 or tokens != count * RESPONSE:
-        raise ValueError(f"--tokens: {tokens} is not a positive multiple of {2 * RESPONSE}")
-    states = torch.randn(tokens, hidden, generator=generator)
-    weight = torch.randn(vocab, hidden, generator=generator) * 2 / hidden**0.5
-    target = torch.randint(0, vocab, (tokens,), generator=generator)
-    cached = torch.randn(2, count, generator=generator) * 3 - 12.0 * RESPONSE
-    return Problem(
-        states.to(device, dtype),
-        weight.to(device, dtype),
-        target.to(device),
-        torch.arange(0, tokens + 1, RESPONSE, dtype=torch.int32),
-        *cached.to(device),
-    )
-
-
-def ours(p: Problem, leaves: tuple[Tensor, Tensor], workspace: int | None = None) -> Tensor:
-    """comal_kernels.prox_loss."""
-    count = len(p.cu_seqlens) - 1
-    return prox_loss(
-        *leaves,
-        target=p.target,
-        cu_seqlens=p.cu_seqlens,
-        loss="inpo",
-        chosen=torch.arange(0, count, 2),
-        rejected=torch.arange(1, count, 2),
-        ref_logp=p.ref_logp,
-        last_logp=p.last_logp,
-        eta=p.eta,
-        tau_eta_ratio=p.ratio,
-        workspace=workspace,
-    ).loss
-
-
-def plain(p: Problem, leaves: tuple[Tensor, Tensor]) -> Tensor:
-    """Full float32 logits and autograd (float64 logits for float64 leaves)."""
-    hidden, weight = leaves
-    logits = hidden @ weight.t()
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    logp = -torch.nn.functional.cross_entropy(logits, p.target, reduction="none")
-    sums = logp.view(-1, RESPONSE).sum(1)
-    z = sums - p.ratio * p.ref_logp - (1 - p.ratio) * p.last_logp
-    return (z[::2] - z[1::2] - 0.5 / p.eta).square().mean()
-
-
-def solve(contender: Callable[..., Tensor], p: Problem, dtype: torch.dtype) -> Result:
-    """Loss and both gradients."""
+def solve(contender: Contender, p: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss, dhidden, dweight."""
     leaves = p.leaves(dtype)
     loss = contender(p, leaves)
     dhidden, dweight = torch.autograd.grad(loss, leaves)
     return loss.detach(), dhidden, dweight
 
 
-def check(p: Problem, dtype: torch.dtype) -> dict[str, float]:
-    """Relative errors of `ours` against float64. ValueError if beyond twice plain torch's."""
-    exact = solve(plain, p, torch.float64)
-    errors = {}
-    for name, contender in (("plain", plain), ("ours", ours)):
-        result = solve(contender, p, dtype)
-        pairs = zip(result, exact, strict=True)
-        errors[name] = [float((a.double() - b).norm() / b.norm()) for a, b in pairs]
-    parts = ("loss", "dhidden", "dweight")
-    for part, theirs, mine in zip(parts, errors["plain"], errors["ours"], strict=True):
-        if not mine <= 2 * theirs + 1e-6:
-            raise ValueError(f"wrong result, not timed: {part} is off by {mine:.1e}")
-    return dict(zip(parts, errors["ours"], strict=True))
+def errors(contender: Contender, p: Problem, dtype: torch.dtype) -> dict[str, float]:
+    """Relative errors (2-norm) against float64."""
+    exact, result = solve(plain, p, torch.float64), solve(contender, p, dtype)
+    pairs = zip(("loss", "dhidden", "dweight"), result, exact, strict=True)
+    return {name: float((a.double() - b).norm() / b.norm()) for name, a, b in pairs}
+
+
+def check(contender: Contender, p: Problem, dtype: torch.dtype) -> dict[str, float]:
+    """`errors`. Raises ValueError where they are beyond twice plain torch's."""
+    mine, allowed = errors(contender, p, dtype), errors(plain, p, dtype)
+    for name, error in mine.items():
+        if not error <= 2 * allowed[name] + 1e-6:
+            raise ValueError(f"wrong result, not timed: {name} is off by {error:.1e}")
+    return mine
 
 
 def interleaved(
@@ -161,20 +97,39 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--dtype: {args.dtype} is no torch dtype")
     if args.json and not args.json.parent.is_dir():
         raise ValueError(f"--json {args.json}: no such folder")
+    small = make_problem(4 * RESPONSE, args.hidden, min(args.vocab, 32000), dtype, device)
+    right: dict[str, Contender] = {}
+    checked: dict[str, dict[str, float]] = {}
+    refused: dict[str, str] = {}
+    for name, contender in [(OURS, ours), *peers(args.vocab)]:
+        if isinstance(contender, str):
+            refused[name] = contender
+            continue
+        try:
+            checked[name], right[name] = check(contender, small, dtype), contender
+        except Exception as error:  # a peer that fails is a row that says why
+            refused[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    name, filtered = f"{OURS}, grad_filter=2⁻¹²", functools.partial(ours, grad_filter=FILTER)
+    checked[name], right[name] = errors(filtered, small, dtype), filtered
+    if args.no_plain:
+        right.pop("plain torch, full logits", None)
     records = []
-    small = make_problem(2 * RESPONSE, args.hidden, min(args.vocab, 32000), dtype, device)
-    errors = check(small, dtype)
     for tokens in args.tokens:
         problem = make_problem(tokens, args.hidden, args.vocab, dtype, device)
-        records.append(_measure(problem, dtype, device, args) | {"relative_error": errors})
+        record = _measure(problem, right, dtype, device, args)
+        records.append(record | {"relative_error": checked, "not_timed": refused})
     _print(records, args)
     if args.json:
-        args.json.write_text(json.dumps(records, indent=2) + "\n")
+        args.json.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
     return 0
 
 
 def _measure(
-    p: Problem, dtype: torch.dtype, device: torch.device, args: argparse.Namespace
+    p: Problem,
+    contenders: dict[str, Contender],
+    dtype: torch.dtype,
+    device: torch.device,
+    args: argparse.Namespace,
 ) -> dict[str, Any]:
     logits = torch.empty(len(p.target), args.vocab, dtype=dtype, device=device)
 
@@ -183,18 +138,15 @@ def _measure(
         torch.mm(logits, p.weight)
         torch.mm(logits.t(), p.hidden)
 
-    jobs: dict[str, Callable[[], Any]] = {
-        "floor: 3 GEMMs": floor,
-        "comal_kernels": lambda: solve(ours, p, dtype),
-    }
-    if not args.no_plain:
-        jobs["plain torch, full logits"] = lambda: solve(plain, p, dtype)
+    jobs: dict[str, Callable[[], Any]] = {FLOOR: floor}
+    for name, contender in contenders.items():
+        jobs[name] = functools.partial(solve, contender, p, dtype)
     times = interleaved(jobs, args.repeat, device)
     rows = {}
     for name, seconds in times.items():
         quartiles = torch.tensor(seconds).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         rows[name] = dict(zip(("q25", "median", "q75"), quartiles, strict=True))
-    base = rows["floor: 3 GEMMs"]["median"]
+    base = rows[FLOOR]["median"]
     for row in rows.values():
         row["ratio_to_floor"] = row["median"] / base
     cuda = device.type == "cuda"
@@ -206,18 +158,27 @@ def _measure(
         "dtype": args.dtype,
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
+        "versions": {name: _version(name) for name in PACKAGES},
         "seconds": rows,
     }
 
 
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _print(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    table = Table(title=f"prox loss, forward + backward, {args.dtype}, {records[0]['device']}")
+    title = f"DPO from hidden states, forward + backward, {args.dtype}, {records[0]['device']}"
+    table = Table(title=title)
     for column in ("tokens", "contender", "ms (q25 – q75)", "ratio to floor"):
         table.add_column(column)
     for record in records:
         for name, row in record["seconds"].items():
             spread = f"{row['median'] * 1e3:.1f} ({row['q25'] * 1e3:.1f} – {row['q75'] * 1e3:.1f})"
             table.add_row(str(record["tokens"]), name, spread, f"{row['ratio_to_floor']:.2f}")
+    for name, why in records[0]["not_timed"].items():
+        table.add_row("", name, why, "")
     Console(highlight=False).print(table)

@@ -62,14 +62,18 @@ def make_engine(
     need_x: bool = False,
     need_weight: bool = False,
     need_bias: bool = False,
+    grad_filter: float | None = None,
 ) -> Engine:
     """An engine for `head`; nothing is allocated before its first call."""
     if backend == "triton":
-        from comal_kernels.ops.triton_engine import TritonEngine
-
-        return TritonEngine(
-            head, capacity, need_x=need_x, need_weight=need_weight, need_bias=need_bias
-        )
-    from comal_kernels.ops.torch_engine import TorchEngine
-
-    return TorchEngine(head, capacity, need_x=need_x, need_weight=need_weight, need_bias=need_bias)
+        from comal_kernels.ops.triton_engine import TritonEngine as Chosen
+    else:
+        from comal_kernels.ops.torch_engine import TorchEngine as Chosen  # type: ignore[assignment]
+    return Chosen(
+        head,
+        capacity,
+        need_x=need_x,
+        need_weight=need_weight,
+        need_bias=need_bias,
+        grad_filter=grad_filter,
+    )

@@ -1,4 +1,8 @@
-"""Every check of an argument, before any work; a ValueError says which, what, what instead."""
+"""Every check of an argument, before any work; a ValueError says which, what, what instead.
+
+Shapes, dtypes and numbers are checked before the custom ops, where torch.compile traces; what needs
+the values of an index tensor, in `*_values`, inside them, where the plan needs the values anyway.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_kernels.head import Head
+from comal_kernels.backend import BACKENDS
 from comal_kernels.plan import Ints, to_host
 from comal_kernels.prox import PROX, Prox
 
@@ -26,13 +30,14 @@ def tensor(name: str, x: object, shape: tuple[int | None, ...], right: str) -> T
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: got {type(x).__name__}; expected a tensor {right}")
     good = x.dim() == len(shape)
-    if not good or any(s not in (None, n) for s, n in zip(shape, x.shape, strict=True)):
+    # `in` would not do: torch.compile compares symbolic sizes with != alone
+    if not good or any(s is not None and s != n for s, n in zip(shape, x.shape, strict=True)):
         refuse(name, f"shape {tuple(x.shape)}", right)
     return x
 
 
 def number(name: str, x: object, *, positive: bool = True) -> float:
-    if isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x):
+    if isinstance(x, bool) or not isinstance(x, (int, float)) or not -math.inf < x < math.inf:
         raise ValueError(f"{name}: got {x!r}; expected a finite number")
     if positive and x <= 0:
         refuse(name, f"{x} is not positive", "a number above 0")
@@ -58,20 +63,16 @@ def projection(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None)
             refuse(name, f"on {x.device}", f"{hidden.device} as {h} is")
 
 
-def head_options(
-    weight: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    logit_scale: float,
-    temperature: float,
-) -> Head:
-    return Head(
-        weight.detach(),
-        None if bias is None else bias.detach(),
-        None if softcap is None else number("softcap", softcap),
-        number("logit_scale", logit_scale),
-        number("temperature", temperature),
-    )
+def head_options(softcap: float | None, logit_scale: float, temperature: float) -> None:
+    if softcap is not None:
+        number("softcap", softcap)
+    number("logit_scale", logit_scale)
+    number("temperature", temperature)
+
+
+def backend(name: str) -> None:
+    if name not in BACKENDS:
+        raise ValueError(f"backend: {name!r} is unknown; known are {', '.join(BACKENDS)}")
 
 
 def workspace(x: object) -> None:
@@ -79,12 +80,25 @@ def workspace(x: object) -> None:
         refuse("workspace", f"got {x!r}", "a positive number of bytes, or None")
 
 
-def targets(target: Tensor, length: int, vocab: int, ignore_index: int) -> Ints:  # (T,)
+def grad_filter(x: object) -> None:
+    if x is not None and not 0 < number("grad_filter", x) < 1:
+        refuse("grad_filter", f"{x}", "a probability in (0, 1), or None")
+
+
+def flag(name: str, x: object) -> None:
+    if not isinstance(x, bool):
+        refuse(name, f"got {x!r}", "True or False")
+
+
+def targets(target: Tensor, length: int, ignore_index: int) -> None:  # (T,)
     tensor("target", target, (length,), f"(T,) = ({length},), one per row of hidden")
     if target.dtype != torch.int64:
         refuse("target", f"dtype {target.dtype}", "int64")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         refuse("ignore_index", f"got {ignore_index!r}", "an int")
+
+
+def target_values(target: Tensor, vocab: int, ignore_index: int) -> Ints:  # (T,)
     host = to_host(target)
     bad = np.flatnonzero((host != ignore_index) & ((host < 0) | (host >= vocab)))
     if len(bad):
@@ -96,12 +110,18 @@ def targets(target: Tensor, length: int, vocab: int, ignore_index: int) -> Ints:
     return host
 
 
-def sequence_bounds(cu_seqlens: Tensor, length: int) -> Ints:  # (S + 1,)
+def sequence_bounds(cu_seqlens: Tensor) -> int:  # (S + 1,) → S
     tensor("cu_seqlens", cu_seqlens, (None,), "(S + 1,)")
     if cu_seqlens.dtype not in INDEX:
         refuse("cu_seqlens", f"dtype {cu_seqlens.dtype}", "int32 or int64")
+    if cu_seqlens.shape[0] == 0:
+        refuse("cu_seqlens", "empty", "a first element 0")
+    return cu_seqlens.shape[0] - 1
+
+
+def bound_values(cu_seqlens: Tensor, length: int) -> Ints:  # (S + 1,)
     host = to_host(cu_seqlens)
-    if len(host) == 0 or host[0] != 0:
+    if host[0] != 0:
         refuse("cu_seqlens", f"starts {host[:1].tolist()}", "a first element 0")
     if host[-1] != length:
         refuse("cu_seqlens", f"ends at {host[-1]}", f"T = {length}, the rows of hidden")
@@ -111,35 +131,44 @@ def sequence_bounds(cu_seqlens: Tensor, length: int) -> Ints:  # (S + 1,)
     return host
 
 
-def indices(name: str, x: Tensor, count: int, length: int | None) -> Ints:  # (P,)
+def pairs(prox: Prox, chosen: Tensor, rejected: Tensor | None) -> None:  # (P,), (P,)
+    count = _indices("chosen", chosen, None)
+    if prox.pairwise and rejected is None:
+        refuse("rejected", f"None, but {prox.name} compares pairs", "(P,) indices of sequences")
+    if rejected is not None:
+        if not prox.pairwise:
+            refuse("rejected", f"given, but {prox.name} is a per-response loss", "None")
+        _indices("rejected", rejected, count)
+
+
+def _indices(name: str, x: Tensor, length: int | None) -> int:  # (P,) → P
     tensor(name, x, (length,), "(P,)" if length is None else f"(P,) = ({length},) as chosen has")
     if x.dtype not in INDEX:
         refuse(name, f"dtype {x.dtype}", "int64")
-    host = to_host(x)
-    if len(host) == 0:
+    if x.shape[0] == 0:
         refuse(name, "no pairs", "at least one index")
-    bad = np.flatnonzero((host < 0) | (host >= count))
-    if len(bad):
-        refuse(name, f"{host[bad[0]]} at position {bad[0]}", f"0 … {count - 1} (sequences)")
-    return host
+    return x.shape[0]
 
 
-def pairs(
-    prox: Prox, chosen: Tensor, rejected: Tensor | None, count: int
-) -> tuple[Ints, Ints | None]:
-    """chosen (P,), rejected (P,) or None, on the host."""
-    first = indices("chosen", chosen, count, None)
-    if prox.pairwise and rejected is None:
-        refuse("rejected", f"None, but {prox.name} compares pairs", "(P,) indices of sequences")
+def pair_values(
+    chosen: Tensor, rejected: Tensor | None, count: int
+) -> tuple[Ints, Ints | None]:  # (P,), (P,)
+    first = _index_values("chosen", chosen, count)
     if rejected is None:
         return first, None
-    if not prox.pairwise:
-        refuse("rejected", f"given, but {prox.name} is a per-response loss", "None")
-    second = indices("rejected", rejected, count, len(first))
+    second = _index_values("rejected", rejected, count)
     same = np.flatnonzero(first == second)
     if len(same):
         refuse("rejected", f"pair {same[0]} has sequence {first[same[0]]} twice", "two responses")
     return first, second
+
+
+def _index_values(name: str, x: Tensor, count: int) -> Ints:  # (P,)
+    host = to_host(x)
+    bad = np.flatnonzero((host < 0) | (host >= count))
+    if len(bad):
+        refuse(name, f"{host[bad[0]]} at position {bad[0]}", f"0 … {count - 1} (sequences)")
+    return host
 
 
 def loss_row(name: object) -> Prox:
@@ -158,52 +187,51 @@ def given(prox: Prox, **terms: tuple[str, bool]) -> None:
 
 
 def reference(
-    hidden: Tensor,
-    head: Head,
+    hidden: Tensor,  # (T, H)
+    weight: Tensor,  # (V, H)
+    bias: Tensor | None,  # (V,)
     ref_logp: Tensor | None,  # (S,)
     ref_hidden: Tensor | None,  # (T, H')
     ref_weight: Tensor | None,  # (V, H')
     ref_bias: Tensor | None,  # (V,)
-) -> Head | None:
-    """The head of a live reference, None where there is none; at most one source is given."""
+) -> bool:
+    """Whether there is a live reference; at most one source is given."""
     if ref_hidden is None or ref_weight is None:
         for name, x in (("ref_hidden", ref_hidden), ("ref_weight", ref_weight)):
             if x is not None:
                 refuse(name, "given alone", "ref_hidden and ref_weight together")
         if ref_bias is not None:
             refuse("ref_bias", "given without ref_hidden", "None")
-        return None
+        return False
     if ref_logp is not None:
         refuse("ref_logp", "given, and ref_hidden too", "one of them")
     projection("ref_", ref_hidden, ref_weight, ref_bias)
-    both = (("ref_hidden", ref_hidden, hidden), ("ref_weight", ref_weight, head.weight))
+    both = (("ref_hidden", ref_hidden, hidden), ("ref_weight", ref_weight, weight))
     for name, tensor_, like in both:
         if tensor_.shape[0] != like.shape[0]:
             refuse(name, f"{tensor_.shape[0]} rows", f"{like.shape[0]} as {name[4:]} has")
     if ref_hidden.device != hidden.device:
         refuse("ref_hidden", f"on {ref_hidden.device}", f"{hidden.device} as hidden is")
-    if (ref_bias is None) != (head.bias is None):
+    if (ref_bias is None) != (bias is None):
         refuse("ref_bias", "only one of bias and ref_bias is given", "both or none")
-    bias = None if ref_bias is None else ref_bias.detach()
-    return Head(ref_weight.detach(), bias, head.softcap, head.logit_scale, head.temperature)
+    return True
 
 
 def groups(
     prox: Prox, group: Tensor | None, hyper: Mapping[str, object], seq_count: int
-) -> Ints | None:  # (S,)
-    """group on the host, where the loss's baseline has to be solved from it."""
+) -> None:  # (S,)
+    """group is given where, and only where, the loss's baseline has to be solved from it."""
     solved = prox.centred is not None and hyper[prox.centred] is None
     if group is None:
         if solved:
             refuse("group", f"missing, and {prox.centred} is None", f"group or {prox.centred}")
-        return None
+        return
     if not solved:
         why = f"{prox.centred} is given" if prox.centred else f"{prox.name} has no baseline"
         refuse("group", f"given, but {why}", "None")
     tensor("group", group, (seq_count,), f"(S,) = ({seq_count},)")
     if group.dtype not in INDEX:
         refuse("group", f"dtype {group.dtype}", "int64 or int32")
-    return to_host(group)
 
 
 def cached(seq_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
@@ -214,15 +242,16 @@ def cached(seq_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
 
 def per_pair(pair_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
     """Tensors with one number per pair or listed response (P,), detached."""
-    result = {
-        k: None if x is None else floats(k, x, pair_count, "one number per entry of chosen")
-        for k, x in values.items()
-    }
-    labels = result.get("preference")
+    what = "one number per entry of chosen"
+    return {k: None if x is None else floats(k, x, pair_count, what) for k, x in values.items()}
+
+
+def preference_values(preference: Tensor | None) -> None:  # (P,)
     # on a GPU a look would wait
-    if labels is not None and not labels.is_cuda and bool(((labels < 0) | (labels > 1)).any()):
+    if preference is None or preference.is_cuda:
+        return
+    if bool(((preference < 0) | (preference > 1)).any()):
         refuse("preference", "a value outside [0, 1]", "probabilities")
-    return result
 
 
 def floats(name: str, x: object, length: int, what: str) -> Tensor:  # (length,)

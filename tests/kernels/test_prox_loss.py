@@ -6,7 +6,7 @@ from torch import Tensor
 
 from comal_kernels import PROX, Hyper, Prox, linear_logprob, prox_loss, register
 from comal_kernels.ops.linear_logprob.reference import reference_logprob
-from comal_kernels.ops.prox_loss.reference import reference_prox_loss
+from comal_kernels.ops.prox_loss.reference import reference_prox, reference_prox_loss
 
 BACKENDS = [
     ("torch", torch.float64),
@@ -277,6 +277,44 @@ def test_accumulated_micro_batches_equal_one(device) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("loss", ["inpo", "dpo", "dro", "sppo"])
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
+def test_average_log_prob(backend, dtype, loss, device, assert_as_good) -> None:
+    leaves, index, kw = problem(loss, dtype, device)
+    kw["average_log_prob"] = True
+    compare(leaves, index, kw, assert_as_good, backend=backend, workspace=ROWS * VOCAB * 8)
+    sums = prox_loss(*leaves, *index, **kw, backend=backend).logp
+    want = linear_logprob(*leaves, index[0], cu_seqlens=index[1], backend=backend)
+    torch.testing.assert_close(sums, want.detach())
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0, "logit_scale": 0.7}])
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str)
+def test_grad_filter_is_off_by_less_than_it_says(backend, dtype, options, device) -> None:
+    leaves, index, kw = problem("ipo", dtype, device, bias=True)
+    leaves = [(3 * x).detach().requires_grad_() for x in leaves]  # sharp enough
+    run = {**kw, **options, "backend": backend, "workspace": ROWS * VOCAB * 8}
+    exact = outcome(prox_loss, leaves, index, **run)
+    nearly = outcome(prox_loss, leaves, index, grad_filter=1e-30, **run)
+    coarse = outcome(prox_loss, leaves, index, grad_filter=0.05, **run)
+    slack = 64 * torch.finfo(dtype).eps
+    for a, b in zip(exact, nearly, strict=True):
+        assert (a - b).abs().max() <= slack * (1 + a.abs().max())
+    assert torch.equal(coarse[0], exact[0])
+    assert not torch.equal(coarse[1], exact[1]) and not torch.equal(coarse[2], exact[2])
+    hidden, weight = (x.detach().double() for x in leaves[:2])
+    bias = leaves[2].detach().double()
+    logp = reference_logprob(
+        hidden, weight, index[0].to(device), bias=bias, cu_seqlens=index[1], **options
+    ).requires_grad_()
+    same = everywhere(kw, device)
+    (coef,) = torch.autograd.grad(reference_prox(logp, **same), logp)
+    most = 0.05 * coef.abs().max() * options.get("logit_scale", 1.0)
+    bounds = most * weight.abs().sum(0), most * hidden.abs().sum(0)
+    for a, b, bound in zip(exact[1:3], coarse[1:3], bounds, strict=True):
+        assert ((a - b).double().abs() <= 1.01 * bound + slack * (1 + a.abs().max())).all()
+
+
 def test_same_bits_every_time(backend, device) -> None:
     leaves, index, kw = problem("inpo", torch.float32, device)
     run = {**kw, "backend": backend, "workspace": ROWS * VOCAB * 4}

@@ -26,6 +26,11 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:  # total (V, H) flo
         total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
+def surviving(grad: Tensor, least: float) -> Tensor:  # (n, V) → (K,) int64
+    """The columns with an entry of size `least` at least."""
+    return (grad.amax(0).maximum(grad.amin(0).neg()) >= least).nonzero()[:, 0]
+
+
 def back(grad: Tensor, weight: Tensor) -> Tensor:  # (n, V), (V, H) → (n, H)
     """grad W in grad's dtype, summed in float32 whatever the device."""
     if grad.is_cuda or grad.dtype == torch.float32:

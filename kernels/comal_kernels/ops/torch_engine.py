@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from comal_kernels.head import MIB, Head, compute_dtype
+from comal_kernels.ops.products import surviving
 
 BLOCK_BYTES = 1 * MIB  # what one block of logits may take: stays in a core's cache
 CAST_BYTES = 32 * MIB  # slice of a half precision weight that is widened at a time
@@ -19,7 +20,14 @@ class TorchEngine:
     """Logits and accumulators in float32 (float64 for float64 inputs), whatever the input dtype."""
 
     def __init__(
-        self, head: Head, capacity: int, *, need_x: bool, need_weight: bool, need_bias: bool
+        self,
+        head: Head,
+        capacity: int,
+        *,
+        need_x: bool,
+        need_weight: bool,
+        need_bias: bool,
+        grad_filter: float | None = None,
     ) -> None:
         self.head, self.capacity, self.logp_rows = head, capacity, capacity
         self.need_x, self.need_weight = need_x, need_weight
@@ -30,8 +38,9 @@ class TorchEngine:
         if need_bias:
             self.dbias = torch.zeros(head.weight.shape[0], dtype=self.dtype, device=self._device)
         vocab, width = head.weight.shape
-        self.native = head.weight.dtype == self.dtype
-        step = vocab if self.native else max(1, CAST_BYTES // (4 * max(1, width)))
+        self.native, self.grad_filter = head.weight.dtype == self.dtype, grad_filter
+        whole = self.native and grad_filter is None
+        step = vocab if whole else max(1, CAST_BYTES // (4 * max(1, width)))
         self.slices = [(v, min(v + step, vocab)) for v in range(0, vocab, step)]
 
     @property
@@ -104,6 +113,8 @@ class TorchEngine:
         factor = (-self.head.inner * self.head.outer * coef.to(self.dtype))[:, None]  # (n, 1)
         if self.dbias is not None:
             self.dbias.addmv_(grad.t(), factor[:, 0])
+        if self.grad_filter is not None:
+            return self._filtered(grad, factor)
         if self.need_weight:
             self._add_weight_grad(grad, self.x * factor)
         if not self.need_x:
@@ -116,6 +127,20 @@ class TorchEngine:
             else:
                 dx.addmm_(grad[:, lo:hi], w)
         return dx.mul_(factor)
+
+    def _filtered(self, grad: Tensor, factor: Tensor) -> Tensor | None:  # (n, V), (n, 1)
+        dx, x = torch.zeros_like(self.x), self.x * factor
+        if self.need_weight and self.dweight is None:
+            self.dweight = torch.zeros_like(self.head.weight, dtype=self.dtype)
+        for lo, hi in self.slices:
+            kept = surviving(grad[:, lo:hi], self.grad_filter or 0.0)
+            part, words = grad[:, lo:hi].index_select(1, kept), kept + lo
+            if self.dweight is not None:
+                total = self.dweight.index_select(0, words).addmm_(part.t(), x)
+                self.dweight.index_copy_(0, words, total)
+            if self.need_x:
+                dx.addmm_(part, self.head.weight.index_select(0, words).to(self.dtype))
+        return dx.mul_(factor) if self.need_x else None
 
     def _add_weight_grad(self, grad: Tensor, x: Tensor) -> None:
         if self.dweight is None:

@@ -31,7 +31,14 @@ class TritonEngine:
     """float32, bfloat16 or float16; CUDA tensors, or any under TRITON_INTERPRET=1."""
 
     def __init__(
-        self, head: Head, capacity: int, *, need_x: bool, need_weight: bool, need_bias: bool
+        self,
+        head: Head,
+        capacity: int,
+        *,
+        need_x: bool,
+        need_weight: bool,
+        need_bias: bool,
+        grad_filter: float | None = None,
     ) -> None:
         if not head.weight.is_cuda and isinstance(partial_kernel, triton.JITFunction):
             raise ValueError(
@@ -47,7 +54,7 @@ class TritonEngine:
                 head.temperature,
             )
         self.head, self.capacity, self.logp_rows = head, capacity, LOGP_ROWS
-        self.need_x, self.need_weight = need_x, need_weight
+        self.need_x, self.need_weight, self.grad_filter = need_x, need_weight, grad_filter
         self.vocab, self.width = head.weight.shape
         self.device = head.weight.device
         self.buffer: Tensor | None = None  # (capacity, V) float32, made on first use
@@ -157,11 +164,24 @@ class TritonEngine:
         )
         if self.dbias is not None:
             self.dbias += grad.sum(0, dtype=torch.float32)
-        if self.need_weight:
-            if self.dweight is None:
-                self.dweight = self._zeros(self.vocab, self.width)
+        if self.need_weight and self.dweight is None:
+            self.dweight = self._zeros(self.vocab, self.width)
+        if self.grad_filter is not None:
+            return self._filtered(grad, self.grad_filter * float(coef.abs().max()))
+        if self.dweight is not None:
             products.accumulate(self.dweight, grad.t(), self.x)
         return products.back(grad, self.head.weight) if self.need_x else None
+
+    def _filtered(self, grad: Tensor, least: float) -> Tensor | None:  # (n, V)
+        words = products.surviving(grad, least * self.head.inner * self.head.outer)
+        part = grad.index_select(1, words)
+        if self.dweight is not None:
+            total = self.dweight.index_select(0, words)
+            products.accumulate(total, part.t(), self.x)
+            self.dweight.index_copy_(0, words, total)
+        if not self.need_x:
+            return None
+        return products.back(part, self.head.weight.index_select(0, words))
 
     def weight_grads(self) -> tuple[Tensor | None, Tensor | None]:
         weight, bias = self.head.weight, self.head.bias

@@ -1,15 +1,11 @@
-"""The public function: checks, an index plan, then the autograd Function."""
+"""The public function: checks, then the custom op."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from comal_kernels import checks
-from comal_kernels.backend import resolve, rows_within
-from comal_kernels.ops.linear_logprob.autograd import LinearLogprob, Rows
-from comal_kernels.plan import to_device
+from comal_kernels.ops.linear_logprob.op import logprob_op
 
 
 def linear_logprob(
@@ -25,6 +21,7 @@ def linear_logprob(
     temperature: float = 1.0,
     backend: str = "auto",
     workspace: int | None = None,  # bytes
+    grad_filter: float | None = None,
 ) -> Tensor:  # (T,) or (S,)
     """log softmax(z)[target] in nats, without ever holding the (T, V) logits z.
 
@@ -42,6 +39,11 @@ def linear_logprob(
             tensors under TRITON_INTERPRET=1.
         workspace: bytes of logits held at a time (at least one row); None: 256 MiB on a CPU, 1 GiB
             on a GPU. Results do not depend on it beyond rounding; memory does not depend on T.
+        grad_filter: None is exact. A probability ε: words whose d logp / d logit is below ε
+            in every row of a chunk get and give no gradient there, so each entry of d loss /
+            d logits that is left out is below ε · max |d loss / d logp|. 2⁻¹² is below
+            bfloat16's resolution (Cut Cross-Entropy, arXiv 2411.09009, section 4.3). Costs a wait
+            for the GPU per chunk.
 
     Returns:
         Log-probs, (T,) with 0 at ignored positions, or sums (S,) with 0 for an empty sequence;
@@ -55,23 +57,25 @@ def linear_logprob(
         ValueError: an argument's shape, dtype, device or range is wrong; named in the message.
     """
     checks.projection("", hidden, weight, bias)
-    head = checks.head_options(weight, bias, softcap, logit_scale, temperature)
+    checks.head_options(softcap, logit_scale, temperature)
     checks.workspace(workspace)
-    host = checks.targets(target, hidden.shape[0], weight.shape[0], ignore_index)
-    cu = None if cu_seqlens is None else checks.sequence_bounds(cu_seqlens, hidden.shape[0])
-    backend = resolve(backend, hidden)
-
-    kept = np.flatnonzero(host != ignore_index)
-    lengths = None
-    if cu is not None:
-        lengths = to_device(np.diff(np.searchsorted(kept, cu)), hidden.device)
-    rows = Rows(
-        row=to_device(kept, hidden.device),
-        target=to_device(host[kept], hidden.device),
-        lengths=lengths,
-        capacity=rows_within(head, workspace),
-        backend=backend,
+    checks.grad_filter(grad_filter)
+    checks.targets(target, hidden.shape[0], ignore_index)
+    if cu_seqlens is not None:
+        checks.sequence_bounds(cu_seqlens)
+    checks.backend(backend)
+    logp, _ = logprob_op(
+        hidden,
+        weight,
+        bias,
+        target,
+        cu_seqlens,
+        ignore_index,
+        softcap,
+        logit_scale,
+        temperature,
+        backend,
+        workspace,
+        grad_filter,
     )
-    with torch.autocast(hidden.device.type, enabled=False):
-        result: Tensor = LinearLogprob.apply(hidden, weight, bias, head, rows)
-    return result
+    return logp

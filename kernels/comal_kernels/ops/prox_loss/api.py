@@ -1,21 +1,15 @@
-"""The public function: checks, an index plan, the reference, then the autograd Function."""
+"""The public function: checks, then the custom op."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from comal_kernels import checks
-from comal_kernels.backend import resolve, rows_within
-from comal_kernels.head import Head, compute_dtype
-from comal_kernels.ops.linear_logprob.autograd import Rows, token_logps
-from comal_kernels.ops.prox_loss.autograd import ProxLoss, Work
-from comal_kernels.ops.prox_loss.step import Inputs, ProxStep
-from comal_kernels.plan import Ints, make_plan, to_device
-from comal_kernels.segment import segment_sum
+from comal_kernels.ops.prox_loss.op import prox_loss_op
 
 
 @dataclass(frozen=True)
@@ -66,15 +60,17 @@ def prox_loss(
     ignore_index: int = -100,
     group: Tensor | None = None,  # (S,) int64
     workspace: int | None = None,  # bytes
+    grad_filter: float | None = None,
+    average_log_prob: bool = False,
     **hyperparameters: object,
 ) -> ProxOutput:
     """One of the losses of PROX over packed sequences; loss and gradients in one pass over them.
 
-    hidden, weight, target, bias, softcap, logit_scale, temperature, ignore_index, backend and
-    workspace are those of `linear_logprob`. Pairs are packed into chunks whose logits fit the
-    workspace; sequences that share a pair, however indirectly, share a chunk. What does not fit
-    costs one more projection. Under no_grad, or where nothing requires grad, nothing but log-probs
-    is computed; dW is skipped for a frozen head, dhidden for frozen states.
+    hidden, weight, target, bias, softcap, logit_scale, temperature, ignore_index, backend,
+    workspace and grad_filter are those of `linear_logprob`. Pairs are packed into chunks whose
+    logits fit the workspace; sequences that share a pair, however indirectly, share a chunk. What
+    does not fit costs one more projection. Under no_grad, or where nothing requires grad, nothing
+    but log-probs is computed; dW is skipped for a frozen head, dhidden for frozen states.
 
     Args:
         loss: a name in PROX.
@@ -96,6 +92,9 @@ def prox_loss(
             P̂(y ≻ π_t) per listed response (sppo).
         reward: (S,) one per sequence (dro, rebel).
         pair_weight: (P,) any sign; 1 / P each by default.
+        average_log_prob: length normalisation. Every log-prob that the loss compares, the policy's
+            and the cached sums alike, is divided by its sequence's number of predicted tokens;
+            `logp` and `ref_logp` of the result stay sums, the margin is one of means.
         group: (S,) integers, equal for responses to one prompt (dro without `value`).
 
     Index tensors may be on the CPU or on hidden's device; CPU ones spare the GPU a wait.
@@ -106,91 +105,66 @@ def prox_loss(
     """
     prox = checks.loss_row(loss)
     checks.projection("", hidden, weight, bias)
-    head = checks.head_options(weight, bias, softcap, logit_scale, temperature)
+    checks.head_options(softcap, logit_scale, temperature)
     checks.workspace(workspace)
-    host = checks.targets(target, hidden.shape[0], weight.shape[0], ignore_index)
-    cu = checks.sequence_bounds(cu_seqlens, hidden.shape[0])
-    count = len(cu) - 1
-    first, second = checks.pairs(prox, chosen, rejected, count)
-    ref_head = checks.reference(hidden, head, ref_logp, ref_hidden, ref_weight, ref_bias)
+    checks.grad_filter(grad_filter)
+    checks.flag("average_log_prob", average_log_prob)
+    checks.backend(backend)
+    checks.targets(target, hidden.shape[0], ignore_index)
+    count = checks.sequence_bounds(cu_seqlens)
+    checks.pairs(prox, chosen, rejected)
+    live = checks.reference(hidden, weight, bias, ref_logp, ref_hidden, ref_weight, ref_bias)
     checks.given(
         prox,
-        ref=("ref_logp or ref_hidden", ref_logp is not None or ref_head is not None),
+        ref=("ref_logp or ref_hidden", ref_logp is not None or live),
         last=("last_logp", last_logp is not None),
         preference=("preference", preference is not None),
         reward=("reward", reward is not None),
     )
-    hyper = checks.hyperparameters(prox, hyperparameters, len(first), count)
-    groups = checks.groups(prox, group, hyper, count)
+    pairs = chosen.shape[0]
+    hyper = checks.hyperparameters(prox, hyperparameters, pairs, count)
+    checks.groups(prox, group, hyper, count)
     cached = checks.cached(count, ref_logp=ref_logp, last_logp=last_logp, reward=reward)
-    labels = checks.per_pair(len(first), preference=preference, pair_weight=pair_weight)
-    backend = resolve(backend, hidden)
-
-    device, dtype = hidden.device, compute_dtype(hidden.dtype)
+    labels = checks.per_pair(pairs, preference=preference, pair_weight=pair_weight)
     wanted = (hidden, weight, bias)
     needs = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in wanted]
-    capacity = rows_within(head, workspace)
-    plan = make_plan(
-        host,
-        cu,
-        first,
-        second,
-        ignore_index=ignore_index,
-        capacity=capacity,
-        grad=any(needs),
-        group=groups,
+    numbers = [x if isinstance(x, float) else math.nan for x in hyper.values()]
+    tensors = [x if isinstance(x, Tensor) else None for x in hyper.values()]
+    total, logp, ref, margin, accuracy, per_pair, *_ = prox_loss_op(
+        hidden,
+        weight,
+        bias,
+        target,
+        cu_seqlens,
+        chosen,
+        rejected,
+        cached["ref_logp"],
+        cached["last_logp"],
+        ref_hidden.detach() if ref_hidden is not None else None,
+        ref_weight.detach() if ref_weight is not None else None,
+        ref_bias.detach() if ref_bias is not None else None,
+        labels["preference"],
+        cached["reward"],
+        labels["pair_weight"],
+        group,
+        tensors,
+        numbers,
+        loss,
+        ignore_index,
+        softcap,
+        logit_scale,
+        temperature,
+        backend,
+        workspace,
+        grad_filter,
+        average_log_prob,
+        needs,
     )
-    with torch.autocast(device.type, enabled=False), torch.no_grad():
-        ref = cached["ref_logp"]
-        if ref_head is not None and ref_hidden is not None:
-            rows = _reference_rows(host, cu, ignore_index, ref_head, workspace, backend, device)
-            logp, _ = token_logps(ref_head, ref_hidden.detach(), rows)
-            assert rows.lengths is not None
-            ref = segment_sum(logp.double(), rows.lengths)
-        inputs = Inputs(
-            chosen=to_device(first, device),
-            rejected=None if second is None else to_device(second, device),
-            ref=ref,
-            last=cached["last_logp"],
-            reward=cached["reward"],
-            preference=labels["preference"],
-            weight=labels["pair_weight"],
-            hyper=hyper,
-        )
-        step = ProxStep(prox, inputs, plan, device)
-    work = Work(head, plan, step, capacity, backend, (needs[0], needs[1], needs[2]))
-    with torch.autocast(device.type, enabled=False):
-        total = ProxLoss.apply(hidden, weight, bias, work)
-    return _output(total, step, ref, dtype)
-
-
-def _reference_rows(
-    target: Ints,  # (T,)
-    cu: Ints,  # (S + 1,)
-    ignore_index: int,
-    head: Head,
-    workspace: int | None,
-    backend: str,
-    device: torch.device,
-) -> Rows:
-    kept = np.flatnonzero(target != ignore_index)
-    return Rows(
-        row=to_device(kept, device),
-        target=to_device(target[kept], device),
-        lengths=to_device(np.diff(np.searchsorted(kept, cu)), device),
-        capacity=rows_within(head, workspace),
-        backend=backend,
-    )
-
-
-def _output(loss: Tensor, step: ProxStep, ref: Tensor | None, dtype: torch.dtype) -> ProxOutput:
-    scale = step.terms.hyper[step.prox.scale] if step.prox.scale else 1.0
-    hit = step.margin > 0 if step.prox.pairwise else step.margin * step.wanted > 0
     return ProxOutput(
-        loss=loss,
-        logp=step.logp.to(dtype),
-        ref_logp=None if ref is None else ref.to(step.device, dtype),
-        margin=step.caller_order(step.margin * scale).to(dtype),
-        accuracy=hit.to(dtype).mean(),
-        per_pair_loss=step.caller_order(step.loss).to(dtype),
+        loss=total,
+        logp=logp,
+        ref_logp=ref if "ref" in prox.uses else None,
+        margin=margin,
+        accuracy=accuracy,
+        per_pair_loss=per_pair,
     )

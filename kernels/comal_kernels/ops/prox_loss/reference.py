@@ -78,6 +78,8 @@ def reference_prox_loss(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     temperature: float = 1.0,
+    ignore_index: int = -100,
+    average_log_prob: bool = False,
     **loss: object,
 ) -> Tensor:  # ()
     """`prox_loss(...).loss` with logits and everything after them in `dtype`."""
@@ -87,9 +89,19 @@ def reference_prox_loss(
         target,
         bias=bias,
         cu_seqlens=cu_seqlens,
+        ignore_index=ignore_index,
         softcap=softcap,
         logit_scale=logit_scale,
         temperature=temperature,
         dtype=dtype,
     )
+    if average_log_prob:
+        bounds, kept = cu_seqlens.tolist(), (target != ignore_index).tolist()
+        counts = [max(1, sum(kept[a:b])) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        tokens = torch.tensor(counts, device=logp.device)
+        logp = logp / tokens
+        for name in ("ref_logp", "last_logp"):
+            sums = loss.get(name)
+            if isinstance(sums, Tensor):
+                loss[name] = sums.to(dtype) / tokens
     return reference_prox(logp, **loss)  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ class Inputs:
     preference: Tensor | None  # (P,)
     weight: Tensor | None  # (P,) pair_weight
     hyper: dict[str, float | Tensor | None]
+    average_log_prob: bool = False
 
 
 class ProxStep:
@@ -37,6 +39,9 @@ class ProxStep:
         self.link_sign = to_device(plan.link_sign, device).double()
         self.seq_links = to_device(plan.seq_links, device)
         self.group_pairs = to_device(plan.group_pairs, device)
+        self.share: Tensor | None = None  # (S,) in plan order: 1 / tokens of each sequence
+        if inputs.average_log_prob:
+            self.share = 1.0 / to_device(np.maximum(plan.seq_rows, 1), device).double()
         self.chosen = inputs.chosen.index_select(0, self.pair)
         self.rejected = (
             None if inputs.rejected is None else inputs.rejected.index_select(0, self.pair)
@@ -50,8 +55,8 @@ class ProxStep:
         if preference is None and "preference" in prox.optional:
             preference = torch.ones(count, dtype=torch.float64, device=device)
         self.terms = Terms(
-            ref=self._per_seq(inputs.ref),
-            last=self._per_seq(inputs.last),
+            ref=self._per_seq(self._averaged(inputs.ref)),
+            last=self._per_seq(self._averaged(inputs.last)),
             reward=self._per_seq(inputs.reward),
             preference=preference,
             hyper={name: self._hyper(name, value) for name, value in inputs.hyper.items()},
@@ -59,6 +64,7 @@ class ProxStep:
         self.anchor = prox.anchor(self.terms)  # (P,)
         self.offset = prox.offset(self.terms)  # (P,)
         self.logp = torch.zeros(len(plan.seq), dtype=torch.float64, device=device)
+        self.value = torch.zeros_like(self.logp)  # what the loss compares: sums, or means
         self.loss = torch.zeros_like(self.weight)  # (P,) unweighted φ
         self.slope = torch.zeros_like(self.weight)  # (P,) pair_weight · φ'
         self.margin = torch.zeros_like(self.weight)  # (P,) z − anchor
@@ -74,6 +80,12 @@ class ProxStep:
     def _per_seq(self, x: Tensor | None) -> Tensor | None:
         return None if x is None else self.difference(x.to(self.device).double())
 
+    def _averaged(self, x: Tensor | None) -> Tensor | None:  # (S,) sums → (S,) means, if wanted
+        if x is None or self.share is None:
+            return x
+        share = torch.empty_like(self.share).index_copy_(0, self.seq, self.share)
+        return x.to(self.device).double() * share
+
     def _hyper(self, name: str, value: float | Tensor | None) -> float | Tensor:
         if value is None:
             return 0.0  # a baseline to be solved: the residuals are centred instead
@@ -86,12 +98,15 @@ class ProxStep:
     def run(self, chunk: Chunk, seq_logp: Tensor) -> Tensor:
         """seq_logp (s,) float64 of the chunk's sequences → coefficients d loss / d logp (s,)."""
         self.logp.index_copy_(0, self.seq[chunk.seqs], seq_logp)
+        if self.share is not None:
+            seq_logp = seq_logp * self.share[chunk.seqs]
+        self.value.index_copy_(0, self.seq[chunk.seqs], seq_logp)
         at = chunk.pairs
         if at.start == at.stop:
             return torch.zeros_like(seq_logp)
-        z = self.logp.index_select(0, self.chosen[at])
+        z = self.value.index_select(0, self.chosen[at])
         if self.rejected is not None:
-            z = z - self.logp.index_select(0, self.rejected[at])
+            z = z - self.value.index_select(0, self.rejected[at])
         u = z - self.offset[at]
         if chunk.groups.start != chunk.groups.stop:
             u = u - self._group_means(u, self.weight[at], chunk)
@@ -102,7 +117,8 @@ class ProxStep:
         self.wanted[at] = self.margin[at] - u
         pushes = self.slope.index_select(0, self.link_pair[chunk.links])
         pushes = pushes * self.link_sign[chunk.links]
-        return segment_sum(pushes, self.seq_links[chunk.seqs])
+        coef = segment_sum(pushes, self.seq_links[chunk.seqs])
+        return coef if self.share is None else coef * self.share[chunk.seqs]
 
     def _group_means(self, u: Tensor, weight: Tensor, chunk: Chunk) -> Tensor:  # (p,) → (p,)
         """Weighted mean residual of each group: the baseline that minimises the group's loss."""
@@ -119,5 +135,19 @@ class ProxStep:
         hyper = {k: v[at] if isinstance(v, Tensor) else v for k, v in t.hyper.items()}
         return Terms(ref, last, reward, preference, hyper)
 
-    def caller_order(self, x: Tensor) -> Tensor:  # (P,) → (P,)
+    def total(self) -> Tensor:  # ()
+        return (self.weight * self.loss).sum()
+
+    def accuracy(self) -> Tensor:  # ()
+        hit = self.margin > 0 if self.prox.pairwise else self.margin * self.wanted > 0
+        return hit.double().mean()
+
+    def reported_margin(self) -> Tensor:  # (P,) in the caller's order
+        scale = self.terms.hyper[self.prox.scale] if self.prox.scale else 1.0
+        return self._caller_order(self.margin * scale)
+
+    def pair_loss(self) -> Tensor:  # (P,) in the caller's order
+        return self._caller_order(self.loss)
+
+    def _caller_order(self, x: Tensor) -> Tensor:  # (P,) → (P,)
         return torch.empty_like(x).index_copy_(0, self.pair, x)

@@ -1,13 +1,15 @@
-"""One pass over the pairs' chunks: loss and gradients together; backward only scales them."""
+"""One pass over the pairs' chunks: log-probs, losses and gradients together.
+
+At most 3 products with the head (4 for a component longer than the workspace), 1 without gradients.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from comal_kernels.backend import make_engine
 from comal_kernels.head import Head, compute_dtype
@@ -26,7 +28,8 @@ class Work:
     step: ProxStep
     capacity: int  # rows of one chunk of logits
     backend: str
-    needs: tuple[bool, bool, bool]  # gradients of hidden, weight, bias
+    needs: Sequence[bool]  # gradients of hidden, weight, bias
+    grad_filter: float | None = None
 
 
 class ProxPass:
@@ -42,6 +45,7 @@ class ProxPass:
             need_x=need_x,
             need_weight=need_weight,
             need_bias=need_bias,
+            grad_filter=work.grad_filter,
         )
         self.row = to_device(work.plan.row, hidden.device)  # (N,)
         self.target = to_device(work.plan.target, hidden.device)  # (N,)
@@ -95,33 +99,3 @@ class ProxPass:
         dx = self.engine.backward(coef)
         if self.dhidden is not None and dx is not None:
             self.dhidden.index_copy_(0, self.row[rows], dx.to(self.dhidden.dtype))
-
-
-class ProxLoss(torch.autograd.Function):
-    """forward: 3 passes at most (4 for a component longer than the workspace), 1 without gradients.
-
-    The results besides the loss stay in `work.step`.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,  # (T, H)
-        weight: Tensor,  # (V, H)
-        bias: Tensor | None,  # (V,)
-        work: Work,
-    ) -> Tensor:  # ()
-        run = ProxPass(work, hidden)
-        run.run()
-        ctx.save_for_backward(run.dhidden, *run.engine.weight_grads())
-        loss = (work.step.weight * work.step.loss).sum()
-        return loss.to(compute_dtype(hidden.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # grad ()
-        # on the host the usual factor 1 is known without waiting, and spares a sweep over dW
-        if grad.device.type == "cpu" and grad.item() == 1.0:
-            return *ctx.saved_tensors, None
-        saved: tuple[Tensor | None, ...] = ctx.saved_tensors
-        return *(None if x is None else x * grad.to(x.dtype) for x in saved), None
