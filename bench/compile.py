@@ -1,4 +1,4 @@
-"""Every kernel in every configuration it can be launched with, compiled for a GPU not needed here."""
+"""Every kernel in every configuration that it can be launched with, compiled without a GPU."""
 
 from __future__ import annotations
 
