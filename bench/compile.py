@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--json {args.json}: no such folder")
     from comal_kernels.static import cases, measure
 
-    wanted = [c for c in cases() if re.search(args.match, f"{c.kernel} {c.config}")]
+    wanted = [c for c in cases(args.arch) if re.search(args.match, f"{c.kernel} {c.config}")]
     if not wanted:
         raise ValueError(f"--match {args.match}: no kernel configuration matches")
     records = [

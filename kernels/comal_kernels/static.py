@@ -60,12 +60,12 @@ class Figures:
     matrix_instructions: dict[str, int]
 
 
-def cases() -> Iterator[Case]:
-    """Every specialisation the launchers can ask for."""
+def cases(arch: int) -> Iterator[Case]:
+    """Every specialisation that the launchers can ask for on sm_<arch>."""
     for bias, softcap in itertools.product((False, True), (False, True)):
         flags: dict[str, object] = {"HAS_BIAS": bias, "SOFTCAP": softcap}
         label = f"bias={int(bias)} softcap={int(softcap)}"
-        yield from _forward(flags, label)
+        yield from _forward(flags, label, arch)
         yield from _epilogue(flags, label)
     splits = 1
     while splits <= tuning.MAX_SPLITS:
@@ -77,8 +77,8 @@ def cases() -> Iterator[Case]:
         splits *= 2
 
 
-def _forward(flags: dict[str, object], label: str) -> Iterator[Case]:
-    for (dtype, fit), tile in tuning.FORWARD.items():
+def _forward(flags: dict[str, object], label: str, arch: int) -> Iterator[Case]:
+    for (dtype, fit), tile in tuning.FORWARD[tuning.nearest(arch)].items():
         shape = f"{tile.block_n}x{tile.block_v}x{tile.block_h}"
         yield Case(
             "partial_kernel",
@@ -186,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, default=90, help="compute capability × 10")
     parser.add_argument("--match", default="", help="only those in which this expression is found")
     options = parser.parse_args(arguments)
-    for case in cases():
+    for case in cases(options.arch):
         if re.search(options.match, f"{case.kernel} {case.config}"):
             print(json.dumps(asdict(measure(case, options.arch))), flush=True)
     return 0

@@ -27,6 +27,15 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """Compute capability × 10; what is interpreted passes for Hopper."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
 class TritonEngine:
     """float32, bfloat16 or float16; CUDA tensors, or any under TRITON_INTERPRET=1."""
 
@@ -82,7 +91,7 @@ class TritonEngine:
         n, weight = x.shape[0], self.head.weight
         sizes = (self.width, weight.stride(0), weight.data_ptr())
         aligned = all(size % 16 == 0 for size in sizes)
-        tile, even = tuning.forward_tile(x.dtype, self.width, aligned)
+        tile, even = tuning.forward_tile(architecture(self.device), x.dtype, self.width, aligned)
         blocks = triton.cdiv(n, tile.block_n)
         tiles = triton.cdiv(self.vocab, tile.block_v)
         splits, each = tuning.split_vocabulary(blocks, tiles, processors(self.device))
