@@ -1,7 +1,7 @@
 """Launch shapes of the Triton kernels: fixed tables, so that no step ever waits for a search.
 
-BASIS says where a table comes from: "static" (compiled without a GPU: no spills, matrix instructions
-present, shared memory for the pipeline) or "measured".
+BASIS says where a table comes from: "static" (compiled without a GPU: no spills, matrix
+instructions present, room in shared memory for the pipeline) or "measured".
 """
 
 from __future__ import annotations

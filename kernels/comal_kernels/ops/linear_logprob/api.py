@@ -6,6 +6,7 @@ from torch import Tensor
 
 from comal_kernels import checks
 from comal_kernels.ops.linear_logprob.op import logprob_op
+from comal_kernels.sharded import whole
 
 
 def linear_logprob(
@@ -33,7 +34,7 @@ def linear_logprob(
         weight: (V, H), the head, of hidden's dtype and device.
         target: (T,) int64, already shifted; `ignore_index` where there is nothing to predict:
             those rows are never projected.
-        bias: (V,), of hidden's dtype.
+        bias: (V,), of hidden's dtype. Either may be a DTensor that FSDP2 has sharded.
         cu_seqlens: (S + 1,) int32 or int64, 0 = first ≤ … ≤ last = T; sums per sequence if given.
         backend: "auto" is "triton" on CUDA tensors and "torch" elsewhere; "triton" runs on CPU
             tensors under TRITON_INTERPRET=1.
@@ -56,6 +57,7 @@ def linear_logprob(
     Raises:
         ValueError: an argument's shape, dtype, device or range is wrong; named in the message.
     """
+    weight, bias = whole(weight), whole(bias)
     checks.projection("", hidden, weight, bias)
     checks.head_options(softcap, logit_scale, temperature)
     checks.workspace(workspace)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from comal_kernels import checks
 from comal_kernels.ops.prox_loss.op import prox_loss_op
+from comal_kernels.sharded import whole
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,7 @@ def prox_loss(
             known, an argument that the loss needs and lacks, or is given and would ignore.
     """
     prox = checks.loss_row(loss)
+    weight, bias, ref_weight, ref_bias = map(whole, (weight, bias, ref_weight, ref_bias))
     checks.projection("", hidden, weight, bias)
     checks.head_options(softcap, logit_scale, temperature)
     checks.workspace(workspace)
