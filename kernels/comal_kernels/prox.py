@@ -34,7 +34,8 @@ class Hyper:
 
     @property
     def required(self) -> bool:
-        return self.default is not None and math.isnan(self.default)
+        # NaN alone differs from itself; torch.compile cannot trace isnan of a symbolic number
+        return self.default is not None and self.default != self.default
 
 
 POSITIVE = Hyper(low=0.0, open_low=True)

@@ -184,11 +184,12 @@ def test_triton_that_cannot_run(monkeypatch) -> None:
 
 
 def test_import_is_light() -> None:
-    """Neither triton nor transformers is imported, nor any GPU looked for."""
+    """Transformers is not imported, triton not needed, nor any GPU looked for."""
     code = (
-        "import sys, torch, comal_kernels;"
+        "import sys; sys.modules['triton'] = None;"  # importing it fails
+        "import torch, comal_kernels;"
         "comal_kernels.linear_logprob(torch.ones(1, 1), torch.ones(2, 1), torch.tensor([0]));"
-        "bad = {'triton', 'transformers', 'comal_fast'} & set(sys.modules);"
+        "bad = {'transformers', 'comal_fast'} & set(sys.modules);"
         "assert not bad and not torch.cuda.is_initialized(), bad"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(comal_kernels.__file__).parents[1])}

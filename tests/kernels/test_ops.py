@@ -11,7 +11,7 @@ from comal_kernels.ops.prox_loss.op import prox_loss_op
 LENGTHS, WIDTH, VOCAB = [4, 0, 6, 3], 5, 23
 LENGTH = sum(LENGTHS)
 CU = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
-HEAD = (-100, 3.0, 0.7, 1.3, "torch", 6 * VOCAB * 4)  # ignore_index … workspace
+HEAD = (-100, 3.0, 0.7, 1.3, "torch", 6 * VOCAB * 4, None)  # ignore_index … grad_filter
 
 
 def leaves(dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -58,7 +58,7 @@ def test_opcheck_logprob(packed) -> None:
 def test_opcheck_prox_loss() -> None:
     kw = loss_arguments("inpo")
     pairs = [kw["chosen"], kw["rejected"], kw["ref_logp"], kw["last_logp"], *[None] * 7]
-    options = [[None, None], [0.1, 0.3], "inpo", *HEAD, [True, True, True]]
+    options = [[None, None], [0.1, 0.3], "inpo", *HEAD, False, [True, True, True]]
     torch.library.opcheck(prox_loss_op, (*leaves(), target(), CU, *pairs, *options))
 
 
