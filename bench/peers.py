@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ Contender = Callable[[Problem, Leaves], Tensor]
 TRL_CHUNKS = (1024, 4096, 8192, 16384)  # words of a tile; the best one counts
 
 
-def ours(p: Problem, leaves: Leaves, **options: float | None) -> Tensor:
+def ours(p: Problem, leaves: Leaves, **options: Any) -> Tensor:
     """comal_kernels.prox_loss."""
     count = len(p.cu_seqlens) - 1
     return prox_loss(
