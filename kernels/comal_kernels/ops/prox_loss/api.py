@@ -105,7 +105,8 @@ def prox_loss(
             known, an argument that the loss needs and lacks, or is given and would ignore.
     """
     prox = checks.loss_row(loss)
-    weight, bias, ref_weight, ref_bias = map(whole, (weight, bias, ref_weight, ref_bias))
+    weight, bias = whole(weight), whole(bias)
+    ref_weight, ref_bias = whole(ref_weight), whole(ref_bias)
     checks.projection("", hidden, weight, bias)
     checks.head_options(softcap, logit_scale, temperature)
     checks.workspace(workspace)
