@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from report.page import Page
-from report.synthetic import LONG, build, config, iteration_rows, write_training_files
 
 from comal_fast.report import register, write_report
 from comal_fast.report.facts import reference_moves, train_runs
 from comal_fast.report.html import render
 from comal_fast.report.load import load_run
 from comal_fast.report.plots import FIGURES
+from page import Page
+from synthetic import LONG, build, config, iteration_rows, write_training_files
 
 PICTURES = {"win_rate", "win_matrix", "training", "kl", "response_length", "fluency", "oracle",
             "time"}  # fmt: skip
