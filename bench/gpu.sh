@@ -5,6 +5,6 @@ cd "$(dirname "$0")/.."
 OUT="${OUT:-bench/results}"
 mkdir -p "$OUT"
 export PYTHONPATH="kernels:.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-python3 -m pytest tests/kernels 2>&1 | tee "$OUT/tests.log"
+python3 -m pytest tests/kernels -m "not slow" 2>&1 | tee "$OUT/tests.log"
 python3 -m bench head --tokens 2048 8192 --json "$OUT/head.json"
 python3 -m bench head --tokens 32768 --no-plain --json "$OUT/head-32768.json"
