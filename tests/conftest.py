@@ -37,7 +37,7 @@ generation: {{num_generations: 3, max_new_tokens: 8, batch_size: 6}}
 oracle: {{target_words: 2}}
 pairing: {{strategy: all}}
 algorithm: {{eta: 0.05, iterations: 2, ref_update_interval: 2}}
-training: {{learning_rate: 1.0e-3, num_train_epochs: 2, train_batch_size: 4, save_steps: 1,
+training: {{learning_rate: 1.0e-3, num_train_epochs: 2, train_batch_size: 2, save_steps: 1,
             max_tokens_per_microbatch: 300}}
 evaluation: {{bootstrap: 200}}
 """
