@@ -27,7 +27,6 @@ from bench.problem import RESPONSE, Problem, make_problem
 FLOOR = "floor: 3 GEMMs"
 OURS = "comal_kernels"
 PACKAGES = ("torch", "triton", "transformers", "trl")
-FILTER = 2.0**-12
 
 
 def solve(contender: Contender, p: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,6 +85,7 @@ def register(benches: Any) -> None:
     parser.add_argument("--vocab", type=int, default=128256 if cuda else 49152)
     parser.add_argument("--repeat", type=int, default=20 if cuda else 5)
     parser.add_argument("--no-plain", action="store_true", help="leave out full logits")
+    parser.add_argument("--grad-filter", type=float, help="time this filter too (inexact)")
     parser.add_argument("--json", type=Path, help="where to write the records")
     parser.set_defaults(run=run)
 
@@ -109,8 +109,10 @@ def run(args: argparse.Namespace) -> int:
             checked[name], right[name] = check(contender, small, dtype), contender
         except Exception as error:  # a peer that fails is a row that says why
             refused[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    name, filtered = f"{OURS}, grad_filter=2⁻¹²", functools.partial(ours, grad_filter=FILTER)
-    checked[name], right[name] = errors(filtered, small, dtype), filtered
+    if args.grad_filter:
+        filtered = functools.partial(ours, grad_filter=args.grad_filter)
+        name = f"{OURS}, grad_filter={args.grad_filter:g}"
+        checked[name], right[name] = errors(filtered, small, dtype), filtered
     if args.no_plain:
         right.pop("plain torch, full logits", None)
     records = []

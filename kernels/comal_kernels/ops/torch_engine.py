@@ -39,9 +39,9 @@ class TorchEngine:
             self.dbias = torch.zeros(head.weight.shape[0], dtype=self.dtype, device=self._device)
         vocab, width = head.weight.shape
         self.native, self.grad_filter = head.weight.dtype == self.dtype, grad_filter
-        whole = self.native and grad_filter is None
-        step = vocab if whole else max(1, CAST_BYTES // (4 * max(1, width)))
-        self.slices = [(v, min(v + step, vocab)) for v in range(0, vocab, step)]
+        step = max(1, CAST_BYTES // (4 * max(1, width)))
+        self.parts = [(v, min(v + step, vocab)) for v in range(0, vocab, step)]
+        self.slices = [(0, vocab)] if self.native else self.parts
 
     @property
     def _device(self) -> torch.device:
@@ -132,7 +132,7 @@ class TorchEngine:
         dx, x = torch.zeros_like(self.x), self.x * factor
         if self.need_weight and self.dweight is None:
             self.dweight = torch.zeros_like(self.head.weight, dtype=self.dtype)
-        for lo, hi in self.slices:
+        for lo, hi in self.parts:  # what is gathered is a copy: a part of the head at a time
             kept = surviving(grad[:, lo:hi], self.grad_filter or 0.0)
             part, words = grad[:, lo:hi].index_select(1, kept), kept + lo
             if self.dweight is not None:
