@@ -6,5 +6,7 @@ OUT="${OUT:-bench/results}"
 mkdir -p "$OUT"
 export PYTHONPATH="kernels:.${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 python3 -m pytest tests/kernels -m "not slow" 2>&1 | tee "$OUT/tests.log"
-python3 -m bench head --tokens 2048 8192 --json "$OUT/head.json"
-python3 -m bench head --tokens 32768 --no-plain --json "$OUT/head-32768.json"
+for pass in "" --forward-only; do
+    python3 -m bench head $pass --tokens 2048 8192 --json "$OUT/head$pass.json"
+    python3 -m bench head $pass --tokens 32768 --no-plain --json "$OUT/head$pass-32768.json"
+done

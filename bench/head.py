@@ -24,7 +24,6 @@ from torch import Tensor
 from bench.peers import Contender, ours, peers, plain
 from bench.problem import RESPONSE, Problem, make_problem
 
-FLOOR = "floor: 3 GEMMs"
 OURS = "comal_kernels"
 PACKAGES = ("torch", "triton", "transformers", "trl")
 
@@ -35,6 +34,12 @@ def solve(contender: Contender, p: Problem, dtype: torch.dtype) -> tuple[Tensor,
     loss = contender(p, leaves)
     dhidden, dweight = torch.autograd.grad(loss, leaves)
     return loss.detach(), dhidden, dweight
+
+
+def value(contender: Contender, p: Problem, dtype: torch.dtype) -> Tensor:
+    """The loss alone, under no_grad."""
+    with torch.no_grad():
+        return contender(p, p.leaves(dtype))
 
 
 def errors(contender: Contender, p: Problem, dtype: torch.dtype) -> dict[str, float]:
@@ -84,6 +89,7 @@ def register(benches: Any) -> None:
     parser.add_argument("--hidden", type=int, default=4096 if cuda else 576)
     parser.add_argument("--vocab", type=int, default=128256 if cuda else 49152)
     parser.add_argument("--repeat", type=int, default=20 if cuda else 5)
+    parser.add_argument("--forward-only", action="store_true", help="log-probs, no gradients")
     parser.add_argument("--no-plain", action="store_true", help="leave out full logits")
     parser.add_argument("--grad-filter", type=float, help="time this filter too (inexact)")
     parser.add_argument("--json", type=Path, help="where to write the records")
@@ -137,23 +143,27 @@ def _measure(
 
     def floor() -> None:
         torch.mm(p.hidden, p.weight.t(), out=logits)
+        if args.forward_only:
+            return
         torch.mm(logits, p.weight)
         torch.mm(logits.t(), p.hidden)
 
-    jobs: dict[str, Callable[[], Any]] = {FLOOR: floor}
+    least = f"floor: {1 if args.forward_only else 3} × cuBLAS or MKL product"
+    jobs: dict[str, Callable[[], Any]] = {least: floor}
+    job = value if args.forward_only else solve
     for name, contender in contenders.items():
-        jobs[name] = functools.partial(solve, contender, p, dtype)
+        jobs[name] = functools.partial(job, contender, p, dtype)
     times = interleaved(jobs, args.repeat, device)
     rows = {}
     for name, seconds in times.items():
         quartiles = torch.tensor(seconds).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         rows[name] = dict(zip(("q25", "median", "q75"), quartiles, strict=True))
-    base = rows[FLOOR]["median"]
+    base = rows[least]["median"]
     for row in rows.values():
         row["ratio_to_floor"] = row["median"] / base
     cuda = device.type == "cuda"
     return {
-        "bench": "head",
+        "bench": "head forward" if args.forward_only else "head",
         "tokens": len(p.target),
         "hidden": args.hidden,
         "vocab": args.vocab,
@@ -173,7 +183,8 @@ def _version(package: str) -> str | None:
 
 
 def _print(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    title = f"DPO from hidden states, forward + backward, {args.dtype}, {records[0]['device']}"
+    what = "forward" if args.forward_only else "forward + backward"
+    title = f"DPO from hidden states, {what}, {args.dtype}, {records[0]['device']}"
     table = Table(title=title)
     for column in ("tokens", "contender", "ms (q25 – q75)", "ratio to floor"):
         table.add_column(column)
