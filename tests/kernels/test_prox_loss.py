@@ -206,6 +206,24 @@ def test_live_reference_equals_a_cached_one(backend, bias, device) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("average_log_prob", [False, True])
+@pytest.mark.parametrize("rows", [1, 6, 1000])
+def test_live_reference_that_shares_the_head(backend, average_log_prob, rows, device) -> None:
+    """An adapter's base model: same head, other states; in chunks of a few rows."""
+    leaves, index, kw = problem("dpo", torch.float32, device)
+    hidden, weight = torch.randn_like(leaves[0]), leaves[1]
+    run = {"average_log_prob": average_log_prob, "workspace": 4 * VOCAB * rows, "backend": backend}
+    kw["ref_logp"] = linear_logprob(hidden, weight.detach(), index[0], cu_seqlens=index[1])
+    want, *want_grads = outcome(prox_loss, leaves, index, **kw, **run)
+    kw["ref_logp"] = None
+    got, *grads = outcome(
+        prox_loss, leaves, index, **kw, **run, ref_hidden=hidden, ref_weight=weight
+    )
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(grads, want_grads)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_all_tokens_ignored(backend, device) -> None:
     leaves, (target, cu), kw = problem("ipo", torch.float32, device)
     target = torch.full_like(target, -100)

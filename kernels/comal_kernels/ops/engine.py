@@ -6,6 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from comal_kernels.head import Head
+
 
 class Engine(Protocol):
     """One pass over a head: at most `capacity` rows of logits, and the sums of dW and dbias."""
@@ -30,4 +32,8 @@ class Engine(Protocol):
 
     def weight_grads(self) -> tuple[Tensor | None, Tensor | None]:
         """dW (V, H) and dbias (V,) in the parameters' dtypes, None where not needed."""
+        ...
+
+    def reader(self, head: Head) -> Engine:
+        """An engine for `logp` alone of a head over the same vocabulary, in this one's memory."""
         ...

@@ -33,6 +33,7 @@ class TorchEngine:
         self.need_x, self.need_weight = need_x, need_weight
         self.dtype = compute_dtype(head.weight.dtype)
         self.buffer: Tensor | None = None  # (capacity, V), made on first use
+        self.lender: TorchEngine | None = None  # whose buffer is used instead
         self.dweight: Tensor | None = None  # (V, H), made on first use
         self.dbias: Tensor | None = None
         if need_bias:
@@ -50,11 +51,14 @@ class TorchEngine:
     def _weight(self, lo: int, hi: int) -> Tensor:  # (hi - lo, H) in the compute dtype
         return self.head.weight if self.native else self.head.weight[lo:hi].to(self.dtype)
 
-    def _project(self, x: Tensor) -> Tensor:  # (n, H) → (n, V): inner · (x Wᵀ + bias)
+    def _rows(self, n: int) -> Tensor:  # (n, V)
         if self.buffer is None:
             shape = (self.capacity, self.head.weight.shape[0])
             self.buffer = torch.empty(shape, dtype=self.dtype, device=self._device)
-        z = self.buffer[: x.shape[0]]
+        return self.buffer[:n]
+
+    def _project(self, x: Tensor) -> Tensor:  # (n, H) → (n, V): inner · (x Wᵀ + bias)
+        z = (self if self.lender is None else self.lender)._rows(x.shape[0])
         scaled = x if self.head.inner == 1.0 else x * self.head.inner
         for lo, hi in self.slices:
             w, out = self._weight(lo, hi).t(), z[:, lo:hi]
@@ -149,6 +153,11 @@ class TorchEngine:
             torch.mm(grad.t(), x, out=self.dweight)
         else:
             self.dweight.addmm_(grad.t(), x)
+
+    def reader(self, head: Head) -> TorchEngine:
+        other = TorchEngine(head, self.capacity, need_x=False, need_weight=False, need_bias=False)
+        other.lender = self
+        return other
 
     def weight_grads(self) -> tuple[Tensor | None, Tensor | None]:
         weight, bias = self.head.weight, self.head.bias

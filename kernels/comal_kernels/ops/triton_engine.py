@@ -192,6 +192,9 @@ class TritonEngine:
             return None
         return products.back(part, self.head.weight.index_select(0, words))
 
+    def reader(self, head: Head) -> TritonEngine:
+        return TritonEngine(head, self.capacity, need_x=False, need_weight=False, need_bias=False)
+
     def weight_grads(self) -> tuple[Tensor | None, Tensor | None]:
         weight, bias = self.head.weight, self.head.bias
         dweight = self.dweight

@@ -11,12 +11,10 @@ from torch import Tensor
 from comal_kernels import checks
 from comal_kernels.backend import resolve, rows_within
 from comal_kernels.head import Head, compute_dtype
-from comal_kernels.ops.linear_logprob.passes import kept_rows, token_logps
 from comal_kernels.ops.prox_loss.passes import ProxPass, Work
 from comal_kernels.ops.prox_loss.step import Inputs, ProxStep
 from comal_kernels.plan import make_plan, to_device, to_host
 from comal_kernels.prox import PROX
-from comal_kernels.segment import segment_sum
 
 Maybe = Tensor | None
 
@@ -86,24 +84,13 @@ def prox_loss_op(
         group=None if group is None else to_host(group),
     )
     with torch.autocast(device.type, enabled=False):
-        ref = None if ref_logp is None else ref_logp.to(device)
+        live = None
         if ref_hidden is not None and ref_weight is not None:
-            ref_head = Head(ref_weight, ref_bias, softcap, logit_scale, temperature)
-            rows = kept_rows(
-                host,
-                cu,
-                ignore_index=ignore_index,
-                head=ref_head,
-                workspace=workspace,
-                backend=backend,
-            )
-            logp, _ = token_logps(ref_head, ref_hidden, rows)
-            assert rows.lengths is not None
-            ref = segment_sum(logp.double(), rows.lengths)
+            live = Head(ref_weight, ref_bias, softcap, logit_scale, temperature), ref_hidden
         inputs = Inputs(
             chosen=to_device(first, device),
             rejected=None if second is None else to_device(second, device),
-            ref=ref,
+            ref=None if ref_logp is None else ref_logp.to(device),
             last=last_logp,
             reward=reward,
             preference=preference,
@@ -115,14 +102,16 @@ def prox_loss_op(
                 )
             },
             average_log_prob=average_log_prob,
+            live_ref=live is not None,
         )
         step = ProxStep(prox, inputs, plan, device)
-        run = ProxPass(Work(head, plan, step, capacity, backend, needs, grad_filter), hidden)
+        work = Work(head, plan, step, capacity, backend, needs, grad_filter, live)
+        run = ProxPass(work, hidden)
         run.run()
         results = (
             step.total().to(dtype),
             step.logp.to(dtype),
-            None if ref is None else ref.to(dtype, copy=True),
+            None if step.ref is None else step.ref.to(dtype, copy=True),
             *(x.to(dtype) for x in (step.reported_margin(), step.accuracy(), step.pair_loss())),
             run.dhidden,
             *run.engine.weight_grads(),

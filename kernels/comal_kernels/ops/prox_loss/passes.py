@@ -30,6 +30,7 @@ class Work:
     backend: str
     needs: Sequence[bool]  # gradients of hidden, weight, bias
     grad_filter: float | None = None
+    ref: tuple[Head, Tensor] | None = None  # the reference's head and states (T, H'), if live
 
 
 class ProxPass:
@@ -47,6 +48,7 @@ class ProxPass:
             need_bias=need_bias,
             grad_filter=work.grad_filter,
         )
+        self.ref_engine = None if work.ref is None else self.engine.reader(work.ref[0])
         self.row = to_device(work.plan.row, hidden.device)  # (N,)
         self.target = to_device(work.plan.target, hidden.device)  # (N,)
         self.lengths = to_device(work.plan.seq_rows, hidden.device)  # (S,)
@@ -61,10 +63,14 @@ class ProxPass:
         n = rows.stop - rows.start
         grad = any(self.work.needs) and chunk.pairs.stop > chunk.pairs.start and n > 0
         held = grad and chunk.whole
+        if self.work.ref is not None and self.ref_engine is not None:
+            # first, since both projections use the same memory
+            ref_logp, _ = self._logp(rows, self.ref_engine, self.work.ref[1])
+            self.work.step.refer(chunk, segment_sum(ref_logp.double(), lengths))
         if held:
             logp, lse = self._load(rows), None
         else:
-            logp, lse = self._logp(rows)
+            logp, lse = self._logp(rows, self.engine, self.hidden)
         seq_logp = segment_sum(logp.double(), lengths)
         coef = self.work.step.run(chunk, seq_logp)
         if not grad:
@@ -78,21 +84,21 @@ class ProxPass:
             self._load(part, None if lse is None else lse[local])
             self._backward(part, coef[local])
 
-    def _x(self, rows: slice) -> Tensor:  # (n, H)
-        return self.hidden.index_select(0, self.row[rows])
-
     def _load(self, rows: slice, lse: Tensor | None = None) -> Tensor:  # (n,)
-        logp = self.engine.load(self._x(rows), self.target[rows], lse)
+        x = self.hidden.index_select(0, self.row[rows])
+        logp = self.engine.load(x, self.target[rows], lse)
         return self.hidden.new_empty(0) if logp is None else logp
 
-    def _logp(self, rows: slice) -> tuple[Tensor, Tensor]:  # (n,), (n,)
+    def _logp(self, rows: slice, engine: Engine, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs and log-sum-exps (n,), (n,); no logits are kept."""
         n = rows.stop - rows.start
         dtype = compute_dtype(self.hidden.dtype)
         logp = torch.empty(n, dtype=dtype, device=self.hidden.device)
         lse = torch.empty_like(logp)
-        for part in pieces(rows, self.engine.logp_rows):
+        for part in pieces(rows, engine.logp_rows):
             local = slice(part.start - rows.start, part.stop - rows.start)
-            logp[local], lse[local] = self.engine.logp(self._x(part), self.target[part])
+            x = hidden.index_select(0, self.row[part])
+            logp[local], lse[local] = engine.logp(x, self.target[part])
         return logp, lse
 
     def _backward(self, rows: slice, coef: Tensor) -> None:

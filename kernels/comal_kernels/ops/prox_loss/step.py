@@ -19,13 +19,14 @@ class Inputs:
 
     chosen: Tensor  # (P,) int64
     rejected: Tensor | None  # (P,) int64
-    ref: Tensor | None  # (S,)
+    ref: Tensor | None  # (S,); None too where it comes with each chunk (live_ref)
     last: Tensor | None  # (S,)
     reward: Tensor | None  # (S,)
     preference: Tensor | None  # (P,)
     weight: Tensor | None  # (P,) pair_weight
     hyper: dict[str, float | Tensor | None]
     average_log_prob: bool = False
+    live_ref: bool = False  # `refer` is called before `run`
 
 
 class ProxStep:
@@ -54,15 +55,16 @@ class ProxStep:
         preference = self._per_pair(inputs.preference)
         if preference is None and "preference" in prox.optional:
             preference = torch.ones(count, dtype=torch.float64, device=device)
+        self.ref = inputs.ref  # (S,) sums, in the caller's order
+        if inputs.live_ref:
+            self.ref = torch.zeros(len(plan.seq), dtype=torch.float64, device=device)
         self.terms = Terms(
-            ref=self._per_seq(self._averaged(inputs.ref)),
+            ref=self._per_seq(self._averaged(self.ref)),
             last=self._per_seq(self._averaged(inputs.last)),
             reward=self._per_seq(inputs.reward),
             preference=preference,
             hyper={name: self._hyper(name, value) for name, value in inputs.hyper.items()},
         )
-        self.anchor = prox.anchor(self.terms)  # (P,)
-        self.offset = prox.offset(self.terms)  # (P,)
         self.logp = torch.zeros(len(plan.seq), dtype=torch.float64, device=device)
         self.value = torch.zeros_like(self.logp)  # what the loss compares: sums, or means
         self.loss = torch.zeros_like(self.weight)  # (P,) unweighted φ
@@ -73,9 +75,10 @@ class ProxStep:
     def _per_pair(self, x: Tensor | None) -> Tensor | None:
         return None if x is None else x.to(self.device).double().index_select(0, self.pair)
 
-    def difference(self, x: Tensor) -> Tensor:  # (S,) in the caller's order → (P,)
-        first = x.index_select(0, self.chosen)
-        return first if self.rejected is None else first - x.index_select(0, self.rejected)
+    def difference(self, x: Tensor, at: slice = slice(None)) -> Tensor:
+        """x (S,) in the caller's order → (p,): of the pairs' two responses, or the listed one."""
+        first = x.index_select(0, self.chosen[at])
+        return first if self.rejected is None else first - x.index_select(0, self.rejected[at])
 
     def _per_seq(self, x: Tensor | None) -> Tensor | None:
         return None if x is None else self.difference(x.to(self.device).double())
@@ -95,6 +98,15 @@ class ProxStep:
             return value.to(self.device).double().index_select(0, self.pair)
         return value.to(self.device).double().index_select(0, self.chosen)
 
+    def refer(self, chunk: Chunk, seq_logp: Tensor) -> None:
+        """seq_logp (s,) float64: the reference's, of the chunk's sequences."""
+        assert self.ref is not None and self.terms.ref is not None
+        self.ref.index_copy_(0, self.seq[chunk.seqs], seq_logp)
+        if self.share is not None:
+            seq_logp = seq_logp * self.share[chunk.seqs]
+        self.value.index_copy_(0, self.seq[chunk.seqs], seq_logp)  # till `run` needs the place
+        self.terms.ref[chunk.pairs] = self.difference(self.value, chunk.pairs)
+
     def run(self, chunk: Chunk, seq_logp: Tensor) -> Tensor:
         """seq_logp (s,) float64 of the chunk's sequences → coefficients d loss / d logp (s,)."""
         self.logp.index_copy_(0, self.seq[chunk.seqs], seq_logp)
@@ -104,16 +116,13 @@ class ProxStep:
         at = chunk.pairs
         if at.start == at.stop:
             return torch.zeros_like(seq_logp)
-        z = self.value.index_select(0, self.chosen[at])
-        if self.rejected is not None:
-            z = z - self.value.index_select(0, self.rejected[at])
-        u = z - self.offset[at]
+        z, terms = self.difference(self.value, at), self._slice(at)
+        u = z - self.prox.offset(terms)
         if chunk.groups.start != chunk.groups.stop:
             u = u - self._group_means(u, self.weight[at], chunk)
-        terms = self._slice(at)
         self.loss[at] = self.prox.phi(u, terms)
         self.slope[at] = self.weight[at] * self.prox.dphi(u, terms)
-        self.margin[at] = z - self.anchor[at]
+        self.margin[at] = z - self.prox.anchor(terms)
         self.wanted[at] = self.margin[at] - u
         pushes = self.slope.index_select(0, self.link_pair[chunk.links])
         pushes = pushes * self.link_sign[chunk.links]
