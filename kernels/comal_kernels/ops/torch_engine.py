@@ -1,7 +1,8 @@
-"""The engine in plain torch: BLAS products, and an epilogue that seldom touches the logits.
+"""The engine in plain torch: BLAS products, and an epilogue on logits that are still in cache.
 
-The softmax overwrites the logits a few rows at a time, so that memory is swept once, and the
-per-row coefficient is applied to x and dx, H wide, rather than to the logits, V wide.
+The logits lie transposed, (V, n): all three products are faster so on a CPU, and a slice of the
+vocabulary is one block of memory. Each slice becomes exp(z − top) right after its product; 1 / Σ
+and the per-row coefficient are applied to x and dx, H wide, rather than to the logits, V wide.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from torch import Tensor
 from comal_kernels.head import MIB, Head, compute_dtype
 from comal_kernels.ops.products import surviving
 
-BLOCK_BYTES = 1 * MIB  # what one block of logits may take: stays in a core's cache
+SLICE_BYTES = {"cpu": 2 * MIB, "cuda": 64 * MIB}  # logits of a slice: stay in a core's cache
 CAST_BYTES = 32 * MIB  # slice of a half precision weight that is widened at a time
+LOGP_ROWS = 1024  # without gradients only one slice of logits is held
+LARGEST_TOTAL = 1e18  # of Σ exp(z − top): far from overflow, and its inverse from underflow
 
 
 class TorchEngine:
@@ -29,135 +32,157 @@ class TorchEngine:
         need_bias: bool,
         grad_filter: float | None = None,
     ) -> None:
-        self.head, self.capacity, self.logp_rows = head, capacity, capacity
+        self.head, self.capacity, self.logp_rows = head, capacity, LOGP_ROWS
         self.need_x, self.need_weight = need_x, need_weight
         self.dtype = compute_dtype(head.weight.dtype)
-        self.buffer: Tensor | None = None  # (capacity, V), made on first use
-        self.lender: TorchEngine | None = None  # whose buffer is used instead
+        self.buffer: Tensor | None = None  # (V · capacity,), made on first use
         self.dweight: Tensor | None = None  # (V, H), made on first use
         self.dbias: Tensor | None = None
         if need_bias:
             self.dbias = torch.zeros(head.weight.shape[0], dtype=self.dtype, device=self._device)
-        vocab, width = head.weight.shape
         self.native, self.grad_filter = head.weight.dtype == self.dtype, grad_filter
-        step = max(1, CAST_BYTES // (4 * max(1, width)))
-        self.parts = [(v, min(v + step, vocab)) for v in range(0, vocab, step)]
-        self.slices = [(0, vocab)] if self.native else self.parts
+        self.cast_words = max(1, CAST_BYTES // (4 * max(1, head.weight.shape[1])))
 
     @property
     def _device(self) -> torch.device:
         return self.head.weight.device
 
     def _weight(self, lo: int, hi: int) -> Tensor:  # (hi - lo, H) in the compute dtype
-        return self.head.weight if self.native else self.head.weight[lo:hi].to(self.dtype)
+        return self.head.weight[lo:hi].to(self.dtype)
 
-    def _rows(self, n: int) -> Tensor:  # (n, V)
-        if self.buffer is None:
-            shape = (self.capacity, self.head.weight.shape[0])
-            self.buffer = torch.empty(shape, dtype=self.dtype, device=self._device)
-        return self.buffer[:n]
+    def _cuts(self, words: int) -> list[tuple[int, int]]:
+        vocab = self.head.weight.shape[0]
+        return [(lo, min(lo + words, vocab)) for lo in range(0, vocab, words)]
 
-    def _project(self, x: Tensor) -> Tensor:  # (n, H) → (n, V): inner · (x Wᵀ + bias)
-        z = (self if self.lender is None else self.lender)._rows(x.shape[0])
-        scaled = x if self.head.inner == 1.0 else x * self.head.inner
-        for lo, hi in self.slices:
-            w, out = self._weight(lo, hi).t(), z[:, lo:hi]
-            if self.head.bias is None:
-                torch.mm(scaled, w, out=out)
-            else:
-                bias = self.head.bias[lo:hi].to(self.dtype) * self.head.inner
-                torch.addmm(bias, scaled, w, out=out)
-        return z.tanh_() if self.head.softcap else z
+    def _slices(self, n: int) -> list[tuple[int, int]]:
+        words = SLICE_BYTES.get(self._device.type, 2 * MIB) // (max(1, n) * self.dtype.itemsize)
+        words = max(64, words)
+        return self._cuts(words if self.native else min(words, self.cast_words))
 
-    def _blocks(self, n: int) -> list[slice]:
-        rows = max(1, BLOCK_BYTES // (self.head.weight.shape[0] * self.dtype.itemsize))
-        return [slice(i, min(i + rows, n)) for i in range(0, n, rows)]
+    def _project(self, x: Tensor, lo: int, hi: int, out: Tensor) -> None:
+        """x (H, n) → out (hi - lo, n): inner · (W x + bias), or its tanh where there is a cap."""
+        torch.mm(self._weight(lo, hi), x, out=out)
+        if self.head.bias is not None:
+            out.add_(self.head.bias[lo:hi, None].to(self.dtype), alpha=self.head.inner)
+        if self.head.softcap:
+            out.tanh_()
 
-    def _reduce(self, z: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-prob and log-sum-exp (n,) of z (n, V). Without softcap z becomes the softmax."""
-        picked = z.gather(1, target[:, None])[:, 0] * self.head.outer
-        lse = torch.empty_like(picked)
-        for rows in self._blocks(z.shape[0]):
-            # torch.softmax and log_softmax sum in order: 1e-5 off a token in float32. sum() is not
-            part = z[rows] * self.head.outer if self.head.softcap else z[rows]
-            top = part.amax(1, keepdim=True)
-            total = part.sub_(top).exp_().sum(1, keepdim=True)
-            if not self.head.softcap:
-                part.div_(total)
-            lse[rows] = total.log_().add_(top)[:, 0]
-        return picked - lse, lse
+    def _sweep(
+        self, x: Tensor, target: Tensor, top: Tensor | None, z: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (n, H) → the targets' logits, top and Σ exp(z − top), (n,) each; Σ is float64.
+
+        top: any number near a row's largest logit; None takes the first slice's. z (V, n), where
+        given, is left as Σ · d (−logp) / d z, up to the head's factors.
+        """
+        n, outer, slices = x.shape[0], self.head.outer, self._slices(x.shape[0])
+        states = (x * self.head.inner).t()
+        scratch = x.new_empty(slices[0][1], n) if z is None else z
+        order = target.argsort()
+        starts = torch.tensor([lo for lo, _ in slices], device=target.device)
+        edges = [*torch.searchsorted(target[order], starts).tolist(), n]
+        picked = x.new_empty(n)
+        total = torch.zeros(n, dtype=torch.float64, device=x.device)
+        for i, (lo, hi) in enumerate(slices):
+            part = scratch[: hi - lo] if z is None else scratch[lo:hi]
+            self._project(states, lo, hi, part)
+            mine = order[edges[i] : edges[i + 1]]
+            picked[mine] = part[target[mine] - lo, mine]
+            slope = None
+            if self.head.softcap:
+                slope = None if z is None else 1.0 - part.square()
+                part.mul_(outer)
+            top = part.amax(0) if top is None else top
+            total += part.sub_(top).exp_().sum(0)
+            if slope is not None:
+                part.mul_(slope)
+        assert top is not None  # there is at least one slice
+        if z is not None:
+            one = target * n + torch.arange(n, device=target.device)
+            slope = 1.0 - picked.square() if self.head.softcap else torch.ones_like(picked)
+            z.view(-1)[one] -= total.to(self.dtype) * slope
+        return picked * outer, top, total
+
+    def _reduce(self, x: Tensor, target: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Log-prob and log-sum-exp (n,)."""
+        picked, top, self.total = self._sweep(x, target, None, z)
+        if not bool((self.total < LARGEST_TOTAL).all()):  # or not a number: −inf throughout a slice
+            picked, top, self.total = self._sweep(x, target, self._top(x), z)
+        lse = self.total.log().add_(top).to(self.dtype)
+        # the logit less top first: both are large where the difference is small
+        return ((picked - top) - self.total.log()).to(self.dtype), lse
+
+    def _top(self, x: Tensor) -> Tensor:  # (n, H) → (n,) largest logits, by a product of its own
+        top, states, slices = None, (x * self.head.inner).t(), self._slices(x.shape[0])
+        scratch = x.new_empty(slices[0][1], x.shape[0])
+        for lo, hi in slices:
+            part = scratch[: hi - lo]
+            self._project(states, lo, hi, part)
+            largest = part.amax(0) * self.head.outer
+            top = largest if top is None else top.maximum(largest)
+        assert top is not None
+        return top
 
     def logp(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        return self._reduce(self._project(x.to(self.dtype)), target)
+        return self._reduce(x.to(self.dtype), target, None)
 
     def load(self, x: Tensor, target: Tensor, lse: Tensor | None = None) -> Tensor | None:
-        self.x, self.target = x.to(self.dtype), target
-        self.z = self._project(self.x)
+        vocab, n = self.head.weight.shape[0], x.shape[0]
+        if self.buffer is None:
+            size = self.capacity * vocab
+            self.buffer = torch.empty(size, dtype=self.dtype, device=self._device)
+        self.x, self.z = x.to(self.dtype), self.buffer[: vocab * n].view(vocab, n)
         if lse is None:
-            logp, self.lse = self._reduce(self.z, target)
-            return logp
-        self.lse = lse
-        if not self.head.softcap:
-            torch.softmax(self.z, 1, out=self.z)  # as fast as subtracting lse: one sweep
+            return self._reduce(self.x, target, self.z)[0]
+        *_, self.total = self._sweep(self.x, target, lse, self.z)
         return None
 
-    def _to_gradient(self) -> Tensor:  # (n, V): d logp / d z0 up to sign and inner · outer
-        z, one = self.z, self.target[:, None]
-        if not self.head.softcap:
-            return z.scatter_(1, one, z.gather(1, one) - 1.0)
-        for rows in self._blocks(z.shape[0]):
-            t = z[rows]
-            prob = (t * self.head.outer).sub_(self.lse[rows, None]).exp_()
-            prob.scatter_(1, one[rows], prob.gather(1, one[rows]) - 1.0)
-            t.square_().neg_().add_(1.0).mul_(prob)
-        return z
-
     def backward(self, coef: Tensor) -> Tensor | None:
-        grad = self._to_gradient()
-        factor = (-self.head.inner * self.head.outer * coef.to(self.dtype))[:, None]  # (n, 1)
-        if self.dbias is not None:
-            self.dbias.addmv_(grad.t(), factor[:, 0])
+        z, slope = self.z, -self.head.inner * self.head.outer * coef.double()
         if self.grad_filter is not None:
-            return self._filtered(grad, factor)
+            return self._filtered(slope.to(self.dtype)[:, None])
+        factor = (slope / self.total).to(self.dtype)[:, None]  # (n, 1)
+        if self.dbias is not None:
+            self.dbias.addmv_(z, factor[:, 0])
         if self.need_weight:
-            self._add_weight_grad(grad, self.x * factor)
+            self._add_weight_grad(z, self.x * factor)
         if not self.need_x:
             return None
-        dx = torch.empty_like(self.x)
-        for lo, hi in self.slices:
-            w = self._weight(lo, hi)
-            if lo == 0:
-                torch.mm(grad[:, lo:hi], w, out=dx)
-            else:
-                dx.addmm_(grad[:, lo:hi], w)
+        if self.native:
+            return torch.mm(z.t(), self.head.weight).mul_(factor)
+        dx = torch.zeros_like(self.x)
+        for lo, hi in self._cuts(self.cast_words):
+            dx.addmm_(z[lo:hi].t(), self._weight(lo, hi))
         return dx.mul_(factor)
 
-    def _filtered(self, grad: Tensor, factor: Tensor) -> Tensor | None:  # (n, V), (n, 1)
+    def _filtered(self, factor: Tensor) -> Tensor | None:  # (n, 1)
         dx, x = torch.zeros_like(self.x), self.x * factor
+        inverse = self.total.reciprocal().to(self.dtype)
         if self.need_weight and self.dweight is None:
             self.dweight = torch.zeros_like(self.head.weight, dtype=self.dtype)
-        for lo, hi in self.parts:  # what is gathered is a copy: a part of the head at a time
-            kept = surviving(grad[:, lo:hi], self.grad_filter or 0.0)
-            part, words = grad[:, lo:hi].index_select(1, kept), kept + lo
+        for lo, hi in self._cuts(self.cast_words):  # what is gathered is a copy: some at a time
+            grad = self.z[lo:hi].mul_(inverse)
+            if self.dbias is not None:
+                self.dbias[lo:hi].addmv_(grad, factor[:, 0])
+            kept = surviving(grad.t(), self.grad_filter or 0.0)
+            part, words = grad.index_select(0, kept), kept + lo
             if self.dweight is not None:
-                total = self.dweight.index_select(0, words).addmm_(part.t(), x)
+                total = self.dweight.index_select(0, words).addmm_(part, x)
                 self.dweight.index_copy_(0, words, total)
             if self.need_x:
-                dx.addmm_(part, self.head.weight.index_select(0, words).to(self.dtype))
+                dx.addmm_(part.t(), self.head.weight.index_select(0, words).to(self.dtype))
         return dx.mul_(factor) if self.need_x else None
 
-    def _add_weight_grad(self, grad: Tensor, x: Tensor) -> None:
+    def _add_weight_grad(self, grad: Tensor, x: Tensor) -> None:  # (V, n), (n, H)
         if self.dweight is None:
             shape = self.head.weight.shape
             self.dweight = torch.empty(shape, dtype=self.dtype, device=self._device)
-            torch.mm(grad.t(), x, out=self.dweight)
+            torch.mm(grad, x, out=self.dweight)
         else:
-            self.dweight.addmm_(grad.t(), x)
+            self.dweight.addmm_(grad, x)
 
     def reader(self, head: Head) -> TorchEngine:
-        other = TorchEngine(head, self.capacity, need_x=False, need_weight=False, need_bias=False)
-        other.lender = self
-        return other
+        return TorchEngine(head, self.capacity, need_x=False, need_weight=False, need_bias=False)
 
     def weight_grads(self) -> tuple[Tensor | None, Tensor | None]:
         weight, bias = self.head.weight, self.head.bias
