@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MIB = 1 << 20
-DEFAULT_WORKSPACE = {"cpu": 256 * MIB, "cuda": 1024 * MIB}
+DEFAULT_WORKSPACE = {"cpu": 128 * MIB, "cuda": 1024 * MIB}
 
 
 @dataclass(frozen=True)
@@ -44,5 +44,5 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def chunk_rows(workspace: int | None, vocab: int, itemsize: int, device: torch.device) -> int:
     """Rows of logits that fit in `workspace` bytes: at least one."""
-    budget = DEFAULT_WORKSPACE.get(device.type, 256 * MIB) if workspace is None else workspace
+    budget = DEFAULT_WORKSPACE.get(device.type, 128 * MIB) if workspace is None else workspace
     return max(1, budget // (vocab * itemsize))

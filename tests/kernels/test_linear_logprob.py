@@ -165,3 +165,26 @@ def test_same_bits_every_time(backend, device) -> None:
         for _ in range(2)
     )
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("case", ["masked words first", "logits in the thousands", "both"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_largest_logit_far_above_the_first_words(case: str, dtype: torch.dtype) -> None:
+    """1024 rows: a slice is 1024 words at most, so the largest logit comes in a later one."""
+    leaves, target = make((1024, 8, 3000), dtype, torch.device("cpu"), bias=True)
+    hidden, weight, bias = (x.detach() for x in leaves)
+    if case != "logits in the thousands":
+        bias[:2000] = float("-inf")  # as models with padded vocabularies do
+        target = torch.where(target < 0, target, 2000 + target % 1000)
+    if case != "masked words first":
+        weight[2500:] *= 1000.0
+    leaves = [x.requires_grad_() for x in (hidden, weight, bias)]
+    exact = outcome(
+        reference_logprob, [x.detach().double().requires_grad_() for x in leaves], target
+    )
+    same = outcome(reference_logprob, leaves, target, dtype=dtype)
+    found = outcome(linear_logprob, leaves, target, backend="torch")
+    for mine, plain, right in zip(found, same, exact, strict=True):
+        assert mine.isfinite().all()
+        error, allowed = ((x.double() - right).norm() for x in (mine, plain))
+        assert error <= 2 * allowed + 1e-7 * right.norm()

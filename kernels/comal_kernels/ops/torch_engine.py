@@ -13,7 +13,7 @@ from torch import Tensor
 from comal_kernels.head import MIB, Head, compute_dtype
 from comal_kernels.ops.products import surviving
 
-SLICE_BYTES = {"cpu": 2 * MIB, "cuda": 64 * MIB}  # logits of a slice: stay in a core's cache
+SLICE_BYTES = {"cpu": 4 * MIB, "cuda": 64 * MIB}  # logits of a slice: stay in a core's cache
 CAST_BYTES = 32 * MIB  # slice of a half precision weight that is widened at a time
 LOGP_ROWS = 1024  # without gradients only one slice of logits is held
 LARGEST_TOTAL = 1e18  # of Σ exp(z − top): far from overflow, and its inverse from underflow
@@ -55,7 +55,7 @@ class TorchEngine:
         return [(lo, min(lo + words, vocab)) for lo in range(0, vocab, words)]
 
     def _slices(self, n: int) -> list[tuple[int, int]]:
-        words = SLICE_BYTES.get(self._device.type, 2 * MIB) // (max(1, n) * self.dtype.itemsize)
+        words = SLICE_BYTES.get(self._device.type, 4 * MIB) // (max(1, n) * self.dtype.itemsize)
         words = max(64, words)
         return self._cuts(words if self.native else min(words, self.cast_words))
 

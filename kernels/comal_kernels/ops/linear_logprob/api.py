@@ -38,7 +38,7 @@ def linear_logprob(
         cu_seqlens: (S + 1,) int32 or int64, 0 = first ≤ … ≤ last = T; sums per sequence if given.
         backend: "auto" is "triton" on CUDA tensors and "torch" elsewhere; "triton" runs on CPU
             tensors under TRITON_INTERPRET=1.
-        workspace: bytes of logits held at a time (at least one row); None: 256 MiB on a CPU, 1 GiB
+        workspace: bytes of logits held at a time (at least one row); None: 128 MiB on a CPU, 1 GiB
             on a GPU. Results do not depend on it beyond rounding; memory does not depend on T.
         grad_filter: None is exact. A probability ε: words whose d logp / d logit is below ε
             in every row of a chunk get and give no gradient there, so each entry of d loss /
