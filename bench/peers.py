@@ -12,7 +12,7 @@ from bench.problem import Leaves, Problem
 from comal_kernels import prox_loss
 
 Contender = Callable[[Problem, Leaves], Tensor]
-TRL_CHUNKS = (256, 1024, 4096)  # words of a tile; the best one counts
+TRL_CHUNKS = (64, 128, 256, 512, 1024)  # words of a tile; the best one counts
 
 
 def ours(p: Problem, leaves: Leaves, **options: Any) -> Tensor:
