@@ -44,14 +44,17 @@ def resolve(backend: str, hidden: Tensor) -> str:
     return backend
 
 
-def logits_itemsize(head: Head) -> int:
-    return 8 if head.weight.dtype == torch.float64 else 4
+def rows_within(
+    head: Head, workspace: int | None, backend: str, grad_filter: float | None = None
+) -> int:
+    """Rows of logits that a chunk may hold; backend as returned by `resolve`."""
+    itemsize = 8 if head.weight.dtype == torch.float64 else 4
+    if backend == "triton":
+        from comal_kernels.ops.triton_engine import softened
 
-
-def rows_within(head: Head, workspace: int | None) -> int:
-    """Rows of logits that a chunk may hold."""
-    vocab = head.weight.shape[0]
-    return chunk_rows(workspace, vocab, logits_itemsize(head), head.weight.device)
+        if softened(head, grad_filter):
+            itemsize = head.weight.dtype.itemsize
+    return chunk_rows(workspace, head.weight.shape[0], itemsize, head.weight.device)
 
 
 def make_engine(

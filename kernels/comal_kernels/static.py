@@ -27,7 +27,7 @@ from triton.compiler import ASTSource
 
 from comal_kernels.ops import tuning
 from comal_kernels.ops.linear_logprob.kernels import combine_kernel, partial_kernel
-from comal_kernels.ops.prox_loss.kernels import gradient_kernel, reduce_kernel
+from comal_kernels.ops.prox_loss.kernels import gradient_kernel, reduce_kernel, soften_kernel
 
 ELEMENT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 MATRIX = re.compile(r"\b(UTC[A-Z]*MMA|HGMMA|HMMA|QGMMA)\b")
@@ -65,33 +65,51 @@ def cases(arch: int) -> Iterator[Case]:
     for bias, softcap in itertools.product((False, True), (False, True)):
         flags: dict[str, object] = {"HAS_BIAS": bias, "SOFTCAP": softcap}
         label = f"bias={int(bias)} softcap={int(softcap)}"
-        yield from _forward(flags, label, arch)
+        every = set(ELEMENT)
+        yield from _products(partial_kernel, tuning.FORWARD, every, flags, label, arch)
+        softened = tuning.SOFT[tuning.nearest(arch)]
+        yield from _products(soften_kernel, tuning.SOFTEN, softened, flags, label, arch)
         yield from _epilogue(flags, label)
-    splits = 1
-    while splits <= tuning.MAX_SPLITS:
-        constants: dict[str, object] = {"SPLITS": splits, "BLOCK_N": tuning.COMBINE_ROWS}
-        types = _types(combine_kernel, "fp32")
-        yield Case(
-            "combine_kernel", f"splits={splits}", combine_kernel, types, constants, 4, 3, False
-        )
-        splits *= 2
+    constants: dict[str, object] = {
+        "BLOCK_N": tuning.COMBINE_ROWS,
+        "BLOCK_S": tuning.COMBINE_SPLITS,
+    }
+    types = _types(combine_kernel, "fp32")
+    yield Case("combine_kernel", "", combine_kernel, types, constants, 4, 3, False)
 
 
-def _forward(flags: dict[str, object], label: str, arch: int) -> Iterator[Case]:
-    for (dtype, fit), tile in tuning.FORWARD[tuning.nearest(arch)].items():
-        shape = f"{tile.block_n}x{tile.block_v}x{tile.block_h}"
+def _products(
+    function: Any,
+    tables: dict[int, tuning.Table],
+    dtypes: set[torch.dtype],
+    flags: dict[str, object],
+    label: str,
+    arch: int,
+) -> Iterator[Case]:
+    """A kernel that holds the head's product, in every tile of its table."""
+    for (dtype, fit), tile in tables[tuning.nearest(arch)].items():
+        if dtype not in dtypes or (fit == "wide" and any(flags.values())):
+            continue
+        element, h = ELEMENT[dtype], tile.block_h
+        types = _types(function, element)
+        if tile.tma:
+            types["x"] = f"tensordesc<{element}[{tile.block_n}, {h}]>"
+            types["weight"] = f"tensordesc<{element}[{tile.block_v}, {h}]>"
+            if "soft" in types:
+                types["soft"] = f"tensordesc<{element}[{tile.block_n}, {tile.block_v // 2}]>"
         yield Case(
-            "partial_kernel",
-            f"{ELEMENT[dtype]} {shape} {label} {fit}",
-            partial_kernel,
-            _types(partial_kernel, ELEMENT[dtype]),
+            function.__name__,
+            f"{element} {tile.block_n}x{tile.block_v}x{h} {label} {fit}",
+            function,
+            types,
             {
                 **flags,
-                "EVEN": fit == "even",
+                "EVEN": fit == "even" and not tile.tma,
+                "TMA": tile.tma,
                 "PRECISION": "ieee",
                 "BLOCK_N": tile.block_n,
                 "BLOCK_V": tile.block_v,
-                "BLOCK_H": tile.block_h,
+                "BLOCK_H": h,
             },
             tile.warps,
             tile.stages,
@@ -114,9 +132,9 @@ def _epilogue(flags: dict[str, object], label: str) -> Iterator[Case]:
         )
 
 
-_WIDE = {"target": "*i64", "inner": "fp32", "outer": "fp32"}
-_NARROW = {"x", "weight", "bias", "grads"}  # in the inputs' dtype
-_FLOAT = {"logits", "lse", "coef", "logp", "tops", "totals", "picks"}
+_WIDE = {"target": "*i64", "due": "*i32", "inner": "fp32", "outer": "fp32"}
+_NARROW = {"x", "weight", "bias", "grads", "soft"}  # in the inputs' dtype
+_FLOAT = {"logits", "lse", "coef", "logp", "shift", "tops", "rests", "totals", "picks"}
 
 
 def _types(kernel: Any, element: str) -> dict[str, str]:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from comal_kernels.ops import tuning
+
 # before anything imports the kernels: they are bound to the interpreter when they are decorated
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -29,6 +31,20 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def backend(request, monkeypatch) -> str:
+    """The backend of `BACKENDS`, holding raw or softened logits whatever the tables say."""
+    name, _, softened = request.param.partition(" ")
+    if name == "triton":
+        dtypes = {torch.float32, torch.bfloat16} if softened else set()
+        monkeypatch.setattr(tuning, "SOFT", dict.fromkeys(tuning.SOFT, dtypes))
+        if softened:  # float32 by tensor descriptors, as halves are: what the interpreter can do
+            tile = tuning.Tile(64, 64, 16, 8, 3, tma=True)
+            for table in tuning.SOFTEN.values():
+                monkeypatch.setitem(table, (torch.float32, "wide"), tile)
+    return name
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # the plainest and the fullest of each; the rest differs by one flag and is in the slow test
 QUICK = [
-    "partial_kernel bf16 .*bias=0 softcap=0|splits=32|(reduce|gradient).*bf16.*bias=1 softcap=1",
-    "partial_kernel (bf16|fp32) .*bias=1 softcap=1|partial_kernel fp32 .*bias=0 softcap=0 odd",
+    "(partial|soften)_kernel bf16 .*bias=0 softcap=0|combine|(reduce|gradient).*bf16.*bias=1 softcap=1",
+    "(partial|soften)_kernel (bf16|fp32) .*bias=1 softcap=1|partial_kernel fp32 .*bias=0 softcap=0 odd",
 ]
 
 
@@ -37,7 +37,8 @@ def check(arch: int, text: str) -> int:
         assert row["spill_bytes"] == 0, f"{label} spills {row['spill_bytes']} bytes"
         assert row["registers"] <= 255, label
         assert row["shared_bytes"] <= SHARED_LIMIT[arch], label
-        if row["kernel"] == "partial_kernel" and not row["config"].startswith("fp32"):
+        product = row["kernel"] in ("partial_kernel", "soften_kernel")
+        if product and not row["config"].startswith("fp32"):
             assert row["matrix_instructions"].get(MATRIX[arch], 0) > 0, label
     return len(rows)
 

@@ -16,14 +16,15 @@ def project(x: Tensor, weight: Tensor, out: Tensor) -> None:  # (n, H), (V, H) �
         torch.mm(x.to(out.dtype), weight.t().to(out.dtype), out=out)
 
 
-def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:  # total (V, H) float32 += a b
-    """total += a b with a (V, n), b (n, H): no rounding between chunks."""
-    if a.dtype == total.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
-    else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
+def accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:  # (V, H) float32 + a b
+    """total + a b in place, with a (V, n), b (n, H): no rounding between chunks. None: a b."""
+    dtype = torch.float32
+    if not a.is_cuda or a.dtype == dtype:
+        a, b = a.to(dtype), b.to(dtype)
+        return torch.mm(a, b) if total is None else total.addmm_(a, b)
+    if total is None:
+        return torch.mm(a, b, out_dtype=dtype)
+    return torch.ops.aten.addmm.dtype_out(total, a, b, dtype, out=total)
 
 
 def surviving(grad: Tensor, least: float) -> Tensor:  # (n, V) → (K,) int64
@@ -31,8 +32,11 @@ def surviving(grad: Tensor, least: float) -> Tensor:  # (n, V) → (K,) int64
     return (grad.amax(0).maximum(grad.amin(0).neg()) >= least).nonzero()[:, 0]
 
 
-def back(grad: Tensor, weight: Tensor) -> Tensor:  # (n, V), (V, H) → (n, H)
-    """grad W in grad's dtype, summed in float32 whatever the device."""
-    if grad.is_cuda or grad.dtype == torch.float32:
-        return torch.mm(grad, weight)
-    return torch.mm(grad.float(), weight.float()).to(grad.dtype)
+def back(grad: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """grad (n, V) W (V, H) in `dtype` (grad's by default), summed in float32 on every device."""
+    dtype = grad.dtype if dtype is None else dtype
+    if grad.dtype == torch.float32 or not grad.is_cuda:
+        return torch.mm(grad.float(), weight.float()).to(dtype)
+    return (
+        torch.mm(grad, weight) if dtype == grad.dtype else torch.mm(grad, weight, out_dtype=dtype)
+    )

@@ -13,20 +13,22 @@ import torch
 
 @dataclass(frozen=True)
 class Tile:
-    """One configuration of the forward product."""
+    """One configuration of a kernel that holds the head's product."""
 
     block_n: int
     block_v: int
     block_h: int
     warps: int
     stages: int
+    tma: bool = False  # loads by tensor descriptors (sm_90 and newer; strides multiples of 16)
 
 
 Table = dict[tuple[torch.dtype, str], Tile]
 
 
-def _table(even: Tile, aligned: Tile) -> Table:
-    """By dtype and how the width fits: "even": a multiple of BLOCK_H; "aligned": of 16; "odd".
+def _table(even: Tile, aligned: Tile, wide: Tile | None = None) -> Table:
+    """By dtype and how the head fits: "even": a width that BLOCK_H divides; "aligned": that 16
+    does; "odd"; "wide": aligned, with neither bias nor cap, for which a larger tile has registers.
 
     An odd width has no asynchronous loads, and the addresses of a wider tile alone overflow the
     registers.
@@ -40,19 +42,26 @@ def _table(even: Tile, aligned: Tile) -> Table:
         table[dtype, "even"] = even
         table[dtype, "aligned"] = aligned
         table[dtype, "odd"] = Tile(64, 64, 32, 8, 2)
+        if wide is not None:
+            table[dtype, "wide"] = wide
     return table
 
 
+_NARROW = Tile(128, 128, 64, 8, 4, tma=True)
+_AMPERE = _table(Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4))
+_HOPPER = _table(_NARROW, _NARROW, wide=Tile(128, 256, 64, 8, 4, tma=True))
+_BLACKWELL = _table(_NARROW, _NARROW)
 # compute capability × 10 → table: A100; H100 and H200; B200
-FORWARD: dict[int, Table] = {
-    80: _table(Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4)),
-    90: _table(Tile(128, 128, 64, 8, 4), Tile(128, 128, 32, 8, 4)),
-    100: _table(Tile(128, 128, 64, 8, 4), Tile(128, 128, 32, 8, 4)),
-}
+FORWARD: dict[int, Table] = {80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
+SOFTEN: dict[int, Table] = {80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
+# Dtypes whose logits are softened as the product makes them. In float32 cuBLAS is far ahead of
+# tl.dot; float16 has no room for exp(z − shift).
+SOFT = {arch: {torch.bfloat16} for arch in SOFTEN}
 BASIS = {80: "static", 90: "static", 100: "static"}
 EPILOGUE_BLOCK = 4096  # columns that one program handles at a time
 EPILOGUE_WARPS = 8
 COMBINE_ROWS = 32
+COMBINE_SPLITS = 32  # partial results of a row that are read at a time
 MAX_SPLITS = 32  # of the vocabulary
 
 
@@ -61,13 +70,28 @@ def nearest(arch: int) -> int:
     return max((known for known in FORWARD if known <= arch), default=min(FORWARD))
 
 
-def forward_tile(arch: int, dtype: torch.dtype, width: int, aligned: bool) -> tuple[Tile, bool]:
-    """The tile for states of that width, and whether it divides it. aligned: strides do by 16."""
-    table = FORWARD[nearest(arch)]
-    even = table[dtype, "even"]
-    if aligned and width % even.block_h == 0:
-        return even, True
-    return table[dtype, "aligned" if aligned else "odd"], False
+def soft(arch: int, dtype: torch.dtype) -> bool:
+    """Whether training holds softened logits."""
+    return dtype in SOFT[nearest(arch)]
+
+
+def choose(
+    tables: dict[int, Table], arch: int, dtype: torch.dtype, width: int, aligned: bool, plain: bool
+) -> tuple[Tile, bool]:
+    """The tile for states of that width, and whether its BLOCK_H divides it.
+
+    aligned: 16 divides the strides and addresses; plain: the head has neither bias nor cap.
+    """
+    table = tables[nearest(arch)]
+    if not aligned:
+        return table[dtype, "odd"], False
+    if plain and (dtype, "wide") in table:
+        tile = table[dtype, "wide"]
+    elif width % table[dtype, "even"].block_h == 0:
+        tile = table[dtype, "even"]
+    else:
+        tile = table[dtype, "aligned"]
+    return tile, width % tile.block_h == 0
 
 
 def split_vocabulary(row_blocks: int, tiles: int, processors: int) -> tuple[int, int]:

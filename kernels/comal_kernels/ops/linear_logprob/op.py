@@ -30,6 +30,7 @@ def _rows(
     ignore_index: int,
     backend: str,
     workspace: int | None,
+    grad_filter: float | None,
     *,
     check: bool,
 ) -> Rows:
@@ -42,7 +43,13 @@ def _rows(
     else:
         host, cu = to_host(target), None if cu_seqlens is None else to_host(cu_seqlens)
     return kept_rows(
-        host, cu, ignore_index=ignore_index, head=head, workspace=workspace, backend=backend
+        host,
+        cu,
+        ignore_index=ignore_index,
+        head=head,
+        workspace=workspace,
+        backend=backend,
+        grad_filter=grad_filter,
     )
 
 
@@ -67,7 +74,8 @@ def logprob_op(
 ) -> tuple[Tensor, Tensor]:
     """Log-probs (T,) or (S,), and log-sum-exps (T,) for the way back: one pass."""
     head = Head(weight, bias, softcap, logit_scale, temperature)
-    rows = _rows(hidden, head, target, cu_seqlens, ignore_index, backend, workspace, check=True)
+    where = (target, cu_seqlens, ignore_index, backend, workspace, grad_filter)
+    rows = _rows(hidden, head, *where, check=True)
     with torch.autocast(hidden.device.type, enabled=False):
         logp, lse = token_logps(head, hidden, rows)
         dense = logp.new_zeros(hidden.shape[0]).index_copy_(0, rows.row, lse)
@@ -101,7 +109,8 @@ def logprob_backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of hidden, weight and bias; empty where not needed."""
     head = Head(weight, bias, softcap, logit_scale, temperature)
-    rows = _rows(hidden, head, target, cu_seqlens, ignore_index, backend, workspace, check=False)
+    where = (target, cu_seqlens, ignore_index, backend, workspace, grad_filter)
+    rows = _rows(hidden, head, *where, check=False)
     with torch.autocast(hidden.device.type, enabled=False):
         if rows.lengths is None:
             coef = grad.index_select(0, rows.row)

@@ -35,6 +35,7 @@ def kept_rows(
     head: Head,
     workspace: int | None,
     backend: str,
+    grad_filter: float | None = None,
 ) -> Rows:
     """The rows whose target counts."""
     device = head.weight.device
@@ -46,7 +47,7 @@ def kept_rows(
         row=to_device(kept, device),
         target=to_device(target[kept], device),
         lengths=lengths,
-        capacity=rows_within(head, workspace),
+        capacity=rows_within(head, workspace, backend, grad_filter),
         backend=backend,
     )
 

@@ -72,7 +72,7 @@ def prox_loss_op(
     first, second = checks.pair_values(chosen, rejected, len(cu) - 1)
     checks.preference_values(preference)
     head = Head(weight, bias, softcap, logit_scale, temperature)
-    capacity = rows_within(head, workspace)
+    capacity = rows_within(head, workspace, backend, grad_filter)
     plan = make_plan(
         host,
         cu,
