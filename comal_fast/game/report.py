@@ -15,7 +15,7 @@ from rich.text import Text
 
 from comal_fast.game.nash import duality_gap, kl_divergence
 from comal_fast.game.preference import Array, Game
-from comal_fast.game.solvers import Trajectory
+from comal_fast.game.trajectory import Trajectory
 
 SHOWN_RESPONSES = 12
 
