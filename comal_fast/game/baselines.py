@@ -1,6 +1,7 @@
 """The algorithms that COMAL is compared with, each with its exact population update.
 
-Symbols and options as in `comal_fast.game.solvers`; `...` is an optional batch of games.
+Symbols and options as in `comal_fast.game.solvers`; `...` is an optional batch of games. Those that
+have no outer loop make a row every `every` steps.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def ipo(
     *,
     eta: float = DEFAULT_ETA,
     outer: int = 2000,
+    every: int = 1,
     on_step: OnStep | None = None,
 ) -> Trajectory:
     """Iterative IPO: π_{t+1} ∝ π_t exp(P(y ≻ π_t)/η), the reference being the last policy.
@@ -62,7 +64,7 @@ def ipo(
     Self-play without regularisation: it need not converge, and spirals outwards in a cyclic game.
     """
     check_options(eta=eta, outer=outer)
-    play = Play(matrix, start, on_step)
+    play = Play(matrix, start, on_step, every)
     log_policy = play.start
     for _ in range(outer):
         log_policy = play.move(log_normalise(log_policy + play.win(log_policy) / eta))
@@ -76,6 +78,7 @@ def sppo(
     *,
     eta: float = DEFAULT_ETA,
     outer: int = 2000,
+    every: int = 1,
     on_step: OnStep | None = None,
 ) -> Trajectory:
     """Iterated SPPO (arXiv 2405.00675) with the loss of the paper, log Z = 0.
@@ -84,7 +87,7 @@ def sppo(
     exact log Z it would be iterative IPO.
     """
     check_options(eta=eta, outer=outer)
-    play = Play(matrix, start, on_step)
+    play = Play(matrix, start, on_step, every)
     log_policy = play.start
     for _ in range(outer):
         log_policy = play.move(square_projection(log_policy, play.win(log_policy) / eta))
@@ -98,6 +101,7 @@ def nash_md(
     *,
     tau: float = DEFAULT_TAU,
     outer: int = 2000,
+    every: int = 1,
     on_step: OnStep | None = None,
 ) -> Trajectory:
     """Nash-MD (arXiv 2312.00886): mirror descent against a geometric mixture with the reference.
@@ -107,7 +111,7 @@ def nash_md(
     regularised game, KL = O(1/t). The reference is the start.
     """
     check_options(tau=tau, outer=outer)
-    play = Play(matrix, start, on_step)
+    play = Play(matrix, start, on_step, every)
     log_policy = reference = play.start
     for t in range(outer):
         share = 2 / (t + 2)
@@ -125,6 +129,7 @@ def egpo(
     eta: float = DEFAULT_ETA,
     tau: float = DEFAULT_TAU,
     outer: int = 1000,
+    every: int = 1,
     on_step: OnStep | None = None,
 ) -> Trajectory:
     """Extragradient preference optimisation (arXiv 2503.08942) on the regularised game.
@@ -134,7 +139,7 @@ def egpo(
     1/η ≤ 1/(τ + 2); the reference is the start.
     """
     check_options(eta=eta, tau=tau, outer=outer)
-    play = Play(matrix, start, on_step)
+    play = Play(matrix, start, on_step, every)
     log_policy = reference = play.start
     for _ in range(outer):
         ahead = log_policy
@@ -153,6 +158,7 @@ def omwu(
     *,
     eta: float = DEFAULT_ETA,
     outer: int = 2000,
+    every: int = 1,
     on_step: OnStep | None = None,
 ) -> Trajectory:
     """Optimistic multiplicative weights: π_{t+1} ∝ π_t exp((2P(y ≻ π_t) − P(y ≻ π_{t−1}))/η).
@@ -161,7 +167,7 @@ def omwu(
     a small enough step, linearly (arXiv 2006.09517). π_{−1} is the start.
     """
     check_options(eta=eta, outer=outer)
-    play = Play(matrix, start, on_step)
+    play = Play(matrix, start, on_step, every)
     log_policy = play.start
     before = None
     for _ in range(outer):

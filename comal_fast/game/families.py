@@ -1,4 +1,4 @@
-"""Games to try the solvers on: random, cyclic, Bradley–Terry, Blotto-like, or from judged responses."""
+"""Games to try the solvers on: random, cyclic, Bradley–Terry, Blotto-like, or judged responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELDS = 3  # battlefields of the Blotto-like game
 
 
 def random_game(size: int, seed: int) -> Game:
-    """P(i beats j) uniform on (0, 1), independent over the pairs: about half the support is Nash."""
+    """P(i beats j) uniform on (0, 1), independently; about half the responses are in the Nash."""
     return _game(np.random.default_rng(seed).random((size, size)) - 0.5)
 
 

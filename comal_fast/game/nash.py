@@ -96,6 +96,12 @@ def kl_divergence(target: ArrayLike, log_policy: ArrayLike) -> Array:
     return result
 
 
+def is_falling(kl: ArrayLike) -> bool:
+    """Whether a curve (T,), such as KL(Nash ‖ π_t), never rises, but for rounding."""
+    values = np.asarray(kl, dtype=np.float64)
+    return bool((values[1:] <= values[:-1] * (1 + 1e-13) + 1e-15).all())
+
+
 def has_strict_cycle(matrix: ArrayLike, tolerance: float = 1e-9) -> bool:
     """Whether the strict majority graph (i → j iff P(i beats j) > ½) has a directed cycle.
 

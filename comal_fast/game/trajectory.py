@@ -48,9 +48,16 @@ class Play:
     """One run of a solver: an oracle that counts its calls, and a growing trajectory.
 
     advantages (..., n, n) float64: P − ½, exactly antisymmetric; start (..., n): its logarithm.
+    every: only each so-many-th row is kept, and the last one.
     """
 
-    def __init__(self, matrix: ArrayLike, start: ArrayLike | None, on_step: OnStep | None) -> None:
+    def __init__(
+        self,
+        matrix: ArrayLike,
+        start: ArrayLike | None,
+        on_step: OnStep | None,
+        every: int = 1,
+    ) -> None:
         p = np.asarray(matrix)
         if p.ndim == 3:
             checked = np.stack([check_matrix(one, f"matrix {g}") for g, one in enumerate(p)])
@@ -64,11 +71,10 @@ class Play:
         self.advantages = advantage(checked)
         with np.errstate(divide="ignore"):  # log 0 = -inf is meant: a zero stays a zero
             self.start: Array = np.log(policy)
-        self._on_step = on_step
+        self._on_step, self._every, self._skipped = on_step, every, 0
         batch = self.start.shape[:-1]
         self._steps, self._calls = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-        self._rows: list[tuple[Array, NDArray[np.int64], NDArray[np.int64]]] = []
-        self.row(self.start)
+        self._rows = [(self.start, self._steps, self._calls)]
 
     def win(self, log_policy: Array, active: NDArray[np.bool_] | bool = True) -> Array:
         """P(y ≻ π) − ½ for every y, (..., n): one oracle call in the games that are `active`."""
@@ -85,7 +91,10 @@ class Play:
 
     def row(self, log_policy: Array) -> None:
         """The end of an outer step."""
+        if self._skipped:  # the row before was only kept for being the last
+            self._rows.pop()
         self._rows.append((log_policy, self._steps, self._calls))
+        self._skipped = (self._skipped + 1) % self._every
 
     def trajectory(
         self, inner_error: list[Array] | None = None, budget: list[Array] | None = None
