@@ -4,6 +4,7 @@ from comal_fast.game.baselines import egpo, inpo, ipo, nash_md, omwu, sppo
 from comal_fast.game.nash import (
     duality_gap,
     has_strict_cycle,
+    is_falling,
     is_unique,
     kl_divergence,
     nash_policy,
@@ -38,6 +39,7 @@ __all__ = [
     "has_strict_cycle",
     "inpo",
     "ipo",
+    "is_falling",
     "is_unique",
     "kl_divergence",
     "load_game",

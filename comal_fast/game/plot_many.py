@@ -25,9 +25,8 @@ def draw_comparison(
     rows = math.ceil(len(curves) / _COLUMNS) if len(names) == 3 else 0
     figure = Figure(figsize=(13, 5.2 + 2.75 * rows), layout="constrained")
     _title(figure, title)
-    outer = figure.add_gridspec(
-        1 + (rows > 0), 1, height_ratios=[5.2, 2.75 * rows][: 1 + (rows > 0)]
-    )
+    heights = [5.2, 2.75 * rows] if rows else [5.2]
+    outer = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(outer[0])
     draw_gaps(axes, curves, "oracle calls, evaluations of P(· ≻ π)")
     axes.set_ylim(bottom=GAP_FLOOR)

@@ -27,6 +27,7 @@ from comal_fast.game.preference import Array
 
 NEWTON_LIMIT = 200
 NEWTON_TOLERANCE = 1e-13  # on win probabilities
+_INFINITE = 30.0  # a score difference whose win probability is 1 − 1e-13
 _LONGEST = 2.0  # of a Newton step, in score units: farther, the logistic is far from its tangent
 
 
@@ -97,7 +98,8 @@ OPERATORS: dict[str, Operator] = {
     # point is the same, but the step is a full best response, which cycles where τ is small.
     "ipo": Operator(_mixture, _win_rate),
     # per y ~ π_k: (log π − log π_k − (P̂ − ½)/η + log Z)² with P̂ := r + ½ and the exact
-    # log Z = log E_{π_k} exp(r/η). arXiv 2405.00675 eq. 4.
+    # log Z = log E_{π_k} exp(r/η). arXiv 2405.00675 eq. 4. r may leave [0, 1]; a trainer that wants
+    # probabilities keeps P̂ = P and puts (τ/η) log(π_k/π_ref)(y) into log Z.
     "sppo": Operator(_last, _reward),
     # per y ~ π_k: ½ (r − V − η log(π/π_k))², the policy it is regularised to being π_k, V solved.
     # arXiv 2405.19107.
@@ -147,7 +149,9 @@ def bradley_terry_scores(advantages: Array, weights: Array, gain: Array) -> Arra
     for _ in range(NEWTON_LIMIT):
         q = expit(scores[..., :, None] - scores[..., None, :])
         residual = gain + 0.5 - (q @ weights[..., None])[..., 0]
-        if np.abs(residual).max() <= NEWTON_TOLERANCE * (1 + np.abs(scores).max()):
+        if np.abs(scores).max() > _INFINITE:
+            break
+        if np.abs(residual).max() <= NEWTON_TOLERANCE:
             return scores
         slope = q * (1 - q) * weights[..., None, :]
         # the loss does not see a common shift; 1 wᵀ takes that direction out of the kernel
