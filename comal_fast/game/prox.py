@@ -113,8 +113,8 @@ OPERATORS: dict[str, Operator] = {
     # The same loss on the oracle's own labels, q = P(y ≻ y'), reference the mixture, β = 4η: what
     # one gets by feeding judged pairs to DPO. Its target is the Bradley–Terry fit of P over π_k
     # instead of the win rate. As σ(x) − ½ ≈ x/4, the step agrees with the prox step to first order
-    # in P − ½, and is 0 exactly where the win rates are ½; elsewhere it differs, and the theory
-    # says nothing. A Newton solve of an (n, n) system per step.
+    # in P − ½, and is 0 exactly where the win rates are ½; elsewhere it differs, and the theorems
+    # do not hold: KL to Nash can rise. A Newton solve of an (n, n) system per step.
     "dpo-raw": Operator(_mixture, _fitted_scores, exact=False),
 }
 
