@@ -80,6 +80,7 @@ def draw_gaps(axes: Axes, curves: Sequence[Curve], x: str = "mirror-descent step
             "color": COLOURS[i % len(COLOURS)],
             "lw": 1.8,
             "ls": LINES[i // len(COLOURS) % len(LINES)],
+            "zorder": 2 + (len(curves) - i) / len(curves),  # the first curve on top
             "marker": marker,
             "ms": 3.2,
         }
@@ -93,7 +94,7 @@ def draw_gaps(axes: Axes, curves: Sequence[Curve], x: str = "mirror-descent step
     axes.set_ylabel("" if single else "duality gap", color=MUTED)
     axes.grid(True, color=GRID, lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, length=0)
+    axes.tick_params(which="both", colors=MUTED, length=0)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(side == "bottom")
         axes.spines[side].set_color(GRID)

@@ -10,11 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from comal_fast.game.compare import CONVERGED
-from comal_fast.game.plot import COLOURS, GRID, INK, LINES, MUTED, Curve, draw_gaps, draw_simplex
+from comal_fast.game.plot import (
+    COLOURS,
+    GAP_FLOOR,
+    GRID,
+    INK,
+    LINES,
+    MUTED,
+    Curve,
+    draw_gaps,
+    draw_simplex,
+)
 from comal_fast.game.preference import Array
 from comal_fast.game.study import Result
 
-GAP_FLOOR = 1e-17
 _COLUMNS = 6  # simplices in a row
 
 
@@ -29,7 +38,8 @@ def draw_comparison(
     outer = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = figure.add_subplot(outer[0])
     draw_gaps(axes, curves, "oracle calls, evaluations of P(· ≻ π)")
-    axes.set_ylim(bottom=GAP_FLOOR)
+    least = min(curve.gap.min() for curve in curves)
+    axes.set_ylim(bottom=max(GAP_FLOOR, least / 5))
     axes.set_ylabel("duality gap", color=MUTED)
     axes.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1, 0.5))
     if rows:
@@ -112,7 +122,7 @@ def _axes(axes: Axes, x: str, y: str) -> None:
     axes.set_ylabel(y, color=MUTED)
     axes.grid(True, color=GRID, lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=MUTED, length=0)
+    axes.tick_params(which="both", colors=MUTED, length=0)
     for side in ("top", "right", "left", "bottom"):
         axes.spines[side].set_visible(side == "bottom")
         axes.spines[side].set_color(GRID)
