@@ -181,34 +181,48 @@ def omwu(
 def square_projection(log_policy: Array, target: Array) -> Array:
     """argmin over policies p of Σ_y π(y) (log p(y)/π(y) − target(y))², as log p (..., n).
 
-    Stationarity under Σp = 1 gives x + c·eˣ = target for x = log p/π, so x = target − W(c·e^target)
-    with Lambert's W and the one c for which p is normalised. c ≥ 0 where E_π exp(target) ≥ 1, e.g.
-    E_π target = 0 (Jensen), as win rates against π have it.
+    Stationarity under Σp = 1 gives x + c·eˣ = target for x = log p/π, with the one c for which p is
+    normalised; c ≥ 0 where E_π exp(target) ≥ 1, e.g. E_π target = 0 (Jensen), as win rates
+    against π have it.
     """
+    possible = np.isfinite(log_policy)
+    solve = _near if np.where(possible, target, -np.inf).max() <= 1 else _far
+    return log_normalise(log_policy + solve(np.where(possible, log_policy, -np.inf), target))
+
+
+def _near(log_policy: Array, target: Array) -> Array:
+    """x (..., n) by Newton's method on x and c together, from x = target and c = 0."""
+    policy, x = np.exp(log_policy), target
+    c = np.zeros((*target.shape[:-1], 1))
+    for _ in range(50):
+        tilt = np.exp(x)
+        slope = 1 + c * tilt
+        residual, weight = x + c * tilt - target, policy * tilt
+        mass = weight.sum(axis=-1, keepdims=True) - 1
+        step = (mass - (weight * residual / slope).sum(axis=-1, keepdims=True)) / (
+            weight * tilt / slope
+        ).sum(axis=-1, keepdims=True)
+        c = np.maximum(c + step, 0.0)
+        change = -(residual + tilt * step) / slope
+        x = x + change
+        if np.abs(change).max() <= 1e-14:
+            break
+    return x
+
+
+def _far(log_policy: Array, target: Array) -> Array:
+    """x (..., n) = target − W(c·e^target), Lambert's W, by Newton's method on log c from above."""
     highest = np.where(np.isfinite(log_policy), target, -np.inf).max(axis=-1)
-    small = highest <= 1  # the mass falls convexly in c: Newton from 0; else in log c, from above
-    c = np.where(small, 0.0, 1.0 + highest)
+    log_c = np.log1p(np.maximum(highest, 0.0))
     for _ in range(200):
-        with np.errstate(divide="ignore"):  # log 0: W is 0 there
-            w = np.real(wrightomega(target + np.log(c)[..., None]))
+        w = np.real(wrightomega(target + log_c[..., None]))
         x = target - w
         log_mass = _log_sum(log_policy + x)
         if np.abs(log_mass).max() <= 1e-15:
             break
-        slope = np.exp(_log_sum(log_policy + 2 * x - np.log1p(w)) - log_mass)
-        change = log_mass / slope
-        next_c = np.where(small, np.maximum(c + change, 0.0), _scaled(c, change))
-        if (next_c == c).all():
-            break
-        c = next_c
-    return log_normalise(log_policy + x)
-
-
-def _scaled(c: Array, change: Array) -> Array:
-    """A Newton step in log c."""
-    relative = np.divide(change, c, out=np.zeros_like(c), where=c > 0)
-    scaled: Array = c * np.exp(np.clip(relative, -10.0, 10.0))
-    return scaled
+        slope = _log_sum(log_policy + 2 * x - np.log1p(w)) - log_mass + log_c
+        log_c = log_c + np.clip(log_mass * np.exp(-slope), -10.0, 10.0)
+    return x
 
 
 def _log_sum(terms: Array) -> Array:

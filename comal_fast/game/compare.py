@@ -17,15 +17,15 @@ from comal_fast.game.solvers import SOLVERS
 from comal_fast.game.trajectory import OnStep, Trajectory
 
 CONVERGED = 1e-6  # duality gap
-FALLING_GAP = 0.9  # the last quarter's largest gap is under this share of the quarter's before
-FALLING_KL = 0.99  # the same of KL to Nash, which shows a slow spiral inwards
+FALLING, SPIRAL = 0.9, 0.999  # of the value half-way, at the end
 MOVING = 0.01  # total variation from the last policy, somewhere in the last quarter
 VERDICTS = ("converges", "falling", "stops short", "cycles")
 CRITERIA = (
-    f"converges: last gap ≤ {CONVERGED:g}. Otherwise, falling: the largest gap of the last quarter "
-    f"of the run is < {FALLING_GAP:g} of that of the quarter before, or the largest KL to Nash "
-    f"< {FALLING_KL:g}; stops short: no policy of the last quarter is more than {MOVING:g} (total "
-    "variation) from the last one; cycles: the others."
+    f"converges: last gap ≤ {CONVERGED:g}. falling: not yet, but the gap, or KL to Nash, is in all "
+    "of the last quarter of the run below the whole quarter before, and at the end "
+    f"< {FALLING:g} of that half-way. stops short: neither, and no policy of the last quarter is "
+    f"more than {MOVING:g} (total variation) from the last one. Of those that still move, falling: "
+    f"KL goes down in that way (< {SPIRAL:g}), a slow spiral inwards; cycles: the rest."
 )
 
 
@@ -79,11 +79,16 @@ def verdict(gap: Array, kl: Array, policies: Array) -> str:
     if gap[-1] <= CONVERGED:
         return "converges"
     half, last = len(gap) // 2, 3 * len(gap) // 4
-    for curve, share in ((gap, FALLING_GAP), (kl, FALLING_KL)):
-        if last > half and curve[last:].max() < share * curve[half:last].max():
-            return "falling"
-    moved = np.abs(policies[last:] - policies[-1]).sum(axis=1) / 2
-    return "stops short" if moved.max() <= MOVING else "cycles"
+
+    def falls(curve: Array, share: float) -> bool:
+        lower = last > half and curve[last:].max() < curve[half:last].min()
+        return bool(lower and curve[-1] < share * curve[half])
+
+    if falls(gap, FALLING) or falls(kl, FALLING):
+        return "falling"
+    if np.abs(policies[last:] - policies[-1]).sum(axis=1).max() / 2 <= MOVING:
+        return "stops short"
+    return "falling" if falls(kl, SPIRAL) else "cycles"
 
 
 def calls_to_converge(gap: Array, calls: NDArray[np.int64]) -> int | None:

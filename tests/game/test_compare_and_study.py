@@ -132,8 +132,10 @@ def test_verdict_by_hand():
     still, nothing = np.tile([0.5, 0.5], (41, 1)), np.full(41, np.nan)
     round_and_round = np.stack([0.5 + 0.2 * np.sin(t), 0.5 - 0.2 * np.sin(t)], axis=1)
     assert verdict(0.5**t, nothing, still) == "converges"
-    assert verdict(0.95**t, nothing, round_and_round) == "falling"
-    assert verdict(np.full(41, 0.1), 0.99**t, round_and_round) == "falling"
+    assert verdict(0.7 ** (t / 2), nothing, round_and_round) == "falling"
+    assert verdict(np.full(41, 0.1), 0.999**t, round_and_round) == "falling"
+    swinging = 0.1 * 0.9**t * (1.5 + np.sin(t))  # chance lows of a cycle do not count as falling
+    assert verdict(0.1 + swinging, 1 + 0.1 * np.sin(t), round_and_round) == "cycles"
     assert verdict(np.full(41, 0.1), np.ones(41), still) == "stops short"
     assert verdict(np.full(41, 0.1), np.ones(41), round_and_round) == "cycles"
     assert verdict(np.full(2, 0.1), nothing[:2], still[:2]) == "stops short"

@@ -20,7 +20,8 @@ def test_a_family_makes_the_same_valid_game_again(name, size, seed):
     check_matrix(game.matrix)
     assert game.matrix.shape == (size, size) and len(set(game.names)) == size
     np.testing.assert_array_equal(game.matrix, make_game(name, size, seed).matrix)
-    assert not np.array_equal(game.matrix, make_game(name, size, seed + 1).matrix)
+    others = [make_game(name, size, seed + k).matrix for k in range(1, 30)]
+    assert not all(np.array_equal(game.matrix, other) for other in others)  # 3 × 3 may coincide
     if name == "bradley-terry":
         assert not has_strict_cycle(game.matrix)
     if name == "cyclic":
