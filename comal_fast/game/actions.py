@@ -33,6 +33,7 @@ from comal_fast.game.trajectory import DEFAULT_ETA, DEFAULT_TAU
 
 DEFAULT_PLOT = "game.png"
 PAPER = "the game of the paper"
+RAW_LARGEST = 50  # responses, up to which dpo-raw takes a minute at most in a comparison
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def compare(
 ) -> None:
     """Every algorithm on one game: the table of verdicts, gap curves, paths where n = 3."""
     nash = _nash(game)
-    entries = lineup(shared.eta, shared.tau, shared.outer, shared.inner)
+    raw = len(game.names) <= RAW_LARGEST
+    entries = lineup(shared.eta, shared.tau, shared.outer, shared.inner, raw=raw)
     runs = [_play(game, entry, start, nash, console) for entry in entries]
     outcomes, paths = [outcome for outcome, _ in runs], [path for _, path in runs]
     contents = {}
@@ -162,6 +164,8 @@ def compare(
     console.print(Text(f"{label}: {shared}\n"))
     console.print(comparison_table(outcomes))
     console.print(f"\n{CRITERIA}", highlight=False)
+    if not raw:
+        console.print(f"\nCOMAL dpo-raw is left out beyond {RAW_LARGEST} responses: too slow.")
     _notes(console, game, nash)
     _print_written(console, contents)
 

@@ -12,7 +12,6 @@ import pytest
 
 from comal_fast.game import OPERATORS, command
 from comal_fast.game.compare import calls_to_converge, lineup, same_curves, verdict
-from comal_fast.game.families import random_game
 from comal_fast.game.nash import duality_gap
 from comal_fast.game.study import run_study, study_games
 
@@ -182,8 +181,8 @@ def test_refusals_write_nothing(words, message):
     assert os.listdir() == []
 
 
-def test_raw_labels_take_part_in_a_comparison_only():
-    labels = [e.label for e in lineup(1.0, 0.03, 2, 2)]
-    assert "COMAL dpo-raw" in labels
-    assert "COMAL dpo-raw" not in [e.label for e in lineup(1.0, 0.03, 2, 2, raw=False)]
-    assert len(random_game(3, 0).names) == 3
+@pytest.mark.parametrize(("size", "runs"), [("50", 16), ("51", 15)])
+def test_raw_labels_take_part_while_they_are_cheap(size, runs, capsys):
+    game("--compare", "--game", "random", "--size", size, "--outer=2", "--inner=2", "--json=o.json")
+    assert len(json.loads(Path("o.json").read_text())["algorithms"]) == runs
+    assert ("dpo-raw is left out beyond 50" in capsys.readouterr().out) == (runs == 15)
