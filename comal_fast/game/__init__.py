@@ -1,8 +1,10 @@
 """The two-player preference game, solved exactly in float64: matrices, Nash policies, solvers."""
 
+from comal_fast.game.baselines import egpo, inpo, ipo, nash_md, omwu, sppo
 from comal_fast.game.nash import (
     duality_gap,
     has_strict_cycle,
+    is_falling,
     is_unique,
     kl_divergence,
     nash_policy,
@@ -17,26 +19,37 @@ from comal_fast.game.preference import (
     load_game,
     paper_game,
 )
-from comal_fast.game.solvers import SOLVERS, Trajectory, comal, inpo, ipo, mirror_step
+from comal_fast.game.prox import OPERATORS, Step, mirror_step, prox_step
+from comal_fast.game.solvers import SOLVERS, comal, regularised_gap
+from comal_fast.game.trajectory import Trajectory
 
 __all__ = [
+    "OPERATORS",
     "PAPER_START",
     "SOLVERS",
     "Game",
+    "Step",
     "Trajectory",
     "advantage",
     "check_matrix",
     "check_start",
     "comal",
     "duality_gap",
+    "egpo",
     "has_strict_cycle",
     "inpo",
     "ipo",
+    "is_falling",
     "is_unique",
     "kl_divergence",
     "load_game",
     "mirror_step",
+    "nash_md",
     "nash_policy",
+    "omwu",
     "paper_game",
+    "prox_step",
+    "regularised_gap",
+    "sppo",
     "strict_cycle",
 ]

@@ -1,152 +1,148 @@
-"""The verb `comal-fast game`: solve a given preference game, or the one of the paper."""
+"""The verb `comal-fast game`: its options, and what they may be combined with."""
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import os
-import time
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.progress import Progress, TaskID
-from rich.text import Text
 
-from comal_fast.game.files import check_target, write_all
-from comal_fast.game.nash import is_unique, nash_policy
-from comal_fast.game.preference import (
-    PAPER_START,
-    Array,
-    Game,
-    check_start,
-    load_game,
-    paper_game,
-)
-from comal_fast.game.report import (
-    Outcome,
-    comparison_table,
-    measure,
-    policy_table,
-    step_table,
-    to_json,
-)
+from comal_fast.game import actions
+from comal_fast.game.families import FAMILIES, load_empirical, make_game
+from comal_fast.game.files import check_target
+from comal_fast.game.preference import PAPER_START, Array, Game, check_start, load_game
+from comal_fast.game.prox import OPERATORS
+from comal_fast.game.report import OPTIONS
 from comal_fast.game.solvers import SOLVERS
 
-DEFAULT_PLOT = "game.png"
-OPTIONS = ("eta", "tau", "outer", "inner")
-_QUIET_SECONDS = 1.0  # a run shorter than this shows no progress bar
+GAME_OPTIONS = ("matrix", "game", "size", "seed", "empirical", "iteration", "prompt")
+EVERYTHING = (*GAME_OPTIONS, "algorithm", *OPTIONS, "compare", "study", "start", "json", "plot")
 
 _DESCRIPTION = """\
-Solve a two-player preference game in float64 and compare a solver with the exact Nash policy.
-Without arguments: COMAL, INPO and iterative IPO on the 3x3 game of the paper, with game.png."""
+Solve a two-player preference game in float64 and compare solvers with the exact Nash policy.
+Without arguments: COMAL, INPO and iterative IPO on the 3x3 game of the paper, with game.png.
+--compare: every algorithm on one game. --study N: every algorithm on N random games."""
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `game` parser; its `run` default is the function that executes it."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "game",
-        help="solve a preference game exactly and watch COMAL, INPO or IPO on it",
+        help="solve a preference game exactly; COMAL and its rivals on one game or on many",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("the game (default: that of the paper)").add_argument
     add("--matrix", metavar="FILE.json",
-        help="list of lists, or {'matrix': …, 'names': …}; P[i][j] = P(i beats j) "
-        "(default: the game of the paper)")  # fmt: skip
+        help="list of lists, or {'matrix': …, 'names': …}; P[i][j] = P(i beats j)")  # fmt: skip
+    add("--game", choices=["paper", *FAMILIES], help="a game of a family, drawn with --seed")
+    add("--size", type=int, metavar="N", help="responses of a --game (default: 10)")
+    add("--seed", type=int, metavar="N", help="of a --game or a --study (default: 0)")
+    add("--empirical", metavar="RUN_DIR", help="the judged responses to one prompt of a run")
+    add("--iteration", type=int, metavar="T", help="of the run (default: the last one judged)")
+    add("--prompt", type=int, metavar="ID",
+        help="of the run (default: the first with a cycle, or else the first)")  # fmt: skip
+    add = parser.add_argument_group("what to do with it").add_argument
     add("--algorithm", choices=sorted(SOLVERS),
-        help="comal: the reference moves every outer step; inpo: it stays at the start; "
-        "ipo: no regularisation (default: comal)")  # fmt: skip
+        help="comal: the reference moves every outer step; inpo, egpo, nash-md: it stays at the "
+        "start; ipo, sppo, omwu: no regularisation (default: comal)")  # fmt: skip
+    add("--compare", action="store_true", default=None,
+        help="run every algorithm, with outer × inner oracle calls: which converge?")  # fmt: skip
+    add("--study", type=int, metavar="N",
+        help="the same on N random games of 3 to 50 responses")  # fmt: skip
+    add = parser.add_argument_group(
+        "options (defaults: the paper's, or the algorithm's; a comparison of another game or a "
+        "study: eta 1, tau 0.03, inner 100, outer 200 or 1000)"
+    ).add_argument
+    add("--prox", choices=sorted(OPERATORS), help="inner solver of comal (default: inpo)")
     add("--eta", type=float, metavar="F",
         help="KL coefficient of a step, the inverse step size (default: 1/0.3)")  # fmt: skip
     add("--tau", type=float, metavar="F",
-        help="KL coefficient of the reference, in (0, eta] (default: 0.1; "
-        "not for ipo)")  # fmt: skip
+        help="KL coefficient of the reference, in (0, eta] (default: 0.1)")  # fmt: skip
     add("--outer", type=int, metavar="N",
-        help="outer steps: reference moves for comal, logged rows for inpo, "
-        "iterations for ipo (default: 40; ipo 2000)")  # fmt: skip
+        help="outer steps: reference moves for comal, logged rows for inpo, iterations for the "
+        "others (default: 40; egpo 1000, the others 2000)")  # fmt: skip
     add("--inner", type=int, metavar="N",
-        help="mirror-descent steps per outer step (default: 50; not for ipo)")  # fmt: skip
+        help="prox steps per outer step of comal and inpo (default: 50)")  # fmt: skip
+    add("--adaptive", action="store_true", default=None,
+        help="comal: end an inner solve once its error is within c1/(9t⁴); --inner is the most "
+        "steps it may take")  # fmt: skip
+    add("--c1", type=float, metavar="F",
+        help="comal: of that budget (default: the regularised gap at the start)")  # fmt: skip
     add("--start", metavar="A,B,C",
         help="first policy and reference (default: uniform; 0.2,0.5,0.3 for the game of the "
         "paper)")  # fmt: skip
+    add = parser.add_argument_group("what to write").add_argument
     add("--json", metavar="OUT.json",
-        help="write nash, policy, duality_gap and kl_to_nash (per outer step, the start first; "
-        "an infinite KL is Infinity)")  # fmt: skip
-    add("--plot", metavar="OUT.png", help="write a picture (.png, .svg or .pdf)")
+        help="nash, policy, duality_gap, kl_to_nash, oracle_calls, … (per outer step, the start "
+        "first; an infinite KL is Infinity); of a comparison or study: every verdict")  # fmt: skip
+    add("--plot", metavar="OUT.png", help="a picture (.png, .svg or .pdf)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast game`; returns 0, or raises ValueError before anything is written."""
-    names = ("matrix", "algorithm", *OPTIONS, "start", "json", "plot")
     console = Console()
-    if all(getattr(args, name) is None for name in names):
-        _compare(console)
-    else:
-        _solve(args, console)
+    if all(getattr(args, name) is None for name in EVERYTHING):
+        actions.overview(console)
+        return 0
+    _check_outputs(args)
+    outputs = actions.Outputs(args.json, args.plot)
+    if args.study is not None:
+        taken = ("study", "seed", "eta", "tau", "outer", "inner", "json", "plot")
+        _refuse(args, "--study", set(EVERYTHING) - set(taken))
+        settings = actions.settings("study", args.eta, args.tau, args.outer, args.inner)
+        actions.study(console, args.study, args.seed or 0, settings, outputs)
+        return 0
+    if args.compare:
+        _refuse(args, "--compare", ("algorithm", "prox", "adaptive", "c1"))
+        game, label = _game(args)
+        kind = "paper" if _is_paper(args) else "other"
+        settings = actions.settings(kind, args.eta, args.tau, args.outer, args.inner)
+        actions.compare(console, game, label, _start(args, game), settings, outputs)
+        return 0
+    algorithm = args.algorithm or "comal"
+    options = _options(args, algorithm)
+    game, label = _game(args)
+    actions.solve(console, game, label, _start(args, game), algorithm, options, outputs)
     return 0
 
 
-def _solve(args: argparse.Namespace, console: Console) -> None:
-    """One solver on one game."""
-    algorithm = args.algorithm or "comal"
-    options = _options(args, algorithm)
-    _check_outputs(args)
-    game = paper_game() if args.matrix is None else load_game(args.matrix)
-    start = _start(args, game)
-    outcome, path = _play(game, algorithm, options, start, nash_policy(game.matrix), console)
-    contents = {}
-    if args.json is not None:
-        contents[args.json] = to_json(outcome)
-    if args.plot is not None:
-        contents[args.plot] = _picture([outcome], [path], args.plot, _label(args.matrix, game))
-    write_all(contents)
-
-    settings = ", ".join(f"{name} {value:g}" for name, value in options.items())
-    console.print(Text(f"{algorithm} on {_label(args.matrix, game)}: {settings}\n"))
-    console.print(step_table(outcome))
-    console.print()
-    console.print(
-        policy_table(game.names, {"Nash": outcome.nash, f"{algorithm}, last": outcome.policy})
-    )
-    if not is_unique(game.matrix, outcome.nash):
-        console.print("\nThe Nash policy is not unique; KL is to the one shown.")
-    _print_written(console, contents)
+def _game(args: argparse.Namespace) -> tuple[Game, str]:
+    """The game that the arguments name, and what to call it."""
+    sources = [name for name in ("matrix", "game", "empirical") if getattr(args, name) is not None]
+    if len(sources) > 1:
+        raise ValueError(f"--{sources[0]} and --{sources[1]}: two games; give one of them")
+    if args.empirical is None:
+        _refuse(args, "a game that is not --empirical", ("iteration", "prompt"))
+    else:
+        _refuse(args, "--empirical", ("size", "seed"))
+        game, label = load_empirical(args.empirical, args.iteration, args.prompt)
+        return game, f"{label}, {len(game.names)} responses"
+    if args.matrix is not None:
+        _refuse(args, "--matrix", ("size", "seed"))
+        game = load_game(args.matrix)
+        return game, f"{os.path.basename(args.matrix)}, {len(game.names)} responses"
+    game = make_game(args.game or "paper", args.size, args.seed)
+    if _is_paper(args):
+        return game, actions.PAPER
+    return game, f"a {args.game} game, {len(game.names)} responses, seed {args.seed or 0}"
 
 
-def _compare(console: Console) -> None:
-    """Three solvers on the game of the paper, with game.png in the current folder."""
-    check_target(DEFAULT_PLOT, "--plot")
-    game = paper_game()
-    nash = nash_policy(game.matrix)
-    runs = []
-    for algorithm in ("comal", "inpo", "ipo"):
-        start = np.array(PAPER_START)
-        runs.append(_play(game, algorithm, _defaults(algorithm), start, nash, console))
-    outcomes, paths = [outcome for outcome, _ in runs], [path for _, path in runs]
-    contents = {DEFAULT_PLOT: _picture(outcomes, paths, DEFAULT_PLOT, _label(None, game))}
-    write_all(contents)
-
-    console.print(f"{_label(None, game)}, from ({', '.join(map(str, PAPER_START))})\n")
-    console.print(comparison_table(outcomes))
-    console.print()
-    console.print(
-        policy_table(game.names, {"Nash": nash, **{o.algorithm: o.policy for o in outcomes}})
-    )
-    _print_written(console, contents)
+def _is_paper(args: argparse.Namespace) -> bool:
+    return args.matrix is None and args.empirical is None and args.game in (None, "paper")
 
 
-def _defaults(algorithm: str) -> dict[str, Any]:
-    """The options that the solver's signature lists, with their defaults."""
-    parameters = inspect.signature(SOLVERS[algorithm]).parameters
-    return {name: parameters[name].default for name in OPTIONS if name in parameters}
+def _refuse(args: argparse.Namespace, mode: str, names: Any) -> None:
+    for name in names:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} has no effect with {mode}; leave it out")
 
 
 def _options(args: argparse.Namespace, algorithm: str) -> dict[str, Any]:
-    options = _defaults(algorithm)
+    options = actions.defaults(algorithm)
     for name in OPTIONS:
         value = getattr(args, name)
         if value is None:
@@ -176,7 +172,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 def _start(args: argparse.Namespace, game: Game) -> Array:
     n = len(game.names)
     if args.start is None:
-        return check_start(PAPER_START if args.matrix is None else None, n)
+        return check_start(PAPER_START if _is_paper(args) else None, n)
     values = []
     for i, word in enumerate(args.start.split(",")):
         try:
@@ -186,78 +182,3 @@ def _start(args: argparse.Namespace, game: Game) -> Array:
                 f"--start: entry {i} is {word!r}, not a number; give {n} numbers with commas"
             ) from None
     return check_start(values, n, "--start")
-
-
-def _play(
-    game: Game,
-    algorithm: str,
-    options: dict[str, Any],
-    start: Array,
-    nash: Array,
-    console: Console,
-) -> tuple[Outcome, Array]:
-    """The measured outcome, and every mirror-descent iterate (steps + 1, n) where n is 3."""
-    path: list[Array] = [start]
-    keep = len(start) == 3
-    total = options["outer"] * options.get("inner", 1)
-    with _Bar(console, algorithm, total) as advance:
-
-        def on_step(log_policy: Array) -> None:
-            if keep:
-                path.append(np.exp(log_policy))
-            advance()
-
-        trajectory = SOLVERS[algorithm](game.matrix, start, **options, on_step=on_step)
-    return measure(game, algorithm, options, nash, trajectory), np.array(path)
-
-
-def _picture(outcomes: list[Outcome], paths: list[Array], target: str, label: str) -> bytes:
-    from comal_fast.game.plot import Curve, draw, image_format, render  # matplotlib is slow to load
-
-    curves = [
-        Curve(o.algorithm.upper(), o.trajectory.steps, o.gap, o.kl, path)
-        for o, path in zip(outcomes, paths, strict=True)
-    ]
-    title = ", ".join(curve.label for curve in curves) + f" on {label}"
-    figure = draw(curves, outcomes[0].game.names, outcomes[0].nash, title)
-    return render(figure, image_format(target))
-
-
-def _label(path: str | None, game: Game) -> str:
-    if path is None:
-        return "the game of the paper"
-    return f"{os.path.basename(path)}, {len(game.names)} responses"
-
-
-def _print_written(console: Console, contents: dict[str, bytes]) -> None:
-    for name in contents:
-        console.print(Text(f"wrote {name}", style="dim"), soft_wrap=True)
-
-
-class _Bar:
-    """A progress bar that appears on a terminal only when the work lasts."""
-
-    def __init__(self, console: Console, label: str, total: int) -> None:
-        self._progress = Progress(console=console, transient=True)
-        self._label, self._total, self._done = label, total, 0
-        self._enabled = console.is_terminal
-        self._task: TaskID | None = None
-        self._next = 0.0
-
-    def __enter__(self) -> Callable[[], None]:
-        self._next = time.monotonic() + _QUIET_SECONDS
-        return self._advance
-
-    def __exit__(self, *error: object) -> None:
-        if self._task is not None:
-            self._progress.stop()
-
-    def _advance(self) -> None:
-        self._done += 1
-        if not self._enabled or (now := time.monotonic()) < self._next:
-            return
-        if self._task is None:
-            self._progress.start()
-            self._task = self._progress.add_task(self._label, total=self._total)
-        self._progress.update(self._task, completed=self._done)
-        self._next = now + 0.1

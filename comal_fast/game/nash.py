@@ -73,7 +73,7 @@ def duality_gap(matrix: ArrayLike, policy: ArrayLike) -> Array:
 
 
 def kl_divergence(target: ArrayLike, log_policy: ArrayLike) -> Array:
-    """KL(target ‖ π), shape (...), for target (n,) and log π (..., n), both normalised.
+    """KL(target ‖ π), shape (...), for target (..., n) and log π (..., n), both normalised.
 
     From log-probabilities, so nothing underflows; inf where π is 0 and the target is not, never
     NaN. Summed as Σ t(d + e^{-d} − 1), d = log t − log π: every term is ≥ 0, so KL far under 1e-16
@@ -81,19 +81,25 @@ def kl_divergence(target: ArrayLike, log_policy: ArrayLike) -> Array:
     """
     t = np.asarray(target, dtype=np.float64)
     log_q = np.asarray(log_policy, dtype=np.float64)
-    if t.ndim != 1 or log_q.ndim == 0 or log_q.shape[-1] != len(t):
+    if t.ndim == 0 or log_q.ndim == 0 or log_q.shape[-1] != t.shape[-1]:
         raise ValueError(
-            f"log_policy: shape {log_q.shape} does not end with the {t.shape} of target"
+            f"log_policy: shape {log_q.shape} does not end with the {t.shape[-1:]} of target"
         )
     support = t > 0
-    d = np.log(t[support]) - log_q[..., support]
+    # outside the support a term is the mass of π there
+    d = np.log(np.where(support, t, 1.0)) - np.where(support, log_q, 0.0)
     small = np.abs(d) < _SERIES_BELOW
     s = np.where(small, d, 0.0)
     series = s * s * (0.5 - s * (1 / 6 - s * (1 / 24 - s / 120)))
-    terms = np.where(small, series, d + np.expm1(-np.where(small, 0.0, d)))
-    outside = np.exp(log_q[..., ~support]).sum(axis=-1)
-    result: Array = (t[support] * terms).sum(axis=-1) + outside
+    inside = np.where(small, series, d + np.expm1(-np.where(small, 0.0, d)))
+    result: Array = np.where(support, t * inside, np.exp(log_q)).sum(axis=-1)
     return result
+
+
+def is_falling(kl: ArrayLike) -> bool:
+    """Whether a curve (T,), such as KL(Nash ‖ π_t), never rises, but for rounding."""
+    values = np.asarray(kl, dtype=np.float64)
+    return bool((values[1:] <= values[:-1] * (1 + 1e-13) + 1e-15).all())
 
 
 def has_strict_cycle(matrix: ArrayLike, tolerance: float = 1e-9) -> bool:

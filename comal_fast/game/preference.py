@@ -37,8 +37,8 @@ def default_names(n: int) -> tuple[str, ...]:
 
 
 def advantage(matrix: Array) -> Array:
-    """½(P − Pᵀ), (n, n) float64: P − ½, exactly antisymmetric, so that rounding makes no bias."""
-    return (matrix - matrix.T) / 2
+    """½(P − Pᵀ), (..., n, n) float64: P − ½, exactly antisymmetric: rounding makes no bias."""
+    return (matrix - np.swapaxes(matrix, -1, -2)) / 2
 
 
 def check_matrix(matrix: ArrayLike, source: str = "matrix") -> Array:

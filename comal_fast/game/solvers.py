@@ -1,4 +1,4 @@
-"""Solvers of a preference game by mirror descent in log space: COMAL, INPO and iterative IPO.
+"""COMAL with any prox operator as its inner solver, and the table of all solvers.
 
 eta is a KL coefficient, the inverse of the step; tau, the weight of the KL to the reference, has
 the same unit, 0 < tau ≤ eta.
@@ -7,172 +7,99 @@ the same unit, 0 < tau ≤ eta.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import repeat
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from comal_fast.game.preference import Array, advantage, check_matrix, check_start
-
-DEFAULT_ETA = 1 / 0.3
-DEFAULT_TAU = 0.1
-ETA_RANGE = (1e-100, 1e100)  # 1/eta and its multiples stay far from overflow
-
-OnStep = Callable[[Array], None]  # called with log π (n,) after every mirror-descent step
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """What a solver went through, one row per outer step, the start first.
-
-    log_policies (outer + 1, n) float64; steps (outer + 1,) int64: mirror-descent steps done so far.
-    """
-
-    log_policies: Array
-    steps: NDArray[np.int64]
-
-    @property
-    def policies(self) -> Array:
-        """π_t, (outer + 1, n) float64."""
-        return np.exp(self.log_policies)
-
-
-Solver = Callable[..., Trajectory]
-
-
-def mirror_step(
-    log_policy: Array, log_reference: Array, advantages: Array, eta: float, tau: float
-) -> Array:
-    """One step π_{k+1} ∝ π_k^{1−τ/η} π_ref^{τ/η} exp(P(y ≻ π_k)/η), as log-probabilities (n,).
-
-    `advantages` (n, n) is P − ½: the constant drops out. The INPO closed form, i.e. the prox step
-    of the game regularised towards π_ref; tau = 0 is plain multiplicative weights.
-    """
-    ratio = tau / eta
-    gain = advantages @ np.exp(log_policy) / eta
-    logits = _power(log_policy, 1 - ratio) + _power(log_reference, ratio) + gain
-    top = logits.max()
-    normalised: Array = logits - (top + np.log(np.exp(logits - top).sum()))
-    return normalised
+from comal_fast.game.baselines import egpo, inpo, ipo, nash_md, omwu, sppo
+from comal_fast.game.nash import kl_divergence
+from comal_fast.game.preference import Array
+from comal_fast.game.prox import OPERATORS, Step, log_normalise, prox_step
+from comal_fast.game.trajectory import (
+    DEFAULT_ETA,
+    DEFAULT_TAU,
+    OnStep,
+    Play,
+    Solver,
+    Trajectory,
+    check_options,
+)
 
 
 def comal(
     matrix: ArrayLike,
     start: ArrayLike | None = None,
     *,
+    prox: str = "inpo",
     eta: float = DEFAULT_ETA,
     tau: float = DEFAULT_TAU,
     outer: int = 40,
     inner: int = 50,
+    adaptive: bool = False,
+    c1: float | None = None,
     on_step: OnStep | None = None,
 ) -> Trajectory:
     """COMAL (arXiv 2410.23223v2): solve the regularised game, move the reference to it, repeat.
 
-    `outer` reference moves, each after `inner` mirror-descent steps from the reference; the last
-    iterate converges to the Nash policy. matrix (n, n), start (n,) (None: uniform).
-    ValueError for a bad matrix, start or option.
+    `outer` reference moves, each after `inner` prox steps of OPERATORS[prox] from the reference;
+    the last iterate converges to the Nash policy. matrix (..., n, n), start (..., n) (None:
+    uniform). ValueError for a bad matrix, start or option.
+
+    The trajectory holds the inner error of each outer step t = 1, 2, … (`regularised_gap`) and
+    its budget c1/(9t⁴), which the convergence theorem for inexact solves asks for. c1 None: the
+    regularised gap at the start, so that solve 1 must shrink its error ninefold. `adaptive`: a
+    solve stops once it is within budget; `inner` is then the most steps that it may take.
     """
-    a, log_policy = _prepare(matrix, start)
-    _check_options(eta=eta, tau=tau, outer=outer, inner=inner)
-    rows = [log_policy]
-    for _ in range(outer):
+    check_options(eta=eta, tau=tau, outer=outer, inner=inner)
+    if prox not in OPERATORS:
+        raise ValueError(f"prox = {prox!r}: it must be one of {', '.join(sorted(OPERATORS))}")
+    if c1 is not None and not (math.isfinite(c1) and c1 > 0):
+        raise ValueError(f"c1 = {c1:g}: it must be a positive number")
+    play = Play(matrix, start, on_step)
+    log_policy = play.start
+    gain = play.win(log_policy)
+    constant = regularised_gap(log_policy, log_policy, gain, tau) if c1 is None else c1
+    errors: list[Array] = []
+    budgets: list[Array] = []
+    for t in range(1, outer + 1):
         reference = log_policy
-        for _ in repeat(None, inner):
-            log_policy = mirror_step(log_policy, reference, a, eta, tau)
-            if on_step is not None:
-                on_step(log_policy)
-        rows.append(log_policy)
-    return _trajectory(rows, inner)
+        budget = np.broadcast_to(constant / (9.0 * t**4), gain.shape[:-1])
+        active = np.ones(gain.shape[:-1], dtype=np.bool_)
+        for _ in range(inner):
+            step = Step(log_policy, reference, gain, play.advantages, eta, tau)
+            moved = prox_step(prox, step)
+            log_policy = play.move(np.where(active[..., None], moved, log_policy), active)
+            gain = play.win(log_policy, active)
+            if adaptive:
+                active = active & (regularised_gap(log_policy, reference, gain, tau) > budget)
+                if not active.any():
+                    break
+        errors.append(regularised_gap(log_policy, reference, gain, tau))
+        budgets.append(budget)
+        play.row(log_policy)
+    return play.trajectory(errors, budgets)
 
 
-def inpo(
-    matrix: ArrayLike,
-    start: ArrayLike | None = None,
-    *,
-    eta: float = DEFAULT_ETA,
-    tau: float = DEFAULT_TAU,
-    outer: int = 40,
-    inner: int = 50,
-    on_step: OnStep | None = None,
-) -> Trajectory:
-    """INPO with a static reference, the start: converges to the Nash of the *regularised* game.
+def regularised_gap(log_policy: Array, log_reference: Array, gain: Array, tau: float) -> Array:
+    """Duality gap of π in the regularised game, 2·(max_p J_τ(p, π) − ½), shape (...).
 
-    outer × inner mirror-descent steps, one row every `inner`. Arguments and errors as in `comal`.
+    The best response is p ∝ π_ref exp(P(y ≻ π)/τ), and the gap 2τ KL(π ‖ p): summed so, it keeps
+    its digits near 0. It bounds the distance to the game's Nash policy: gap ≥ 2τ KL(π ‖ π*_τ).
+    gain (..., n): P(y ≻ π) − ½.
     """
-    a, reference = _prepare(matrix, start)
-    _check_options(eta=eta, tau=tau, outer=outer, inner=inner)
-    log_policy, rows = reference, [reference]
-    for _ in range(outer):
-        for _ in repeat(None, inner):
-            log_policy = mirror_step(log_policy, reference, a, eta, tau)
-            if on_step is not None:
-                on_step(log_policy)
-        rows.append(log_policy)
-    return _trajectory(rows, inner)
-
-
-def ipo(
-    matrix: ArrayLike,
-    start: ArrayLike | None = None,
-    *,
-    eta: float = DEFAULT_ETA,
-    outer: int = 2000,
-    on_step: OnStep | None = None,
-) -> Trajectory:
-    """Iterative IPO: π_{t+1} ∝ π_t exp(P(y ≻ π_t)/η), the reference being the last policy.
-
-    Self-play without regularisation: it need not converge, and spirals outwards in a cyclic game.
-    """
-    a, log_policy = _prepare(matrix, start)
-    _check_options(eta=eta, outer=outer)
-    rows = [log_policy]
-    for _ in range(outer):
-        log_policy = mirror_step(log_policy, log_policy, a, eta, 0.0)
-        if on_step is not None:
-            on_step(log_policy)
-        rows.append(log_policy)
-    return _trajectory(rows, 1)
+    response = log_normalise(log_reference + gain / tau)
+    gap: Array = 2 * tau * kl_divergence(np.exp(log_policy), response)
+    return gap
 
 
 # A solver takes (matrix, start, *, options, on_step); its keyword arguments are the options that
 # it supports and their defaults, which the command line reads from the signature.
-SOLVERS: dict[str, Solver] = {"comal": comal, "inpo": inpo, "ipo": ipo}
-
-
-def _power(log_policy: Array, exponent: float) -> Array:
-    """log π^exponent, where 0⁰ = 1 (0 · log 0 would be NaN)."""
-    return np.zeros_like(log_policy) if exponent == 0 else exponent * log_policy
-
-
-def _prepare(matrix: ArrayLike, start: ArrayLike | None) -> tuple[Array, Array]:
-    p = check_matrix(matrix)
-    policy = check_start(start, len(p))
-    with np.errstate(divide="ignore"):  # log 0 = -inf is meant: a zero stays a zero
-        return advantage(p), np.log(policy)
-
-
-def _trajectory(rows: list[Array], steps_per_row: int) -> Trajectory:
-    steps = np.arange(len(rows), dtype=np.int64) * steps_per_row
-    return Trajectory(np.array(rows), steps)
-
-
-def _check_options(
-    *, eta: float, outer: int, tau: float | None = None, inner: int | None = None
-) -> None:
-    low, high = ETA_RANGE
-    if not (math.isfinite(eta) and low <= eta <= high):
-        raise ValueError(f"eta = {eta:g}: it must be a positive number, {low:g} to {high:g}")
-    if tau is not None:
-        if not (math.isfinite(tau) and tau > 0):
-            raise ValueError(f"tau = {tau:g}: it must be positive and at most eta = {eta:g}")
-        if tau > eta:
-            raise ValueError(f"tau = {tau:g} is greater than eta = {eta:g}; it must be in (0, eta]")
-    for name, count in (("outer", outer), ("inner", inner)):
-        if count is None:
-            continue
-        if isinstance(count, bool) or not isinstance(count, int | np.integer):
-            raise ValueError(f"{name} = {count!r}: it must be a whole number, at least 1")
-        if count < 1:
-            raise ValueError(f"{name} = {count}: it must be at least 1")
+SOLVERS: dict[str, Solver] = {
+    "comal": comal,
+    "inpo": inpo,
+    "ipo": ipo,
+    "sppo": sppo,
+    "nash-md": nash_md,
+    "egpo": egpo,
+    "omwu": omwu,
+}

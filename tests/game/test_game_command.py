@@ -14,8 +14,9 @@ import pytest
 from comal_fast.game import SOLVERS, comal, command, files
 
 FIELDS = {
-    "matrix", "names", "algorithm", "eta", "tau", "outer", "inner", "start",
-    "nash", "policy", "duality_gap", "kl_to_nash", "versions",
+    "matrix", "names", "algorithm", "prox", "eta", "tau", "outer", "inner", "adaptive", "c1",
+    "start", "nash", "policy", "duality_gap", "kl_to_nash", "oracle_calls", "inner_error",
+    "inner_budget", "versions",
 }  # fmt: skip
 BOUNDARY = [[0.5, 0.9, 0.8], [0.1, 0.5, 0.7], [0.2, 0.3, 0.5]]
 
