@@ -26,7 +26,7 @@ class Tile:
 Table = dict[tuple[torch.dtype, str], Tile]
 
 
-def _table(even: Tile, aligned: Tile, wide: Tile | None = None) -> Table:
+def _table(even: Tile, aligned: Tile, odd: Tile, wide: Tile | None = None) -> Table:
     """By dtype and how the head fits: "even": a width that BLOCK_H divides; "aligned": that 16
     does; "odd"; "wide": aligned, with neither bias nor cap, for which a larger tile has registers.
 
@@ -41,16 +41,17 @@ def _table(even: Tile, aligned: Tile, wide: Tile | None = None) -> Table:
     for dtype in (torch.bfloat16, torch.float16):
         table[dtype, "even"] = even
         table[dtype, "aligned"] = aligned
-        table[dtype, "odd"] = Tile(64, 64, 32, 8, 2)
+        table[dtype, "odd"] = odd
         if wide is not None:
             table[dtype, "wide"] = wide
     return table
 
 
 _NARROW = Tile(128, 128, 64, 8, 4, tma=True)
-_AMPERE = _table(Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4))
-_HOPPER = _table(_NARROW, _NARROW, wide=Tile(128, 256, 64, 8, 4, tma=True))
-_BLACKWELL = _table(_NARROW, _NARROW)
+_ODD = Tile(64, 64, 32, 4, 2)
+_AMPERE = _table(Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4), _ODD)
+_HOPPER = _table(_NARROW, _NARROW, _ODD, wide=Tile(128, 256, 64, 8, 4, tma=True))
+_BLACKWELL = _table(_NARROW, _NARROW, Tile(64, 32, 32, 4, 2))
 # compute capability × 10 → table: A100; H100 and H200; B200
 FORWARD: dict[int, Table] = {80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
 SOFTEN: dict[int, Table] = {80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
@@ -58,7 +59,7 @@ SOFTEN: dict[int, Table] = {80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
 # tl.dot; float16 has no room for exp(z − shift).
 SOFT = {arch: {torch.bfloat16} for arch in SOFTEN}
 BASIS = {80: "static", 90: "static", 100: "static"}
-EPILOGUE_BLOCK = 4096  # columns that one program handles at a time
+EPILOGUE_BLOCK = 2048  # columns that one program handles at a time
 EPILOGUE_WARPS = 8
 COMBINE_ROWS = 32
 COMBINE_SPLITS = 32  # partial results of a row that are read at a time
