@@ -74,6 +74,18 @@ def run(context: Context, iteration: int) -> None:
     context.note("generate", iteration)
 
 
+def first_rows(samples: pa.Table) -> list[int]:
+    """Of each row, the first that holds the same response to the same prompt."""
+    columns = ("prompt_id", "prompt_ids", "response_ids")
+    seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = {}
+    return [
+        seen.setdefault((number, tuple(prompt), tuple(response)), row)
+        for row, (number, prompt, response) in enumerate(
+            zip(*(samples[c].to_pylist() for c in columns), strict=True)
+        )
+    ]
+
+
 def sample_table(
     context: Context,
     iterate: int,

@@ -43,8 +43,12 @@ def test_overrides_win(tiny_run: Path) -> None:
         ("generation.top_p=1.5", r"generation\.top_p: 1\.5 is outside \[0, 1\]"),
         ("generation.temperature=0", r"generation\.temperature: 0\.0 is not a positive"),
         ("algorithm.eta=.nan", r"algorithm\.eta: nan is not a positive"),
-        ("algorithm.prox=ppo", r"algorithm\.prox: 'ppo' is not one of inpo, ipo, dpo"),
+        ("algorithm.prox=ppo", r"algorithm\.prox: 'ppo' is not one of inpo, ipo, dpo, sppo, dro, rebel"),
         ("algorithm.beta=0.1", r"algorithm\.beta: prox inpo ignores it"),
+        ("algorithm.log_z=zero", r"algorithm\.log_z: prox inpo ignores it"),
+        ("algorithm.prox=sppo", r"pairing\.strategy: prox sppo ignores it"),
+        ("oracle.game=a.json", r"oracle\.game: oracle criteria ignores it"),
+        ("oracle.name=matrix", r"oracle\.target_words: oracle matrix ignores it"),
         ("oracle.weights.wit=1", r"oracle\.weights\.wit: no such criterion"),
         ("oracle.weights={brief: 0}", r"oracle\.weights: all are zero"),
         (
