@@ -34,7 +34,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "measure", help="exact policies, distances from Nash and gaps; writes RUN_DIR/lm_game.json"
     )
     measure.add_argument("configs", metavar="CONFIG", nargs="+", help="YAML files, a run each")
-    measure.add_argument("--plot", metavar="OUT.png", help="picture: paths and distances of all the runs")
+    measure.add_argument(
+        "--plot", metavar="OUT.png", help="picture: paths and distances of all the runs"
+    )
     measure.set_defaults(run=_measure, overrides=[])
 
 
