@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -54,16 +55,16 @@ def _simplex(axes: Axes, runs: Sequence[Measured], theme: Theme) -> None:
         path = _place(run.policies.mean(axis=1)[:, :3])
         axes.plot(*path.T, color=colour, lw=1.4, marker="o", ms=2.2, zorder=2)
         axes.plot(*path[-1], "o", color=colour, ms=6, mec=theme.paper, mew=0.9, zorder=4)
-    note = {"textcoords": "offset points", "color": theme.ink, "fontsize": 9}
+    note: dict[str, Any] = {"textcoords": "offset points", "color": theme.ink, "fontsize": 9}
     start, nash = _place(runs[0].policies[0].mean(axis=0)[:3]), _place(runs[0].nash)
     axes.plot(*start, "o", ms=6, mfc=theme.paper, mec=theme.ink, mew=1.3, zorder=5)
     axes.annotate("start", tuple(start), (7, 5), **note)
     axes.plot(*nash, "*", ms=15, color=theme.ink, mec=theme.paper, mew=0.9, zorder=3.5)
     axes.annotate("Nash", tuple(nash), (7, -11), **note)
-    places = (((0, -13), "center"), ((0, -13), "center"), ((0, 6), "center"))
-    for corner, name, (shift, side) in zip(_CORNERS, runs[0].game.names, places, strict=True):
+    shifts = ((0, -13), (0, -13), (0, 6))
+    for corner, name, shift in zip(_CORNERS, runs[0].game.names, shifts, strict=True):
         label = name.replace("$", r"\$")
-        axes.annotate(label, tuple(corner), shift, ha=side, fontweight="bold", **note)
+        axes.annotate(label, tuple(corner), shift, ha="center", fontweight="bold", **note)
     axes.set_aspect("equal")
     axes.set_axis_off()
 
