@@ -50,13 +50,14 @@ class Items:
 
     chosen, rejected: the rows of each; rejected is None where items are single responses.
     preference (P,) float64: P(chosen ≻ rejected) or P̂(chosen ≻ π_t), whether the loss reads it or
-    not. groups: item numbers that must share a pass. per_row (N,) and per_item (P,): arguments of
+    not. count (P,) int64: how often each came up, its weight. groups: item numbers that must share a pass. per_row (N,) and per_item (P,): arguments of
     prox_loss, by name; NaN in rows that no item uses.
     """
 
     chosen: list[int]
     rejected: list[int] | None
     preference: Tensor
+    count: Tensor
     groups: list[list[int]]
     per_row: dict[str, Tensor]
     per_item: dict[str, Tensor]
@@ -77,6 +78,7 @@ def make_items(
     chosen: list[int],  # (P,) rows
     rejected: list[int] | None,  # (P,) rows
     preference: ArrayLike,  # (P,)
+    count: ArrayLike,  # (P,) int
     prompt: ArrayLike,  # (N,) int, the prompt of each row
     win_rate: ArrayLike,  # (N,) P̂(y ≻ π_t)
     ref_logp: ArrayLike,  # (N,) nats
@@ -110,7 +112,8 @@ def make_items(
         for item, number in enumerate(prompts[chosen].tolist()):
             members.setdefault(number, []).append(item)
         groups = list(members.values())
-    return Items(chosen, rejected, labels, groups, per_row, per_item)
+    counts = torch.tensor(np.asarray(count, dtype=np.int64))
+    return Items(chosen, rejected, labels, counts, groups, per_row, per_item)
 
 
 def log_mean_exp(x: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -22,6 +22,7 @@ PAIRS = pa.schema(
         ("chosen", pa.int32()),
         ("rejected", pa.int32()),
         ("preference", pa.float64()),
+        ("count", pa.int32()),
     ]
 )
 
@@ -53,7 +54,8 @@ def path(context: Context, iteration: int) -> Path:
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/pairs.parquet from the judgments.
 
-    A response that was sampled more than once goes by its first row, and never meets itself.
+    A response that was sampled more than once goes by its first row, and never meets itself;
+    an item that comes up more than once is one row with its count.
     """
     pairwise, draws = PROX[context.config.algorithm.prox].pairwise, keeps_draws(context.config)
     wanted = make_key(
@@ -67,25 +69,35 @@ def run(context: Context, iteration: int) -> None:
     metrics = context.metrics("pair", iteration)
     matrices = judge.read_matrices(context, iteration)
     samples = read_table(generate.path(context, iteration))
-    items = list((_pairs if pairwise else _responses)(context, matrices, samples))
+    items = merged((_pairs if pairwise else _responses)(context, matrices, samples))
     if not items:
         raise ValueError(
             f"iteration {iteration}: no pairs, the oracle prefers no response to another"
         )
     columns = zip(*items, strict=True)
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, PAIRS, strict=True)], PAIRS)
+    counts = table["count"].to_numpy()
     metrics.log(
-        comal__pairs=table.num_rows,
-        comal__preference=float(np.mean(table["preference"].to_pylist())),
+        comal__pairs=int(counts.sum()),
+        comal__preference=float(np.average(table["preference"].to_numpy(), weights=counts)),
         perf__seconds=0.0,
     )
     write_table(artefact, table, wanted)
     context.note("pair", iteration)
     unit = "pairs" if pairwise else "responses"
-    console.print(f"[green]✓[/] {f'pair iteration {iteration}':<34} {table.num_rows} {unit}")
+    console.print(f"[green]✓[/] {f'pair iteration {iteration}':<34} {counts.sum():,} {unit}, {len(counts):,} distinct")
 
 
-Item = tuple[int, int, int | None, float]  # a row of PAIRS
+Item = tuple[int, int, int | None, float]  # a row of PAIRS, uncounted
+
+
+def merged(items: Iterable[Item]) -> list[tuple[int, int, int | None, float, int]]:
+    """Each item once, in order of appearance, with its mean preference and its count."""
+    seen: dict[tuple[int, int, int | None], list[float]] = {}
+    for *item, preference in items:
+        number, chosen, rejected = item
+        seen.setdefault((number, chosen, rejected), []).append(preference)
+    return [(*item, sum(labels) / len(labels), len(labels)) for item, labels in seen.items()]
 
 
 def _pairs(context: Context, matrices: dict[int, np.ndarray], samples: pa.Table) -> Iterator[Item]:

@@ -92,6 +92,7 @@ def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResp
         chosen=pairs["chosen"].to_pylist(),
         rejected=None if None in rejected else rejected,
         preference=pairs["preference"].to_numpy(),
+        count=pairs["count"].to_numpy(),
         prompt=samples["prompt_id"].to_numpy(),
         win_rate=np.concatenate([judge.win_rates(m) for m in matrices.values()]),
         ref_logp=cached["ref_logp"].to_numpy(),
@@ -215,17 +216,18 @@ class Trainer:
         return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
     def _weights(self, batch: Sequence[Group]) -> dict[str, Tensor]:
-        """(P,) share of each item in the step's loss, and in the means of either side.
+        """(P,) share of each item in the step's loss, and in the means of either side, by counts.
 
         The sides of a single response are TRL's for unpaired data: chosen where P̂(y ≻ π_t) > ½,
         rejected elsewhere.
         """
-        here = torch.zeros(len(self.items.chosen), dtype=torch.bool)
-        here[[item for group in batch for item in group]] = True
-        sides = {"loss": here, "chosen": here, "rejected": here}
+        drawn = [item for group in batch for item in group]
+        counts = torch.zeros_like(self.items.count)
+        counts[drawn] = self.items.count[drawn]
+        sides = {"loss": counts, "chosen": counts, "rejected": counts}
         if self.items.rejected is None:
             better = self.items.preference > 0.5
-            sides |= {"chosen": here & better, "rejected": here & ~better}
+            sides |= {"chosen": counts * better, "rejected": counts * ~better}
         return {name: side / side.sum() for name, side in sides.items() if side.any()}
 
     def _backward(self, micro: MicroBatch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -251,9 +253,12 @@ class Trainer:
         )
         output.loss.backward()
         rewards = implicit_rewards(config, output.logp, cached)
+        gained = output.margin > 0
+        if rejected is None:
+            gained = gained == (self.items.preference[micro.items] > 0.5).to(device)
         result = {
             "loss": output.loss.detach(),
-            "rewards/accuracies": output.accuracy * shares["loss"].sum(),
+            "rewards/accuracies": (shares["loss"] * gained).sum(),
         }
         sides = {"chosen": chosen, "rejected": chosen if rejected is None else rejected}
         for side, rows in sides.items():
