@@ -136,7 +136,7 @@ class TrainingConfig:
     num_train_epochs: int = 3
     """Passes over the iteration's pairs (sppo, dro: responses)."""
     train_batch_size: int = 32
-    """Distinct pairs of one optimiser step (sppo, dro: responses; dro keeps a prompt's together)."""
+    """Distinct pairs of an optimiser step (sppo, dro: responses; dro keeps a prompt's together)."""
     max_tokens_per_microbatch: int = 16384
     """Token budget of one packed forward and backward pass; pairs, and dro's responses to one
     prompt, are never split."""

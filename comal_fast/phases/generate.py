@@ -76,13 +76,11 @@ def run(context: Context, iteration: int) -> None:
 
 def first_rows(samples: pa.Table) -> list[int]:
     """Of each row, the first that holds the same response to the same prompt."""
-    columns = ("prompt_id", "prompt_ids", "response_ids")
-    seen: dict[tuple[int, tuple[int, ...], tuple[int, ...]], int] = {}
+    seen: dict[tuple[int, tuple[int, ...]], int] = {}
+    columns = (samples[c].to_pylist() for c in ("prompt_id", "response_ids"))
     return [
-        seen.setdefault((number, tuple(prompt), tuple(response)), row)
-        for row, (number, prompt, response) in enumerate(
-            zip(*(samples[c].to_pylist() for c in columns), strict=True)
-        )
+        seen.setdefault((number, tuple(response)), row)
+        for row, (number, response) in enumerate(zip(*columns, strict=True))
     ]
 
 

@@ -50,8 +50,9 @@ class Items:
 
     chosen, rejected: the rows of each; rejected is None where items are single responses.
     preference (P,) float64: P(chosen ≻ rejected) or P̂(chosen ≻ π_t), whether the loss reads it or
-    not. count (P,) int64: how often each came up, its weight. groups: item numbers that must share a pass. per_row (N,) and per_item (P,): arguments of
-    prox_loss, by name; NaN in rows that no item uses.
+    not. count (P,) int64: how often each came up, its weight. groups: item numbers that must share
+    a pass. per_row (N,) and per_item (P,): arguments of prox_loss, by name; NaN in rows that no
+    item uses.
     """
 
     chosen: list[int]
@@ -118,11 +119,11 @@ def make_items(
 
 def log_mean_exp(x: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:
     """(N,) log of the mean of exp(x) (N,) over the rows of the same group (N,)."""
-    result = np.empty_like(x)
-    for number in np.unique(group):
-        here = group == number
-        top = x[here].max()
-        result[here] = top + np.log(np.exp(x[here] - top).mean())
+    _, place = np.unique(group, return_inverse=True)
+    top = np.full(place.max() + 1, -np.inf)
+    np.maximum.at(top, place, x)
+    mean = np.bincount(place, np.exp(x - top[place])) / np.bincount(place)
+    result: NDArray[np.float64] = (top + np.log(mean))[place]
     return result
 
 

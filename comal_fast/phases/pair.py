@@ -84,8 +84,8 @@ def run(context: Context, iteration: int) -> None:
     )
     write_table(artefact, table, wanted)
     context.note("pair", iteration)
-    unit = "pairs" if pairwise else "responses"
-    console.print(f"[green]✓[/] {f'pair iteration {iteration}':<34} {counts.sum():,} {unit}, {len(counts):,} distinct")
+    found = f"{counts.sum():,} {'pairs' if pairwise else 'responses'}, {len(counts):,} distinct"
+    console.print(f"[green]✓[/] {f'pair iteration {iteration}':<34} {found}")
 
 
 Item = tuple[int, int, int | None, float]  # a row of PAIRS, uncounted

@@ -65,7 +65,8 @@ def plain_loss(config: Config, folder: Path, logps: Tensor) -> Tensor:
         now = [logps[r] for r in rows]
         others = [[p[i, j] for j in range(size) if j != i] for i in range(size)]
         reward = [np.mean(others[i]) - ratio * eta * (last[i] - ref[i]) for i in range(size)]
-        pairs = [(i, j) for i in range(size) for j in range(i)]
+        said = [(samples[r]["prompt_id"], samples[r]["response_ids"]) for r in rows]
+        pairs = [(i, j) for i in range(size) for j in range(i) if said[i] != said[j]]
         here = losses.setdefault(judged["prompt_id"], [])
         for i, j in pairs:
             h, h_ref, h_last = (x[i] - x[j] for x in (now, ref, last))
@@ -105,8 +106,11 @@ def plain_logps(model: Any, folder: Path) -> Tensor:
 
 @pytest.mark.parametrize("prox", PROX)
 def test_trains_by_the_papers_gradient(prox: str, tiny_run: Path) -> None:
-    """Two iterations; in the second, where π_ref ≠ π_t, loss and gradients equal plain torch's."""
-    config = config_of(prox, tiny_run)
+    """Two iterations; in the second, where π_ref ≠ π_t, loss and gradients equal plain torch's.
+
+    The model is sampled so coldly that it repeats itself: plain torch goes through every sample.
+    """
+    config = config_of(prox, tiny_run, "generation.temperature=0.1", "generation.num_generations=4")
     with open_run(config) as context:
         for iteration in (1, 2):
             for phase in ("generate", "judge", "pair", "logps", "train"):
@@ -118,6 +122,7 @@ def test_trains_by_the_papers_gradient(prox: str, tiny_run: Path) -> None:
     assert {"rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"} <= names
 
     items, sequences = train._load(context, 2)
+    assert items.count.max() > 1 and items.count.min() == 1
     model = load_model(config.model, str(context.folder(1) / "model"))
     for parameter in model.parameters():  # away from π_t, where some losses have no gradient yet
         parameter.data += 0.01 * torch.randn(
