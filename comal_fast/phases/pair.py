@@ -94,8 +94,7 @@ Item = tuple[int, int, int | None, float]  # a row of PAIRS, uncounted
 def merged(items: Iterable[Item]) -> list[tuple[int, int, int | None, float, int]]:
     """Each item once, in order of appearance, with its mean preference and its count."""
     seen: dict[tuple[int, int, int | None], list[float]] = {}
-    for *item, preference in items:
-        number, chosen, rejected = item
+    for number, chosen, rejected, preference in items:
         seen.setdefault((number, chosen, rejected), []).append(preference)
     return [(*item, sum(labels) / len(labels), len(labels)) for item, labels in seen.items()]
 
