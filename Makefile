@@ -3,10 +3,17 @@ BIN := .venv/bin
 STAMP := .venv/installed
 MODEL := .venv/demo-model
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo lm-game test lint types bench clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
+
+# a language model with a known Nash policy: COMAL reaches it, a static reference does not
+lm-game: $(STAMP)
+	$(BIN)/comal-fast lm-game make configs/lm-game/inpo.yaml
+	$(BIN)/comal-fast run configs/lm-game/inpo.yaml
+	$(BIN)/comal-fast run configs/lm-game/static.yaml
+	$(BIN)/comal-fast lm-game measure configs/lm-game/inpo.yaml configs/lm-game/static.yaml --plot lm_game.png
 
 test: $(STAMP) $(MODEL)
 	$(BIN)/python -m pytest

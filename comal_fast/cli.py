@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from comal_fast import __version__
 from comal_fast.game import command as game
+from comal_fast.lm_game import command as lm_game
 from comal_fast.report import command as report
 from comal_fast.terminal import quiet_libraries
 
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=_phase, phase=phase)
     report.register(verbs)
     game.register(verbs)
+    lm_game.register(verbs)
     return top
 
 

@@ -19,10 +19,22 @@ from comal_fast.config.validate import validate
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read `path`, apply `key.path=value` overrides (values are YAML), check everything.
 
+    A file may rest on another: `base: other.yaml`, relative to it; what it says itself wins.
+
     Raises ValueError, one line, for a missing or malformed file, an unknown key (the nearest valid
     one is named), a wrong type, a value out of range, or an option that the rest would ignore.
     """
-    path = Path(path)
+    tree = _read(Path(path))
+    for override in overrides:
+        _apply(tree, override)
+    config = _build(Config, tree, where=())
+    given = {key for key, _ in _leaves(tree)}
+    validate(config, given)
+    return config
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's options, over those of the file that its key `base` names, relative to it."""
     if not path.is_file():
         raise ValueError(f"config {path}: no such file")
     try:
@@ -31,12 +43,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ValueError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"config {path}: expected a mapping of options, found {_kind(tree)}")
-    for override in overrides:
-        _apply(tree, override)
-    config = _build(Config, tree, where=())
-    given = {key for key, _ in _leaves(tree)}
-    validate(config, given)
-    return config
+    if (base := tree.pop("base", None)) is None:
+        return tree
+    if not isinstance(base, str):
+        raise ValueError(f"config {path}: base: expected a file name, found {_kind(base)} {base!r}")
+    below = path.parent / base
+    if below.resolve() in (path.resolve(), *above):
+        raise ValueError(f"config {path}: base: {base} rests on {path.name} itself")
+    return _over(_read(below, (*above, path.resolve())), tree)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Groups of options merged; where both say something, `above` wins."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _over(merged[key], value) if both else value
+    return merged
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Prox = Literal["inpo", "ipo", "dpo"]
+Prox = Literal["inpo", "ipo", "dpo", "sppo", "dro", "rebel"]
 Strategy = Literal["best_worst", "best_second", "all"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["auto", "torch", "triton"]
@@ -71,14 +71,19 @@ class GenerationConfig:
 class OracleConfig:
     """Who says which of two responses is better."""
 
-    name: Literal["criteria"] = "criteria"
-    """`criteria`: a weighted mixture of written-down criteria."""
+    name: Literal["criteria", "matrix"] = "criteria"
+    """`criteria`: a weighted mixture of written-down criteria. `matrix`: a given preference matrix
+    over known responses."""
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each criterion (they need not sum to 1); empty: the oracle's own."""
     temperatures: dict[str, float] = field(default_factory=dict)
     """Temperature of a criterion's sigmoid; a criterion left out keeps its own."""
     target_words: int = 40
     """`criteria`: the length up to which a response counts as brief."""
+    game: str | None = None
+    """`matrix`: JSON file `{"matrix": [[…]], "names": […]}`; the names are the responses."""
+    unknown_wins: float = 0.0
+    """`matrix`: P(any other response ≻ a known one), in [0, ½]; two others draw."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class PairingConfig:
     strategy: Strategy = "best_worst"
     """By mean win rate: best against worst, best against second, or all pairs."""
     soft_labels: bool = False
-    """Train on P(chosen ≻ rejected) instead of on the hard label 1."""
+    """Train on P(chosen ≻ rejected), undecided pairs too, instead of on the hard label 1."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +101,16 @@ class AlgorithmConfig:
     """The outer loop and its prox operator."""
 
     prox: Prox = "inpo"
-    """The prox loss of the inner solver."""
+    """The prox loss of the inner solver: inpo, ipo, dpo compare pairs by their preference; rebel by
+    their rewards; sppo and dro train on every judged response alone."""
     eta: float = 0.002
-    """KL coefficient η, the inverse step of mirror descent (inpo, ipo)."""
+    """KL coefficient η, the inverse step of mirror descent (all but dpo)."""
     tau_eta_ratio: float = 1 / 3
-    """τ/η in [0, 1]: the pull of the reference policy (inpo)."""
+    """τ/η in [0, 1]: the pull of the reference policy (inpo, sppo, dro, rebel). The last three step
+    from π_t along r(y) = P(y ≻ π_t) − τ log(π_t/π_ref)(y); 0 is the sppo and rebel of their papers,
+    1 anchors at the reference alone, as the papers of ipo and dro do."""
+    log_z: Literal["zero", "samples"] = "zero"
+    """log Z of sppo: 0 as in its paper, or log mean exp((r − ½)/η) over the samples of a prompt."""
     beta: float = 0.1
     """KL coefficient of dpo."""
     label_smoothing: float = 0.0
@@ -124,11 +134,12 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0: never."""
     num_train_epochs: int = 3
-    """Passes over the iteration's pairs."""
+    """Passes over the iteration's pairs (sppo, dro: responses)."""
     train_batch_size: int = 32
-    """Pairs of one optimiser step."""
+    """Distinct pairs of an optimiser step (sppo, dro: responses; dro keeps a prompt's together)."""
     max_tokens_per_microbatch: int = 16384
-    """Token budget of one packed forward and backward pass; pairs are never split."""
+    """Token budget of one packed forward and backward pass; pairs, and dro's responses to one
+    prompt, are never split."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     backend: Backend = "auto"

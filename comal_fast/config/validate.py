@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import Any
+
 from comal_fast.config.schema import Config
+from comal_fast.game.preference import load_game
 from comal_fast.oracles.criteria import CRITERIA
 
-# Which prox reads which option: an option that the chosen prox ignores is an error.
-PROX_OPTIONS = {
-    "inpo": {"eta", "tau_eta_ratio"},
-    "ipo": {"eta"},
-    "dpo": {"beta", "label_smoothing"},
+# Which choice reads which option: an option that the chosen one ignores is an error.
+_PAIRS = {"pairing.strategy", "pairing.soft_labels"}
+_STEP = {"algorithm.eta", "algorithm.tau_eta_ratio"}
+PROX_OPTIONS: dict[str, set[str]] = {
+    "inpo": _STEP | _PAIRS,
+    "ipo": {"algorithm.eta"} | _PAIRS,
+    "dpo": {"algorithm.beta", "algorithm.label_smoothing"} | _PAIRS,
+    "sppo": _STEP | {"algorithm.log_z"},
+    "dro": _STEP,
+    "rebel": _STEP | {"pairing.strategy"},
 }
+ORACLE_OPTIONS: dict[str, set[str]] = {
+    "criteria": {"oracle.weights", "oracle.temperatures", "oracle.target_words"},
+    "matrix": {"oracle.game", "oracle.unknown_wins"},
+}
+
+
+def option(config: Config, name: str) -> Any:
+    """The value of a dotted name."""
+    return reduce(getattr, name.split("."), config)
+
+
+def prox_options(config: Config) -> dict[str, Any]:
+    """Every option that the chosen prox reads, by its dotted name."""
+    return {name: option(config, name) for name in sorted(PROX_OPTIONS[config.algorithm.prox])}
 
 
 def validate(config: Config, given: set[str]) -> None:
@@ -25,18 +48,31 @@ def validate(config: Config, given: set[str]) -> None:
         if not 0 <= value <= high:
             raise ValueError(f"{name}: {value} is outside [0, {high:g}]")
     _lengths(config)
+    _ignored("oracle", config.oracle.name, ORACLE_OPTIONS, given)
     _oracle(config)
-    algorithm = config.algorithm
-    for option in set().union(*PROX_OPTIONS.values()) - PROX_OPTIONS[algorithm.prox]:
-        if f"algorithm.{option}" in given:
-            raise ValueError(
-                f"algorithm.{option}: prox {algorithm.prox} ignores it; it reads "
-                f"{', '.join(sorted(PROX_OPTIONS[algorithm.prox]))}"
-            )
+    _ignored("prox", config.algorithm.prox, PROX_OPTIONS, given)
+    _baseline(config)
     if config.model.device == "cpu" and config.model.attn_implementation == "flash_attention_2":
         raise ValueError("model.attn_implementation: flash_attention_2 needs model.device=cuda")
     if not config.output_dir:
         raise ValueError("output_dir: empty; give a folder")
+
+
+def _ignored(kind: str, chosen: str, table: dict[str, set[str]], given: set[str]) -> None:
+    for name in sorted(set[str]().union(*table.values()) - table[chosen]):
+        if any(g == name or g.startswith(f"{name}.") for g in given):
+            raise ValueError(
+                f"{name}: {kind} {chosen} ignores it; it reads {', '.join(sorted(table[chosen]))}"
+            )
+
+
+def _baseline(c: Config) -> None:
+    size, needed = c.training.train_batch_size, c.generation.num_generations
+    if c.algorithm.prox == "dro" and size < needed:
+        raise ValueError(
+            f"training.train_batch_size: {size} is less than generation.num_generations={needed}; "
+            "prox dro takes its baseline from all responses to a prompt"
+        )
 
 
 def _minima(c: Config) -> list[tuple[str, float | None, float]]:
@@ -79,6 +115,7 @@ def _shares(c: Config) -> list[tuple[str, float, float]]:
         ("algorithm.tau_eta_ratio", c.algorithm.tau_eta_ratio, 1),
         ("algorithm.label_smoothing", c.algorithm.label_smoothing, 0.49),
         ("training.warmup_ratio", c.training.warmup_ratio, 1),
+        ("oracle.unknown_wins", c.oracle.unknown_wins, 0.5),
     ]
 
 
@@ -97,6 +134,13 @@ def _lengths(c: Config) -> None:
 
 
 def _oracle(c: Config) -> None:
+    if c.oracle.name == "matrix":
+        if c.oracle.game is None:
+            raise ValueError("oracle.game: missing, and oracle matrix needs it; give a JSON file")
+        try:
+            load_game(c.oracle.game)
+        except ValueError as error:
+            raise ValueError(f"oracle.game {error}") from None
     for group in ("weights", "temperatures"):
         for name, value in getattr(c.oracle, group).items():
             if name not in CRITERIA:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from comal_fast.game.preference import load_game
 from comal_fast.oracles.base import Comparison, Oracle, self_comparison
 from comal_fast.oracles.criteria import CriteriaOracle
+from comal_fast.oracles.matrix import MatrixOracle
 
 if TYPE_CHECKING:
     from comal_fast.config.schema import OracleConfig
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
 
 def make_oracle(config: OracleConfig) -> Oracle:
     """The oracle that `config.name` asks for."""
+    if config.name == "matrix":
+        assert config.game is not None  # validate.py
+        return MatrixOracle(load_game(config.game), config.unknown_wins)
     return CriteriaOracle(config.weights, config.temperatures, config.target_words)
 
 

@@ -74,6 +74,16 @@ def run(context: Context, iteration: int) -> None:
     context.note("generate", iteration)
 
 
+def first_rows(samples: pa.Table) -> list[int]:
+    """Of each row, the first that holds the same response to the same prompt."""
+    seen: dict[tuple[int, tuple[int, ...]], int] = {}
+    columns = (samples[c].to_pylist() for c in ("prompt_id", "response_ids"))
+    return [
+        seen.setdefault((number, tuple(response)), row)
+        for row, (number, response) in enumerate(zip(*columns, strict=True))
+    ]
+
+
 def sample_table(
     context: Context,
     iterate: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,23 @@ def responses_by_prompt(samples: pa.Table) -> dict[int, tuple[str, list[str]]]:
     ):
         groups.setdefault(number, (prompt, []))[1].append(response)
     return groups
+
+
+def win_rates(matrix: np.ndarray) -> np.ndarray:
+    """(K,) P̂(y ≻ π_t) of each response: its mean over the other samples in (K, K) P."""
+    result: np.ndarray = (matrix.sum(axis=1) - matrix.diagonal()) / (len(matrix) - 1)
+    return result
+
+
+def read_matrices(context: Context, iteration: int) -> dict[int, np.ndarray]:
+    """prompt_id → (K, K) P, in the order of judgments.parquet, which is that of the samples."""
+    judgments = read_table(path(context, iteration))
+    columns = (judgments[c].to_pylist() for c in ("prompt_id", "matrix"))
+    matrices = {}
+    for number, flat in zip(*columns, strict=True):
+        size = math.isqrt(len(flat))
+        matrices[number] = np.array(flat).reshape(size, size)
+    return matrices
 
 
 def _decisiveness(matrix: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""logps: reference and last-iterate log-probs, once per response that stands in a pair."""
+"""logps: reference and last-iterate log-probs, once per response that is trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def path(context: Context, iteration: int) -> Path:
 
 
 def run(context: Context, iteration: int) -> None:
-    """Write iterations/NNNN/logps.parquet; null for responses that no pair uses."""
+    """Write iterations/NNNN/logps.parquet; null for responses that are not trained on."""
     samples = read_table(generate.path(context, iteration))
     pairs = read_table(pair.path(context, iteration))
     last, reference = iteration - 1, context.reference_of(iteration)
@@ -38,7 +38,8 @@ def run(context: Context, iteration: int) -> None:
     if table_key(artefact) == wanted:
         return
     metrics = context.metrics("logps", iteration)
-    used = sorted({*pairs["chosen"].to_pylist(), *pairs["rejected"].to_pylist()})
+    columns = (pairs[c].to_pylist() for c in ("chosen", "rejected"))
+    used = sorted({row for column in columns for row in column if row is not None})
     sequences = prompt_responses(samples, used)
     last_logp, seconds = model_logps(context, last, sequences, f"log-probs of π_{last} (last)")
     ref_logp = last_logp
@@ -48,13 +49,14 @@ def run(context: Context, iteration: int) -> None:
         )
         seconds += more
     passes = 1 + (reference != last)
+    firsts = generate.first_rows(samples)
+    spread = {n: _spread(x, used, firsts) for n, x in (("ref", ref_logp), ("last", last_logp))}
     metrics.log(
-        comal__kl_to_reference=float(np.mean(last_logp - ref_logp)),
+        comal__kl_to_reference=float(np.nanmean(spread["last"] - spread["ref"])),
         perf__tokens_per_s=passes * sum(map(len, sequences)) / seconds,
         perf__seconds=seconds,
     )
-    columns = {"ref_logp": ref_logp, "last_logp": last_logp}
-    table = pa.table({n: _spread(values, used, samples.num_rows) for n, values in columns.items()})
+    table = pa.table({f"{n}_logp": pa.array(x, from_pandas=True) for n, x in spread.items()})
     write_table(artefact, table, wanted)
     context.note("logps", iteration)
 
@@ -82,8 +84,8 @@ def model_logps(
     return values, advance.seconds
 
 
-def _spread(values: np.ndarray, rows: list[int], total: int) -> pa.Array:
-    column: list[float | None] = [None] * total
-    for row, value in zip(rows, values.tolist(), strict=True):
-        column[row] = value
-    return pa.array(column, pa.float64())
+def _spread(values: np.ndarray, rows: list[int], firsts: list[int]) -> np.ndarray:
+    """(N,) float64: of each sample the value of its first row, NaN where that is not of `rows`."""
+    column = np.full(len(firsts), np.nan)
+    column[rows] = values
+    return column[firsts]

@@ -6,15 +6,18 @@ import hashlib
 import resource
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from comal_fast.artefacts import folder_key, make_key, read_table, table_key, write_folder
 from comal_fast.config import Config
+from comal_fast.config.validate import prox_options
 from comal_fast.context import Context
 from comal_fast.model.packed import (
     PromptResponse,
@@ -23,37 +26,16 @@ from comal_fast.model.packed import (
     packed_attention,
     predictor_states,
 )
-from comal_fast.phases import generate, logps, pair
-from comal_fast.phases.batches import MicroBatch, epoch_batches, micro_batches
+from comal_fast.phases import generate, judge, logps, pair
+from comal_fast.phases.batches import Group, MicroBatch, epoch_batches, micro_batches
+from comal_fast.phases.items import Items, hyperparameters, implicit_rewards, make_items
 from comal_fast.terminal import progress
-from comal_kernels import ProxOutput, prox_loss
-
-
-@dataclass(frozen=True)
-class TrainingPairs:
-    """Columns of pairs.parquet, and per sample row what its cached numbers are."""
-
-    chosen: list[int]
-    rejected: list[int]
-    preference: list[float]
-    sequences: dict[int, PromptResponse]
-    ref_logp: list[float | None]
-    last_logp: list[float | None]
+from comal_kernels import prox_loss
 
 
 def path(context: Context, iteration: int) -> Path:
     """The artefact: π_iteration."""
     return context.folder(iteration) / "model"
-
-
-def hyperparameters(config: Config) -> dict[str, Any]:
-    """What the prox loss of this configuration takes."""
-    algorithm = config.algorithm
-    return {
-        "inpo": {"eta": algorithm.eta, "tau_eta_ratio": algorithm.tau_eta_ratio},
-        "ipo": {"eta": algorithm.eta},
-        "dpo": {"beta": algorithm.beta, "label_smoothing": algorithm.label_smoothing},
-    }[algorithm.prox]
 
 
 def run(context: Context, iteration: int) -> None:
@@ -66,16 +48,16 @@ def run(context: Context, iteration: int) -> None:
         context.model_key(iteration - 1),
         table_key(pair.path(context, iteration)),
         table_key(logps.path(context, iteration)),
-        [config.algorithm.prox, hyperparameters(config), config.pairing.soft_labels],
+        [config.algorithm.prox, prox_options(config)],
         training,
         config.seed,
     )
     if folder_key(path(context, iteration)) == wanted:
         return
     metrics = context.metrics("train", iteration)
-    pairs = _load_pairs(context, iteration)
+    items, sequences = _load(context, iteration)
     model = context.take_model(iteration - 1)
-    trainer = Trainer(config, model, pairs, iteration)
+    trainer = Trainer(config, model, items, sequences, iteration)
     checkpoint = context.folder(iteration) / "checkpoint"
     rows: list[dict[str, Any]] = []
     if folder_key(checkpoint) == wanted:
@@ -98,27 +80,41 @@ def run(context: Context, iteration: int) -> None:
     context.note("train", iteration)
 
 
-def _load_pairs(context: Context, iteration: int) -> TrainingPairs:
-    pairs = read_table(pair.path(context, iteration)).to_pydict()
-    cached = read_table(logps.path(context, iteration)).to_pydict()
-    used = sorted({*pairs["chosen"], *pairs["rejected"]})
+def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResponse]]:
+    """(the items, the sequence of each row that stands in one)."""
+    pairs = read_table(pair.path(context, iteration))
+    cached = read_table(logps.path(context, iteration))
     samples = read_table(generate.path(context, iteration))
-    sequences = dict(zip(used, logps.prompt_responses(samples, used), strict=True))
-    return TrainingPairs(
-        pairs["chosen"],
-        pairs["rejected"],
-        pairs["preference"],
-        sequences,
-        cached["ref_logp"],
-        cached["last_logp"],
+    matrices = judge.read_matrices(context, iteration)
+    rejected = pairs["rejected"].to_pylist()
+    items = make_items(
+        context.config,
+        chosen=pairs["chosen"].to_pylist(),
+        rejected=None if None in rejected else rejected,
+        preference=pairs["preference"].to_numpy(),
+        count=pairs["count"].to_numpy(),
+        prompt=samples["prompt_id"].to_numpy(),
+        win_rate=np.concatenate([judge.win_rates(m) for m in matrices.values()]),
+        ref_logp=cached["ref_logp"].to_numpy(),
+        last_logp=cached["last_logp"].to_numpy(),
     )
+    rows = items.rows()
+    return items, dict(zip(rows, logps.prompt_responses(samples, rows), strict=True))
 
 
 class Trainer:
-    """AdamW steps on one iteration's pairs. A context manager: packed attention is on inside."""
+    """AdamW steps on one iteration's items. A context manager: packed attention is on inside."""
 
-    def __init__(self, config: Config, model: Any, pairs: TrainingPairs, iteration: int) -> None:
-        self.config, self.model, self.pairs, self.iteration = config, model, pairs, iteration
+    def __init__(
+        self,
+        config: Config,
+        model: Any,
+        items: Items,
+        sequences: dict[int, PromptResponse],
+        iteration: int,
+    ) -> None:
+        self.config, self.model, self.iteration = config, model, iteration
+        self.items, self.sequences = items, sequences
         training = config.training
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -131,12 +127,12 @@ class Trainer:
             (epoch, batch)
             for epoch in range(training.num_train_epochs)
             for batch in epoch_batches(
-                len(pairs.chosen),
+                items.groups,
                 training.train_batch_size,
                 f"{config.seed} train {iteration} {epoch}",
             )
         ]
-        self.lengths = {row: len(s) for row, s in pairs.sequences.items()}
+        self.lengths = {row: len(s) for row, s in sequences.items()}
         self.step = 0
         self._packed = packed_attention(model, config.model.attn_implementation)
 
@@ -178,15 +174,16 @@ class Trainer:
             torch.cuda.reset_peak_memory_stats(self.model.device)
         totals: dict[str, Tensor] = {}
         tokens = 0
+        weights = self._weights(batch)
         for micro in micro_batches(
             batch,
-            self.pairs.chosen,
-            self.pairs.rejected,
+            self.items.chosen,
+            self.items.rejected,
             self.lengths,
             config.max_tokens_per_microbatch,
         ):
             tokens += sum(self.lengths[row] for row in micro.rows)
-            for name, value in self._backward(micro, len(batch)).items():
+            for name, value in self._backward(micro, weights).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
         limit = config.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
@@ -198,6 +195,8 @@ class Trainer:
         self.step += 1
         row: dict[str, Any] = {"step": self.step, "epoch": epoch + 1}
         row |= {name: float(value) for name, value in totals.items()}
+        if {"rewards/chosen", "rewards/rejected"} <= row.keys():
+            row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
         row |= {"grad_norm": float(norm), "learning_rate": rate}
         if not torch.isfinite(norm):
             raise ValueError(
@@ -216,19 +215,31 @@ class Trainer:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
-    def _backward(self, micro: MicroBatch, batch_pairs: int) -> dict[str, Tensor]:
+    def _weights(self, batch: Sequence[Group]) -> dict[str, Tensor]:
+        """(P,) share of each item in the step's loss, and in the means of either side, by counts.
+
+        The sides of a single response are TRL's for unpaired data: chosen where P̂(y ≻ π_t) > ½,
+        rejected elsewhere.
+        """
+        drawn = [item for group in batch for item in group]
+        counts = torch.zeros_like(self.items.count)
+        counts[drawn] = self.items.count[drawn]
+        sides = {"loss": counts, "chosen": counts, "rejected": counts}
+        if self.items.rejected is None:
+            better = self.items.preference > 0.5
+            sides |= {"chosen": counts * better, "rejected": counts * ~better}
+        return {name: side / side.sum() for name, side in sides.items() if side.any()}
+
+    def _backward(self, micro: MicroBatch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accumulate the gradients of one packed pass; its share of the step's means."""
-        config, pairs = self.config, self.pairs
-        packed = pack([pairs.sequences[row] for row in micro.rows], self.model.device)
+        config, device = self.config, self.model.device
+        packed = pack([self.sequences[row] for row in micro.rows], device)
         hidden = predictor_states(self.model, packed)
-        ref, last = (
-            torch.tensor([column[row] for row in micro.rows], dtype=torch.float32).to(hidden.device)
-            for column in (pairs.ref_logp, pairs.last_logp)
-        )
-        labels = None
-        if config.pairing.soft_labels:
-            labels = torch.tensor([pairs.preference[p] for p in micro.pairs]).to(hidden.device)
-        chosen, rejected = torch.tensor(micro.chosen), torch.tensor(micro.rejected)
+        chosen = torch.tensor(micro.chosen)
+        rejected = torch.tensor(micro.rejected) if micro.rejected else None
+        cached = self.items.cached(micro, device)
+        arguments = cached | head_arguments(self.model) | hyperparameters(config)
+        shares = {name: x[micro.items].to(device) for name, x in weights.items()}
         output = prox_loss(
             hidden,
             target=packed.target,
@@ -236,23 +247,26 @@ class Trainer:
             loss=config.algorithm.prox,
             chosen=chosen,
             rejected=rejected,
-            ref_logp=ref,
-            last_logp=last if config.algorithm.prox == "inpo" else None,
-            preference=labels,
-            pair_weight=torch.full((len(micro.pairs),), 1 / batch_pairs, device=hidden.device),
+            pair_weight=shares["loss"],
             backend=config.training.backend,
-            **head_arguments(self.model),
-            **hyperparameters(config),
+            **arguments,
         )
         output.loss.backward()
-        anchor, scale = ref, 1.0
-        if config.algorithm.prox == "inpo":
-            ratio = config.algorithm.tau_eta_ratio
-            anchor = ratio * ref + (1 - ratio) * last
-        elif config.algorithm.prox == "dpo":
-            scale = config.algorithm.beta
-        rewards = scale * (output.logp - anchor)
-        return _shares(output, rewards, chosen, rejected, batch_pairs)
+        rewards = implicit_rewards(config, output.logp, cached)
+        gained = output.margin > 0
+        if rejected is None:
+            gained = gained == (self.items.preference[micro.items] > 0.5).to(device)
+        result = {
+            "loss": output.loss.detach(),
+            "rewards/accuracies": (shares["loss"] * gained).sum(),
+        }
+        sides = {"chosen": chosen, "rejected": chosen if rejected is None else rejected}
+        for side, rows in sides.items():
+            if side in shares:
+                here = rows.to(device)
+                result[f"rewards/{side}"] = (shares[side] * rewards[here]).sum()
+                result[f"logps/{side}"] = (shares[side] * output.logp[here]).sum()
+        return result
 
     def save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         """What `restore` needs to go on as if nothing had happened."""
@@ -271,21 +285,3 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
         return state["rows"]
-
-
-def _shares(
-    output: ProxOutput, rewards: Tensor, chosen: Tensor, rejected: Tensor, batch_pairs: int
-) -> dict[str, Tensor]:
-    """TRL's metric names, as sums over these pairs divided by the pairs of the whole step."""
-    chosen, rejected = chosen.to(rewards.device), rejected.to(rewards.device)
-    margins = rewards[chosen] - rewards[rejected]
-    per_pair = {
-        "rewards/chosen": rewards[chosen],
-        "rewards/rejected": rewards[rejected],
-        "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).float(),
-        "logps/chosen": output.logp[chosen],
-        "logps/rejected": output.logp[rejected],
-    }
-    means = {name: values.sum() / batch_pairs for name, values in per_pair.items()}
-    return {"loss": output.loss.detach(), **means}

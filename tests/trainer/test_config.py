@@ -11,9 +11,43 @@ from comal_fast.config import known_keys, load_config
 REPO = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (REPO / "configs").glob("*.yaml")))
-def test_shipped_configs_load(name: str) -> None:
-    load_config(REPO / "configs" / name)
+CONFIGS = sorted(p.relative_to(REPO) for p in (REPO / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", CONFIGS, ids=str)
+def test_shipped_configs_load(name: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)  # paths in them are relative to the working directory
+    load_config(name)
+
+
+def test_a_config_may_rest_on_another(tiny_run: Path) -> None:
+    (tiny_run.parent / "more").mkdir()
+    above = tiny_run.parent / "more" / "above.yaml"
+    above.write_text("base: ../tiny.yaml\nseed: 3\ngeneration: {top_p: 0.5}\n")
+    top = tiny_run.parent / "top.yaml"
+    top.write_text("base: more/above.yaml\nseed: 4\n")
+    config = load_config(top, ["generation.num_generations=4"])
+    below = load_config(tiny_run)
+    assert (config.seed, config.generation.top_p, config.generation.num_generations) == (4, 0.5, 4)
+    assert config.generation.max_new_tokens == below.generation.max_new_tokens
+    assert config.data == below.data and config.model == below.model
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("none.yaml", r"none\.yaml: no such file"),
+        ("top.yaml", r"top\.yaml rests on top\.yaml itself"),
+        ("loop.yaml", r"loop\.yaml: base: top\.yaml rests on loop\.yaml itself"),
+        ("[1]", r"base: expected a file name, found list"),
+    ],
+)
+def test_bad_base(tmp_path: Path, base: str, words: str) -> None:
+    (tmp_path / "top.yaml").write_text(f"base: {base}\nseed: 4\n")
+    (tmp_path / "loop.yaml").write_text("base: top.yaml\n")
+    with pytest.raises(ValueError, match=words) as caught:
+        load_config(tmp_path / "top.yaml")
+    assert "\n" not in str(caught.value)
 
 
 def test_overrides_win(tiny_run: Path) -> None:
@@ -43,8 +77,15 @@ def test_overrides_win(tiny_run: Path) -> None:
         ("generation.top_p=1.5", r"generation\.top_p: 1\.5 is outside \[0, 1\]"),
         ("generation.temperature=0", r"generation\.temperature: 0\.0 is not a positive"),
         ("algorithm.eta=.nan", r"algorithm\.eta: nan is not a positive"),
-        ("algorithm.prox=ppo", r"algorithm\.prox: 'ppo' is not one of inpo, ipo, dpo"),
+        (
+            "algorithm.prox=ppo",
+            r"algorithm\.prox: 'ppo' is not one of inpo, ipo, dpo, sppo, dro, rebel",
+        ),
         ("algorithm.beta=0.1", r"algorithm\.beta: prox inpo ignores it"),
+        ("algorithm.log_z=zero", r"algorithm\.log_z: prox inpo ignores it"),
+        ("algorithm.prox=sppo", r"pairing\.strategy: prox sppo ignores it"),
+        ("oracle.game=a.json", r"oracle\.game: oracle criteria ignores it"),
+        ("oracle.name=matrix", r"oracle\.target_words: oracle matrix ignores it"),
         ("oracle.weights.wit=1", r"oracle\.weights\.wit: no such criterion"),
         ("oracle.weights={brief: 0}", r"oracle\.weights: all are zero"),
         (

@@ -1,0 +1,119 @@
+"""What a run did to a model that plays a known game: exact probabilities, not samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comal_fast.artefacts import write_json
+from comal_fast.config import Config
+from comal_fast.context import Context
+from comal_fast.game.nash import duality_gap, nash_policy
+from comal_fast.game.preference import Array, Game, load_game
+from comal_fast.lm_game.model import game_sequences
+from comal_fast.metrics import read_metrics
+from comal_fast.model.logps import response_logps
+from comal_fast.oracles.matrix import with_unknown
+from comal_fast.terminal import progress
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Iterates π_0 … π_T of one run on all of its prompts.
+
+    policies (T+1, prompts, n+1) float64: the exact probability of each response, the last column
+    being all other strings; held_out (prompts,) bool; nash (n,); seconds: of the run's phases.
+    """
+
+    name: str
+    prox: str
+    game: Game
+    nash: Array
+    policies: Array
+    held_out: np.ndarray
+    gap: Array  # (T+1, prompts) duality gap, other strings included
+    seconds: float
+
+    @property
+    def total_variation(self) -> Array:
+        """(T+1, prompts) distance of each policy from Nash, to which other strings are foreign."""
+        away = np.abs(self.policies - np.append(self.nash, 0.0))
+        result: Array = away.sum(axis=-1) / 2
+        return result
+
+    def to_json(self) -> dict[str, Any]:
+        """Per iterate: means over the prompts, the worst prompt, and held-out prompts alone."""
+        tv = self.total_variation
+        rows = [
+            {
+                "iterate": t,
+                "policy": self.policies[t].mean(axis=0).tolist(),
+                "total_variation": float(tv[t].mean()),
+                "total_variation_worst": float(tv[t].max()),
+                "total_variation_held_out": float(tv[t, self.held_out].mean()),
+                "duality_gap": float(self.gap[t].mean()),
+            }
+            for t in range(len(tv))
+        ]
+        return {
+            "prox": self.prox,
+            "names": [*self.game.names, "other"],
+            "nash": self.nash.tolist(),
+            "prompts": {"train": int((~self.held_out).sum()), "held_out": int(self.held_out.sum())},
+            "seconds": self.seconds,
+            "iterates": rows,
+        }
+
+
+def measure(config: Config) -> Measured:
+    """Every iterate that is in the run directory; RUN_DIR/lm_game.json is written.
+
+    ValueError where the oracle is no game, or the run has not trained anything.
+    """
+    if config.oracle.game is None:
+        raise ValueError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
+    game = load_game(config.oracle.game)
+    context = Context(config)
+    last = config.algorithm.iterations
+    while last and not (context.folder(last) / "model").is_dir():
+        last -= 1
+    if not last:
+        raise ValueError(f"{context.directory}: no trained model in it; `comal-fast run` first")
+    visited = (p.ids for t in range(1, last + 1) for p in context.training_prompts(t))
+    training = list(dict.fromkeys(map(tuple, visited)))
+    prompts = [*training, *(p.ids for p in context.held_out_prompts())]
+    sequences = game_sequences(context.tokenizer, prompts, game.names)
+    policies = np.empty((last + 1, len(prompts), len(game.names) + 1))
+    with progress(f"measure {context.directory.name}", last + 1, "policies") as advance:
+        for t in range(last + 1):
+            logps = response_logps(
+                context.model(t),
+                sequences,
+                max_tokens=config.training.max_tokens_per_microbatch,
+                attn_implementation=config.model.attn_implementation,
+                backend=config.training.backend,
+            )
+            known = np.exp(logps).reshape(len(prompts), len(game.names))
+            policies[t, :, :-1], policies[t, :, -1] = known, 1 - known.sum(axis=1)
+            advance()
+    measured = Measured(
+        name=context.directory.name,
+        prox=config.algorithm.prox,
+        game=game,
+        nash=nash_policy(game.matrix),
+        policies=policies,
+        held_out=np.arange(len(prompts)) >= len(training),
+        gap=duality_gap(with_unknown(game.matrix, config.oracle.unknown_wins), policies),
+        seconds=_seconds(context.directory),
+    )
+    write_json(context.directory / "lm_game.json", measured.to_json())
+    return measured
+
+
+def _seconds(directory: Path) -> float:
+    """Of all phases, as metrics.jsonl has them."""
+    rows = read_metrics(directory / "metrics.jsonl")
+    return float(sum(row["perf/seconds"] for row in rows))

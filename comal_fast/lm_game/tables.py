@@ -1,0 +1,56 @@
+"""What was measured, as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from comal_fast.lm_game.measure import Measured
+
+
+def iterate_table(run: Measured) -> Table:
+    """One run, a row an iterate; π is the mean over all prompts."""
+    table = Table(title=f"{run.name}: prox {run.prox}, {_prompts(run)}")
+    columns = ("iterate", *run.game.names, "other", *_DISTANCES)
+    for name in columns:
+        table.add_column(name, justify="right")
+    for t, policy in enumerate(run.policies.mean(axis=1)):
+        table.add_row(str(t), *(f"{p:.4f}" for p in policy), *_distances(run, t))
+    table.add_section()
+    table.add_row("Nash", *(f"{p:.4f}" for p in run.nash))
+    return table
+
+
+def run_table(runs: Sequence[Measured]) -> Table:
+    """A row a run: its last iterate."""
+    table = Table(title=f"last iterates: {_prompts(runs[0])}")
+    columns = ("run", "prox", "iterations", *runs[0].game.names, "other", *_DISTANCES, "minutes")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("run", "prox") else "right")
+    for run in runs:
+        last = len(run.policies) - 1
+        policy = run.policies[last].mean(axis=0)
+        table.add_row(
+            run.name,
+            run.prox,
+            str(last),
+            *(f"{p:.4f}" for p in policy),
+            *_distances(run, last),
+            f"{run.seconds / 60:.1f}",
+        )
+    return table
+
+
+_DISTANCES = ("TV", "TV held-out", "TV worst", "gap")
+
+
+def _distances(run: Measured, t: int) -> list[str]:
+    tv = run.total_variation[t]
+    values = (tv.mean(), tv[run.held_out].mean(), tv.max(), run.gap[t].mean())
+    return [f"{value:.4f}" for value in values]
+
+
+def _prompts(run: Measured) -> str:
+    held = int(run.held_out.sum())
+    return f"{len(run.held_out) - held} training and {held} held-out prompts"
