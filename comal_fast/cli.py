@@ -18,11 +18,12 @@ PHASE_HELP = {
     "logps": "log-probs of the reference and of the last iterate",
     "train": "the prox step to the next iterate",
     "evaluate": "held-out win rates of an iterate against the earlier ones",
+    "diagnose": "signs of a failing run, on what was measured up to an iteration",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input (one line on stderr), 130 stopped by Ctrl-C."""
+    """Exit status: 0 done, 2 bad input (one line), 3 ended by a diagnostic, 130 stopped by Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
     quiet_libraries()
@@ -85,8 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     from comal_fast.loop import run_all  # torch and transformers load only once the config is good
 
-    run_all(config)
-    return 0
+    return 3 if run_all(config)["ended"] else 0
 
 
 def _phase(args: argparse.Namespace) -> int:

@@ -11,6 +11,14 @@ PROX_OPTIONS = {
     "ipo": {"eta"},
     "dpo": {"beta", "label_smoothing"},
 }
+# Which diagnostic reads which limit: a limit of one that is off is an error.
+DIAGNOSTIC_LIMITS = {
+    "divergence": {"max_grad_norm_growth", "max_log_ratio"},
+    "cycling": {"cycling_return", "probe_responses"},
+    "slow_convergence": {"slow_window", "slow_kl", "slow_win_rate"},
+    "reference_drift": {"max_kl_to_reference"},
+    "inner_accuracy": {"inner_c1"},
+}
 
 
 def validate(config: Config, given: set[str]) -> None:
@@ -26,6 +34,7 @@ def validate(config: Config, given: set[str]) -> None:
             raise ValueError(f"{name}: {value} is outside [0, {high:g}]")
     _lengths(config)
     _oracle(config)
+    _diagnostics(config, given)
     algorithm = config.algorithm
     for option in set().union(*PROX_OPTIONS.values()) - PROX_OPTIONS[algorithm.prox]:
         if f"algorithm.{option}" in given:
@@ -59,7 +68,13 @@ def _minima(c: Config) -> list[tuple[str, float | None, float]]:
         ("training.max_tokens_per_microbatch", c.training.max_tokens_per_microbatch, 1),
         ("training.save_steps", c.training.save_steps, 0),
         ("evaluation.num_generations", c.evaluation.num_generations, 1),
+        ("evaluation.interval", c.evaluation.interval, 1),
         ("evaluation.bootstrap", c.evaluation.bootstrap, 100),
+        ("diagnostics.max_grad_norm_growth", c.diagnostics.max_grad_norm_growth, 1),
+        ("diagnostics.probe_responses", c.diagnostics.probe_responses, 2),
+        ("diagnostics.slow_window", c.diagnostics.slow_window, 1),
+        ("diagnostics.slow_kl", c.diagnostics.slow_kl, 0),
+        ("diagnostics.slow_win_rate", c.diagnostics.slow_win_rate, 0),
     ]
 
 
@@ -70,6 +85,9 @@ def _positive(c: Config) -> list[tuple[str, float]]:
         ("algorithm.eta", c.algorithm.eta),
         ("algorithm.beta", c.algorithm.beta),
         ("training.learning_rate", c.training.learning_rate),
+        ("diagnostics.max_log_ratio", c.diagnostics.max_log_ratio),
+        ("diagnostics.max_kl_to_reference", c.diagnostics.max_kl_to_reference),
+        ("diagnostics.inner_c1", c.diagnostics.inner_c1),
     ]
 
 
@@ -79,6 +97,7 @@ def _shares(c: Config) -> list[tuple[str, float, float]]:
         ("algorithm.tau_eta_ratio", c.algorithm.tau_eta_ratio, 1),
         ("algorithm.label_smoothing", c.algorithm.label_smoothing, 0.49),
         ("training.warmup_ratio", c.training.warmup_ratio, 1),
+        ("diagnostics.cycling_return", c.diagnostics.cycling_return, 1),
     ]
 
 
@@ -107,3 +126,12 @@ def _oracle(c: Config) -> None:
                 raise ValueError(f"oracle.{group}.{name}: {value} must be positive")
     if c.oracle.weights and sum(c.oracle.weights.values()) <= 0:
         raise ValueError("oracle.weights: all are zero; at least one must be positive")
+
+
+def _diagnostics(c: Config, given: set[str]) -> None:
+    for name, limits in DIAGNOSTIC_LIMITS.items():
+        for limit in limits:
+            if getattr(c.diagnostics, name) == "off" and f"diagnostics.{limit}" in given:
+                raise ValueError(
+                    f"diagnostics.{limit}: ignored while diagnostics.{name} is off; leave it out"
+                )

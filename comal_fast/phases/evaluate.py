@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from comal_fast.artefacts import json_key, make_key, read_table, table_key, write_json, write_table
+from comal_fast.config import Config
 from comal_fast.context import Context
 from comal_fast.oracles import Comparison, Oracle, make_oracle
 from comal_fast.oracles.criteria import repetition
@@ -30,10 +31,18 @@ def samples_path(context: Context, iteration: int) -> Path:
     return context.folder(iteration) / "eval_samples.parquet"
 
 
+def iterates(config: Config, last: int | None = None) -> list[int]:
+    """The iterates that a run evaluates, up to `last`; iterate 0 is the initial policy."""
+    interval, final = config.evaluation.interval, config.algorithm.iterations
+    chosen = [t for t in range(final + 1) if t % interval == 0 or t == final]
+    return [t for t in chosen if last is None or t <= last]
+
+
 def run(context: Context, iteration: int) -> None:
     """Write eval_samples.parquet and evaluation.json of π_iteration (0: the initial policy)."""
     config = context.config
-    for earlier in range(iteration):
+    before = [t for t in iterates(config) if t < iteration]
+    for earlier in before:
         read_table(samples_path(context, earlier))  # says what is missing, before any work
     oracle = make_oracle(config.oracle)
     samples, seconds, samples_key = _samples(context, iteration)
@@ -41,10 +50,10 @@ def run(context: Context, iteration: int) -> None:
     wanted = make_key(
         "evaluate",
         samples_key,
-        [table_key(samples_path(context, earlier)) for earlier in range(iteration)],
+        [table_key(samples_path(context, earlier)) for earlier in before],
         [context.model_key(iterate) for iterate in (0, reference, iteration)],
         oracle.fingerprint(),
-        asdict(config.evaluation),
+        [config.evaluation.num_generations, config.evaluation.bootstrap],
         config.training.max_tokens_per_microbatch,
         config.seed,
     )
@@ -53,7 +62,7 @@ def run(context: Context, iteration: int) -> None:
     metrics = context.metrics("evaluate", iteration)
     result: dict[str, Any] = {"key": wanted, "iterate": iteration}
     result |= _text_measures(samples)
-    result["win_rates"] = _win_rates(context, oracle, iteration, samples)
+    result["win_rates"] = _win_rates(context, oracle, iteration, before, samples)
     kl, more = _divergences(context, iteration, reference, samples)
     result |= kl
     row = {
@@ -106,16 +115,16 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, float, str]:
 
 
 def _win_rates(
-    context: Context, oracle: Oracle, iteration: int, samples: pa.Table
+    context: Context, oracle: Oracle, iteration: int, before: list[int], samples: pa.Table
 ) -> dict[str, Any]:
     """Against each earlier iterate: mean over prompts of P(its samples ≻ theirs), with interval."""
     config = context.config
     ours = responses_by_prompt(samples)
     rates: dict[str, Any] = {}
-    if not iteration:
+    if not before:
         return rates
-    with progress(f"judge π_{iteration}", iteration * len(ours), "prompts") as advance:
-        for earlier in range(iteration):
+    with progress(f"judge π_{iteration}", len(before) * len(ours), "prompts") as advance:
+        for earlier in before:
             theirs = responses_by_prompt(read_table(samples_path(context, earlier)))
             comparisons = [
                 Comparison(text, responses, theirs[number][1])
@@ -125,9 +134,7 @@ def _win_rates(
             for matrix in oracle.compare(comparisons):
                 wins.append(matrix.mean())
                 advance()
-            rates[str(earlier)] = bootstrap_mean(
-                np.array(wins), config.evaluation.bootstrap, config.seed
-            )
+            rates[str(earlier)] = _mean(config, np.array(wins))
     return rates
 
 
@@ -149,8 +156,14 @@ def _divergences(
     for name, other in (("kl_to_initial", 0), ("kl_to_reference", reference)):
         gaps = logps[iteration] - logps[other] if iteration else np.zeros(samples.num_rows)
         means = np.bincount(prompts, gaps) / np.bincount(prompts)
-        result[name] = bootstrap_mean(means, config.evaluation.bootstrap, config.seed)
+        result[name] = _mean(config, means)
     return result, seconds
+
+
+def _mean(config: Config, values: np.ndarray) -> dict[str, Any]:
+    """`mean`, `ci95` and the `values` themselves, one per prompt."""
+    summary = bootstrap_mean(values, config.evaluation.bootstrap, config.seed)
+    return {**summary, "values": values.tolist()}
 
 
 def _text_measures(samples: pa.Table) -> dict[str, Any]:

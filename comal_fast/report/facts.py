@@ -12,7 +12,7 @@ import numpy as np
 
 from comal_fast.report.load import Array, Interval, Row, Run, number, to_interval
 
-PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate")
+PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate", "diagnose")
 
 Outcome = Literal["better", "worse", "open", "none"]
 
@@ -47,9 +47,11 @@ def verdict(run: Run) -> Verdict:
     From its evaluation.json; from summary.json where that file is missing.
     """
     judged = [t for t, e in run.evaluations.items() if t > 0 and 0 in e.win_rates]
-    total = iterations(run)
+    total, result = iterations(run), run.summary.get("result")
+    if ended(run) and result == 0:
+        return Verdict("The run was rolled back to the initial policy.", "worse", 0)
     if judged:
-        t = max(judged)
+        t = result if result in judged else max(judged)
         rate, n_prompts = run.evaluations[t].win_rates[0], run.evaluations[t].n_prompts
     else:
         summary = run.summary.get("win_rate") or {}
@@ -60,7 +62,8 @@ def verdict(run: Run) -> Verdict:
         done = run.summary.get("iterations")
         t = done if isinstance(done, int) else total or 1
     outcome, meaning = _meaning(rate)
-    policy = "The final policy" if t == total else f"Iterate {t} of {total or '?'} (unfinished run)"
+    unfinished = "" if ended(run) else " (unfinished run)"
+    policy = "The final policy" if t == total else f"Iterate {t} of {total or '?'}{unfinished}"
     prompts = "the held-out prompts" if n_prompts is None else f"{n_prompts} held-out prompts"
     seed, prox = run.option("seed", "unknown"), run.option("algorithm.prox", "unknown")
     text = (
@@ -93,9 +96,22 @@ def progress(run: Run) -> str:
     return f"iteration {t} of {total or 'an unknown number'} holds {names}"
 
 
+def ended(run: Run) -> str | None:
+    """One sentence where a diagnostic ended the run."""
+    end = run.summary.get("ended")
+    if not isinstance(end, dict):
+        return None
+    last, result = run.summary.get("iterations"), run.summary.get("result")
+    verb = "rolled back" if end.get("action") == "rollback" else "stopped"
+    return (
+        f"Ended by a diagnostic after iteration {last} ({end.get('by')}: {end.get('text')}); "
+        f"{verb}, so iterate {result} is the result."
+    )
+
+
 def is_finished(run: Run) -> bool:
-    """Whether the last iteration that the config asks for was evaluated."""
-    return iterations(run) in run.evaluations
+    """Whether the last iteration that the config asks for was evaluated, or a diagnostic ended."""
+    return iterations(run) in run.evaluations or ended(run) is not None
 
 
 def win_matrix(run: Run) -> tuple[list[int], dict[tuple[int, int], Interval]]:

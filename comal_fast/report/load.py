@@ -28,6 +28,7 @@ ARTEFACTS = (
     "model",
     "eval_samples.parquet",
     "evaluation.json",
+    "diagnostics.json",
 )
 MAX_COMPARISONS = 12
 
@@ -86,6 +87,16 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """One sign of failure. `action`: what the configuration does about it."""
+
+    iteration: int
+    name: str
+    action: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Run:
     """What a run directory holds so far."""
 
@@ -97,6 +108,9 @@ class Run:
     rows: list[Row]
     """metrics.jsonl, each (phase, iteration, epoch, step) once."""
     evaluations: dict[int, Evaluation]
+    diagnosed: list[int]
+    """The iterations that were looked at for signs of failure."""
+    diagnoses: list[Diagnosis]
     compared: int | None
     """The iterate that `comparisons` show beside the initial policy."""
     comparisons: list[Comparison]
@@ -139,6 +153,7 @@ def load_run(path: Path) -> Run:
         content = _json(folder / "evaluation.json", path, problems)
         if content:
             evaluations[t] = _evaluation(t, content)
+    diagnosed, diagnoses = _diagnoses(path, folders, problems)
     compared, comparisons = _comparisons(path, folders, problems)
     return Run(
         path=path,
@@ -147,6 +162,8 @@ def load_run(path: Path) -> Run:
         summary=_json(path / "summary.json", path, problems),
         rows=_metrics(path / "metrics.jsonl", problems),
         evaluations=evaluations,
+        diagnosed=diagnosed,
+        diagnoses=diagnoses,
         compared=compared,
         comparisons=comparisons,
         artefacts={
@@ -230,6 +247,22 @@ def _evaluation(iterate: int, content: dict[str, Any]) -> Evaluation:
         kl_to_initial=to_interval(content.get("kl_to_initial")),
         kl_to_reference=to_interval(content.get("kl_to_reference")),
     )
+
+
+def _diagnoses(
+    root: Path, folders: dict[int, Path], problems: list[str]
+) -> tuple[list[int], list[Diagnosis]]:
+    """(iterations that were checked, what fired)."""
+    checked, fired = [], []
+    for t, folder in folders.items():
+        content = _json(folder / "diagnostics.json", root, problems)
+        if not isinstance(content.get("findings"), list):
+            continue
+        checked.append(t)
+        for found in content["findings"]:
+            fields = [str(found.get(key, "")) for key in ("name", "action", "text")]
+            fired.append(Diagnosis(t, *fields))
+    return checked, fired
 
 
 def to_interval(value: Any) -> Interval | None:

@@ -274,7 +274,7 @@ def time(run: Run, theme: Theme) -> Figure | None:
     axes.invert_yaxis()
     axes.set_xlim(0, max(left.max() * 1.16, 1e-9))
     figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False,
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False,
         labelcolor=theme.ink, fontsize=8.5, handlelength=1, columnspacing=1.3,
     )  # fmt: skip
     return figure

@@ -26,13 +26,17 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text; the first column names the row. `folded`: shown after a click."""
+    """Cells are text; the first column names the row.
+
+    `folded`: shown after a click. `prose`: the last column holds sentences.
+    """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     last_is_total: bool = False
     folded: bool = False
+    prose: bool = False
 
 
 def headline(run: Run, verdict: Verdict) -> list[tuple[str, str]]:
@@ -50,6 +54,7 @@ def headline(run: Run, verdict: Verdict) -> list[tuple[str, str]]:
         ("Seed", str(run.option("seed", NONE))),
         ("Iterations", f"{max(run.evaluations, default=0)} of {total if total else '?'}"),
         ("Preference cycles", percent(cycles)),
+        ("Diagnostics fired", str(len(run.diagnoses)) if run.diagnosed else NONE),
         ("Time", duration(spent) if spent else NONE),
         ("Peak memory", _gib(peak_memory(run))),
     ]
@@ -122,6 +127,27 @@ def iterations_table(run: Run) -> Table | None:
     ]
     head = ["Iteration", *(title for title, _, _ in columns)]
     return Table("Training samples of each iteration", head, rows)
+
+
+def diagnoses(run: Run) -> Table | None:
+    """What fired, on which evidence."""
+    if not run.diagnoses:
+        return None
+    rows = [[str(d.iteration), d.name.replace("_", " "), d.action, d.text] for d in run.diagnoses]
+    head = ["Iteration", "Diagnostic", "Action", "Evidence"]
+    return Table("Signs of failure, each with its evidence", head, rows, prose=True)
+
+
+def diagnoses_line(run: Run) -> str:
+    """One sentence on the checks."""
+    n = len(run.diagnosed)
+    if not n:
+        return "No iteration has been checked yet."
+    checked = f"{n} iteration{'' if n == 1 else 's'} checked"
+    if not run.diagnoses:
+        return f"{checked}: no sign of failure."
+    names = sorted({d.name.replace("_", " ") for d in run.diagnoses})
+    return f"{checked}: {', '.join(names)}."
 
 
 def time_table(run: Run) -> Table | None:
