@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from comal_fast import __version__
+from comal_fast.compare import command as compare
 from comal_fast.game import command as game
 from comal_fast.report import command as report
 from comal_fast.terminal import quiet_libraries
@@ -23,7 +24,7 @@ PHASE_HELP = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input (one line), 3 ended by a diagnostic, 130 stopped by Ctrl-C."""
+    """Exit status: 0 done, 2 bad input (one line), 3 ended by a diagnostic, 130 by Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
     quiet_libraries()
@@ -70,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
             "--iteration", type=int, help="default: the first whose model is not there yet"
         )
         verb.set_defaults(run=_phase, phase=phase)
+    compare.register(verbs)
     report.register(verbs)
     game.register(verbs)
     return top

@@ -39,6 +39,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def load_saved(path: Path) -> Config:
+    """The configuration that a run wrote down: complete, so nothing in it was asked for."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; {path.parent} is not a run directory")
+    return _build(Config, yaml.safe_load(path.read_text(encoding="utf-8")), where=())
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The whole tree as plain containers, defaults included."""
     return dataclasses.asdict(config)

@@ -39,8 +39,9 @@ def divergence(history: History, limits: DiagnosticsConfig) -> Finding | None:
         return None
     norms = _running_median([row["grad_norm"] for row in history.steps])
     growth = float(norms.max() / max(norms[0], 1e-30))
-    ratios = np.abs([[row["rewards/chosen"], row["rewards/rejected"]] for row in history.steps])
-    ratio = float(ratios.max()) / history.reward_scale / history.trained_length
+    sides = ("rewards/chosen", "rewards/rejected")  # per-response losses have one
+    ratios = [abs(row[side]) for row in history.steps for side in sides if side in row]
+    ratio = max(ratios, default=0.0) / history.reward_scale / history.trained_length
     evidence = {"grad_norm_growth": growth, "log_ratio_per_token": ratio}
     if growth > limits.max_grad_norm_growth:
         text = (

@@ -29,6 +29,7 @@ from comal_fast.metrics import read_metrics
 from comal_fast.phases import evaluate, train
 from comal_fast.phases.logps import model_logps, prompt_responses
 from comal_fast.terminal import console
+from comal_kernels import PROX
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _history(
     context: Context, iteration: int, evaluated: list[int], distances: dict[int, float]
 ) -> History:
     config = context.config
-    rows = [r for r in read_metrics(context.directory / "metrics.jsonl")]
+    rows = read_metrics(context.directory / "metrics.jsonl")
     steps = [r for r in rows if r["phase"] == "train" and r["iteration"] == iteration]
     lengths = [
         row["generation/response_length"]
@@ -125,7 +126,7 @@ def _history(
         evaluated={t: _evaluated(context, t, distances, iteration) for t in evaluated},
         ref_update_interval=config.algorithm.ref_update_interval,
         tau=_tau(config),
-        reward_scale=config.algorithm.beta if config.algorithm.prox == "dpo" else 1.0,
+        reward_scale=_reward_scale(config),
         resamples=config.evaluation.bootstrap,
         seed=config.seed,
     )
@@ -151,10 +152,18 @@ def _evaluated(
     )
 
 
+def _reward_scale(config: Config) -> float:
+    """rewards/* of training's metrics per nat of log-ratio: the prox's own scale, as in train."""
+    scale = PROX[config.algorithm.prox].scale
+    return float(getattr(config.algorithm, scale)) if scale else 1.0
+
+
 def _tau(config: Config) -> float | None:
-    """τ of the inner game that the prox solves; only inpo's loss holds one."""
+    """τ of the regularised game that the prox solves; dpo's and ipo's losses hold none."""
     algorithm = config.algorithm
-    return algorithm.eta * algorithm.tau_eta_ratio if algorithm.prox == "inpo" else None
+    if algorithm.prox in ("dpo", "ipo"):
+        return None
+    return algorithm.eta * algorithm.tau_eta_ratio
 
 
 # the probe: log-probs of a few responses of the initial policy, by which iterates are compared

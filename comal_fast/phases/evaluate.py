@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from comal_fast.artefacts import json_key, make_key, read_table, table_key, write_json, write_table
+from comal_fast.compare.tournament import LENGTH_RESAMPLES, tie_share
 from comal_fast.config import Config
 from comal_fast.context import Context
 from comal_fast.oracles import Comparison, Oracle, make_oracle
 from comal_fast.oracles.criteria import repetition
+from comal_fast.oracles.order import debiased
 from comal_fast.phases.generate import sample_table
 from comal_fast.phases.judge import responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
-from comal_fast.statistics import bootstrap_mean
+from comal_fast.statistics import bootstrap_mean, length_controlled
 from comal_fast.terminal import console, progress
 
 
@@ -44,7 +46,7 @@ def run(context: Context, iteration: int) -> None:
     before = [t for t in iterates(config) if t < iteration]
     for earlier in before:
         read_table(samples_path(context, earlier))  # says what is missing, before any work
-    oracle = make_oracle(config.oracle)
+    oracle = debiased(make_oracle(config.oracle))
     samples, seconds, samples_key = _samples(context, iteration)
     reference = context.reference_of(iteration) if iteration else 0
     wanted = make_key(
@@ -125,17 +127,34 @@ def _win_rates(
         return rates
     with progress(f"judge π_{iteration}", len(before) * len(ours), "prompts") as advance:
         for earlier in before:
-            theirs = responses_by_prompt(read_table(samples_path(context, earlier)))
+            opponent = read_table(samples_path(context, earlier))
+            theirs = responses_by_prompt(opponent)
             comparisons = [
                 Comparison(text, responses, theirs[number][1])
                 for number, (text, responses) in ours.items()
             ]
-            wins = []
+            wins, ties = [], []
             for matrix in oracle.compare(comparisons):
                 wins.append(matrix.mean())
+                ties.append(tie_share(matrix))
                 advance()
-            rates[str(earlier)] = _mean(config, np.array(wins))
+            extra = prompt_lengths(samples) - prompt_lengths(opponent)
+            rates[str(earlier)] = {
+                **_mean(config, np.array(wins)),
+                "ties": float(np.mean(ties)),
+                "length_controlled": length_controlled(
+                    np.array(wins), extra, LENGTH_RESAMPLES, config.seed
+                ),
+            }
     return rates
+
+
+def prompt_lengths(samples: pa.Table) -> np.ndarray:
+    """(prompts,) mean tokens of a prompt's responses, by prompt_id."""
+    prompts = np.array(samples["prompt_id"].to_pylist())
+    lengths = [len(ids) for ids in samples["response_ids"].to_pylist()]
+    means: np.ndarray = np.bincount(prompts, lengths) / np.bincount(prompts)
+    return means
 
 
 def _divergences(

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from comal_fast.compare.tournament import Standing, standings
 from comal_fast.report.load import Array, Interval, Row, Run, number, to_interval
 
 PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate", "diagnose")
@@ -124,6 +125,23 @@ def win_matrix(run: Run) -> tuple[list[int], dict[tuple[int, int], Interval]]:
     for t in run.evaluations:
         cells[t, t] = Interval(0.5, 0.5, 0.5)
     return list(run.evaluations), cells
+
+
+def empirical_game(run: Run) -> list[Standing]:
+    """The evaluated iterates against each other; none where win rates by prompt are missing."""
+    iterates = list(run.evaluations)
+    counts = {len(w) for e in run.evaluations.values() for w in e.wins.values()}
+    if len(iterates) < 2 or len(counts) != 1 or 0 in counts:
+        return []
+    wins = np.full((len(iterates), len(iterates), counts.pop()), 0.5)
+    for i, t in enumerate(iterates):
+        for j, s in enumerate(iterates[:i]):
+            if s not in run.evaluations[t].wins:
+                return []
+            wins[i, j] = run.evaluations[t].wins[s]
+            wins[j, i] = 1 - wins[i, j]
+    seed, resamples = run.option("seed", 0), run.option("evaluation.bootstrap", 10_000)
+    return standings(tuple(map(str, iterates)), wins, resamples, seed)
 
 
 def reference_moves(run: Run) -> list[int]:

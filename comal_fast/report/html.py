@@ -102,7 +102,7 @@ def _sections(run: Run, pictures: dict[str, Picture]) -> list[Section]:
             "win-rates", "Win rates",
             {"win_rate": "No trained iterate has been evaluated yet, so there is no win rate.",
              "win_matrix": "Fewer than two iterates have been evaluated, so there is no matrix."},
-            tables.iterates(run), tables.win_matrix_table(run),
+            tables.iterates(run), tables.empirical_game_table(run), tables.win_matrix_table(run),
         ),
         section(
             "diagnostics", "Diagnostics", {}, tables.diagnoses(run),
