@@ -65,6 +65,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a binary file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def json_key(path: Path) -> str | None:
     """The `key` field of a JSON artefact, None where there is no such file."""
     return json.loads(path.read_text())["key"] if path.is_file() else None

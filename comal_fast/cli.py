@@ -10,6 +10,7 @@ from comal_fast import __version__
 from comal_fast.compare import command as compare
 from comal_fast.game import command as game
 from comal_fast.report import command as report
+from comal_fast.sweep import command as sweep
 from comal_fast.terminal import quiet_libraries
 
 PHASE_HELP = {
@@ -71,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
             "--iteration", type=int, help="default: the first whose model is not there yet"
         )
         verb.set_defaults(run=_phase, phase=phase)
+    sweep.register(verbs)
     compare.register(verbs)
     report.register(verbs)
     game.register(verbs)

@@ -31,7 +31,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast compare`; returns 0, or raises ValueError before anything is written."""
-    from comal_fast.compare.entrants import load_entrants
+    from comal_fast.compare.entrants import load_entrants, samples_of
     from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
     from comal_fast.compare.tournament import play, to_json
     from comal_fast.game.files import check_target, write_all
@@ -42,9 +42,8 @@ def run(args: argparse.Namespace) -> int:
     for option in ("json", "plot"):
         if getattr(args, option) is not None:
             check_target(getattr(args, option), f"--{option}")
-    entrants, prompts, config, most = load_entrants(
-        args.run_dirs, args.all or len(args.run_dirs) == 1
-    )
+    samples, config = samples_of(args.run_dirs, args.all or len(args.run_dirs) == 1)
+    entrants, prompts, most = load_entrants(samples)
     oracle = debiased(make_oracle(config.oracle))
     size = len(entrants)
     total = size * (size - 1) // 2 * len(prompts)

@@ -181,7 +181,7 @@ class DiagnosticsConfig:
     slow_window: int = 3
     """slow_convergence: how many iterations it looks back."""
     slow_kl: float = 0.1
-    """slow_convergence: least growth of KL to the initial policy, nats per response, iteration."""
+    """slow_convergence: least change of KL to the initial policy, nats per response, iteration."""
     slow_win_rate: float = 0.005
     """slow_convergence: least gain of win rate per iteration over the iterate looked back to."""
     max_kl_to_reference: float = 1.0

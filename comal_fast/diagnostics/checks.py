@@ -133,10 +133,10 @@ def slow_convergence(history: History, limits: DiagnosticsConfig) -> Finding | N
     window = limits.slow_window
     moved = float(now.kl_to_initial.mean() - then.kl_to_initial.mean()) / window
     gained = float(now.wins[then.iterate].mean() - 0.5) / window
-    if moved >= limits.slow_kl or gained >= limits.slow_win_rate:
+    if abs(moved) >= limits.slow_kl or gained >= limits.slow_win_rate:
         return None
     text = (
-        f"per iteration since iterate {then.iterate}, KL to the initial policy grew by "
+        f"per iteration since iterate {then.iterate}, KL to the initial policy changed by "
         f"{moved:.3g} nats (bound {limits.slow_kl:g}) and the win rate over it by {gained:.2%} "
         f"(bound {limits.slow_win_rate:.2%}): the steps are too small, or the run has arrived"
     )

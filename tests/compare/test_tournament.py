@@ -85,8 +85,10 @@ def test_symmetric_oracles_are_left_alone() -> None:
 @pytest.fixture
 def two_runs(tiny_run: Path, tmp_path: Path) -> list[Path]:
     runs = [tmp_path / "slow", tmp_path / "quick"]
+    brief = ["algorithm.iterations=1", "training.num_train_epochs=1", "training.save_steps=0"]
     for run, rate in zip(runs, ("1e-4", "1e-2"), strict=True):
-        run_all(load_config(tiny_run, [f"output_dir={run}", f"training.learning_rate={rate}"]))
+        options = [f"output_dir={run}", f"training.learning_rate={rate}", *brief]
+        run_all(load_config(tiny_run, options))
     return runs
 
 
@@ -98,10 +100,10 @@ def test_compare_runs(
     arguments = ["compare", *map(str, two_runs), "--json", str(out), "--plot", str(plot)]
     assert main(arguments) == 0
     result = json.loads(out.read_text())
-    assert result["names"] == ["initial", "slow π_2", "quick π_2"] and result["n_prompts"] == 4
+    assert result["names"] == ["initial", "slow π_1", "quick π_1"] and result["n_prompts"] == 4
     assert plot.read_bytes().startswith(b"\x89PNG")
     for run, name in zip(two_runs, result["names"][1:], strict=True):
-        own = json.loads((run / "iterations/0002/evaluation.json").read_text())["win_rates"]["0"]
+        own = json.loads((run / "iterations/0001/evaluation.json").read_text())["win_rates"]["0"]
         (pair,) = [p for p in result["pairs"] if (p["row"], p["column"]) == (name, "initial")]
         assert pair["win_rate"] == pytest.approx(own["mean"], abs=1e-12)
         assert pair["ci95"] == pytest.approx(own["ci95"], abs=1e-12)
@@ -110,7 +112,7 @@ def test_compare_runs(
     matrix = np.array(result["matrix"])
     np.testing.assert_allclose(matrix + matrix.T, 1, atol=1e-12)
     assert main(["compare", str(two_runs[0]), "--json", str(out)]) == 0
-    assert json.loads(out.read_text())["names"] == ["initial", "π_1", "π_2"]
+    assert json.loads(out.read_text())["names"] == ["initial", "π_1"]
     page = (two_runs[0] / "report.html").read_text()
     assert "The game between the iterates" in page and "At equal length" in page
     capsys.readouterr()

@@ -103,7 +103,9 @@ def test_a_cyclic_game_without_regularisation_cycles(
 ) -> None:
     """Rock, paper, scissors with ipo and a reference that moves at every iteration."""
     play(monkeypatch, CYCLIC)
-    options = [*GAME, "algorithm.prox=ipo", "algorithm.iterations=9"]
+    options = [*GAME, "algorithm.prox=ipo", "algorithm.eta=0.05", "algorithm.iterations=6",
+               "pairing.soft_labels=true", "training.learning_rate=5e-3",
+               "training.num_train_epochs=3"]  # fmt: skip
     assert "cycling" in names(run_all(load_config(game_run, options)))
 
 
