@@ -42,7 +42,7 @@ def _against_initial(results: list[Result]) -> list[str]:
     sentences = [
         f"Against the initial policy, {len(above)} of {len(results)} settings have a win rate "
         f"whose 95 % interval lies above 50 %"
-        + (f", {len(below)} one below it" if below else "")
+        + (f", {len(below)} have one below it" if below else "")
         + (f"; {open_ones} intervals include 50 %, which shows no difference" if open_ones else "")
         + "."
     ]
@@ -61,7 +61,8 @@ def _best(results: list[Result]) -> list[str]:
     best = max(results, key=lambda r: r.win_rate.mean)
     others = [r for r in results if r is not best]
     config = best.cell.config
-    level = 1 - 0.05 / len(others)  # Bonferroni
+    pairs = len(results) * (len(results) - 1) // 2
+    level = 1 - 0.05 / pairs  # the best was picked by looking, so all pairs count
     lows = [
         bootstrap_interval(best.wins - r.wins, config.evaluation.bootstrap, config.seed, level)[0]
         for r in others
@@ -72,7 +73,7 @@ def _best(results: list[Result]) -> list[str]:
         return [text + "its paired difference from every other setting excludes 0."]
     return [
         text + f"its paired difference from {len(same)} of the {len(others)} other settings "
-        f"includes 0 (95 % over all {len(others)} together), so it is not shown to be the best."
+        f"includes 0 (95 % over all pairs together), so it is not shown to be the best."
     ]
 
 
@@ -125,12 +126,10 @@ def _limits(sweep: Sweep) -> str:
     trained = f"one training run per setting (seed {seeds[0]})"
     if len(seeds) > 1:
         trained = f"{len(seeds)} training seeds per setting"
+    unknown = "" if len(seeds) > 1 else "; how much another seed would change is not measured"
     return (
         f"The intervals cover the choice of the {prompts} held-out prompts only: {trained}, one "
-        "model and one oracle; how much another seed would change is not measured."
-        if len(seeds) == 1
-        else f"The intervals cover the choice of the {prompts} held-out prompts only: {trained}, "
-        "one model and one oracle."
+        f"model and one oracle{unknown}."
     )
 
 
@@ -143,7 +142,11 @@ def rate(value: Interval) -> str:
 
 def points(value: Interval) -> str:
     """+2.1 [−0.4, +4.6], in percentage points."""
-    low, mean, high = (
-        f"{100 * x:+.1f}".replace("-", "−") for x in (value.low, value.mean, value.high)
-    )
+    low, mean, high = (signed(100 * x) for x in (value.low, value.mean, value.high))
     return f"{mean} [{low}, {high}]"
+
+
+def signed(value: float) -> str:
+    """One decimal with its sign; no sign for zero."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from comal_fast.report.load import Interval
 from comal_fast.report.style import WIDTH, Theme, dress
+from comal_fast.sweep.conclusions import signed
 from comal_fast.sweep.results import Sweep
 
 
@@ -36,7 +37,7 @@ def draw(sweep: Sweep, theme: Theme) -> Figure:
         for y, e in enumerate(sweep.effects):  # the wider interval, thin
             panels[1].hlines(y, 100 * e.joint.low, 100 * e.joint.high, color=theme.ink, lw=0.7)
         title = "Paired difference of win rates"
-        dress(panels[1], theme, title, "points; thick: 95%, thin: 95% over all rows together")
+        dress(panels[1], theme, title, "points, 95% (thin: all rows jointly)")
     for axes in panels:
         axes.grid(False, axis="y")
         axes.grid(True, axis="x", color=theme.grid, lw=0.8)
@@ -57,7 +58,7 @@ def _forest(
         axes.hlines(y, low, high, color=colour, lw=2.2)
         axes.plot(mean, y, "o", color=colour, ms=6)
         axes.annotate(
-            f"{mean:.1f}" if even else f"{mean:+.1f}".replace("-", "−"), (mean, y), (0, 5),
+            f"{mean:.1f}" if even else signed(mean), (mean, y), (0, 5),
             textcoords="offset points", ha="center", fontsize=8, color=theme.ink,
         )  # fmt: skip
     axes.axvline(100 * even, color=theme.muted, lw=1, ls=(0, (4, 3)), zorder=0.5)
