@@ -122,7 +122,7 @@ def cycling(history: History, limits: DiagnosticsConfig) -> Finding | None:
 
 
 def slow_convergence(history: History, limits: DiagnosticsConfig) -> Finding | None:
-    """Over the window the policy neither moved away from π_0 nor gained on where it was.
+    """Over the window the policy neither moved nor is shown to have gained on where it was.
 
     It can't tell a step that is too small from a run that has arrived: both waste the iterations.
     """
@@ -130,17 +130,22 @@ def slow_convergence(history: History, limits: DiagnosticsConfig) -> Finding | N
     then = history.evaluated.get(history.iteration - limits.slow_window)
     if now is None or then is None:
         return None
-    window = limits.slow_window
+    window, wins = limits.slow_window, now.wins[then.iterate]
     moved = float(now.kl_to_initial.mean() - then.kl_to_initial.mean()) / window
-    gained = float(now.wins[then.iterate].mean() - 0.5) / window
-    if abs(moved) >= limits.slow_kl or gained >= limits.slow_win_rate:
+    gained = float(wins.mean() - 0.5) / window
+    low, high = _interval(wins, history)
+    shown = low > 0.5 and gained >= limits.slow_win_rate
+    if abs(moved) >= limits.slow_kl or shown:
         return None
     text = (
-        f"per iteration since iterate {then.iterate}, KL to the initial policy changed by "
-        f"{moved:.3g} nats (bound {limits.slow_kl:g}) and the win rate over it by {gained:.2%} "
-        f"(bound {limits.slow_win_rate:.2%}): the steps are too small, or the run has arrived"
+        f"since iterate {then.iterate}, KL to the initial policy changed by {moved:.3g} nats per "
+        f"iteration (bound {limits.slow_kl:g}) and the win rate over that iterate is "
+        f"{wins.mean():.1%} [{low:.1%}, {high:.1%}], {gained:.2%} per iteration (bound "
+        f"{limits.slow_win_rate:.2%}): the steps are too small, or the run has arrived"
     )
-    return Finding(text, {"since": then.iterate, "kl_slope": moved, "win_rate_slope": gained})
+    evidence = {"since": then.iterate, "kl_slope": moved, "win_rate_slope": gained,
+                "interval": [low, high]}  # fmt: skip
+    return Finding(text, evidence)
 
 
 def reference_drift(history: History, limits: DiagnosticsConfig) -> Finding | None:

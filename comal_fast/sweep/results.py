@@ -110,13 +110,14 @@ def _result(cell: Cell, seconds: float) -> Result:
     final = folder / f"{summary['result']:04d}"
     evaluation = read_json(final / "evaluation.json")
     n = evaluation["n_prompts"]
-    even = {"mean": 0.5, "ci95": [0.5, 0.5], "values": [0.5] * n}  # rolled back to π_0 itself
-    against = evaluation["win_rates"].get("0", even)
+    half = {"mean": 0.5, "ci95": [0.5, 0.5]}
+    itself = {**half, "values": [0.5] * n, "length_controlled": half}  # rolled back to π_0
+    against = evaluation["win_rates"].get("0", itself)
     return Result(
         cell=cell,
         samples=final / SAMPLES,
         win_rate=to_interval(against) or NOWHERE,
-        controlled=to_interval(against.get("length_controlled", even)) or NOWHERE,
+        controlled=to_interval(against["length_controlled"]) or NOWHERE,
         wins=np.array(against["values"]),
         kl=to_interval(evaluation["kl_to_initial"]) or NOWHERE,
         tokens=evaluation["response_length"]["mean"],

@@ -32,6 +32,12 @@ def game_run(tiny_run: Path) -> Path:
     return tiny_run
 
 
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages take longer to draw than the tiny model to train."""
+    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
+
+
 def names(summary: dict[str, Any]) -> set[str]:
     return {finding["name"] for finding in summary["findings"]}
 
@@ -78,6 +84,7 @@ def test_poisoned_rewards_degrade_and_roll_back(
     assert weights.stat().st_mtime_ns == before  # and went on from where it had ended
 
 
+@pytest.mark.usefixtures("no_report")
 def test_too_large_a_step_diverges_and_stops(
     game_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +97,7 @@ def test_too_large_a_step_diverges_and_stops(
     assert [d.action for d in found if d.name == "divergence"] == ["stop"]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_steps_that_are_too_small_are_slow(game_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, ORDERED)
     options = [*GAME, "training.learning_rate=1e-9", "diagnostics.slow_window=2"]
@@ -98,6 +106,7 @@ def test_steps_that_are_too_small_are_slow(game_run: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_report")
 def test_a_cyclic_game_without_regularisation_cycles(
     game_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +118,7 @@ def test_a_cyclic_game_without_regularisation_cycles(
     assert "cycling" in names(run_all(load_config(game_run, options)))
 
 
+@pytest.mark.usefixtures("no_report")
 def test_only_some_iterates_are_evaluated(game_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, ORDERED)
     options = [*GAME, "algorithm.iterations=3", "evaluation.interval=2"]
