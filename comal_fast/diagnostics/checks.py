@@ -73,7 +73,7 @@ def degradation(history: History, limits: DiagnosticsConfig) -> Finding | None:
     mean, earlier, low, high = worst
     text = (
         f"it loses to iterate {earlier}: win rate {mean:.1%}, "
-        f"{level:.3%} interval [{low:.1%}, {high:.1%}]"
+        f"{100 * level:.4g}% interval [{low:.1%}, {high:.1%}]"
     )
     evidence = {"against": earlier, "win_rate": mean, "level": level, "interval": [low, high]}
     return Finding(text, evidence)

@@ -128,8 +128,8 @@ def _limits(sweep: Sweep) -> str:
         trained = f"{len(seeds)} training seeds per setting"
     unknown = "" if len(seeds) > 1 else "; how much another seed would change is not measured"
     return (
-        f"The intervals cover the choice of the {prompts} held-out prompts only: {trained}, one "
-        f"model and one oracle{unknown}."
+        f"The intervals cover the choice of the {prompts} held-out prompts and the responses "
+        f"sampled for them, nothing else: {trained}, one model and one oracle{unknown}."
     )
 
 
