@@ -86,6 +86,8 @@ def _write(
 
 
 def command_line(args: argparse.Namespace) -> str:
-    """The command that was given, but for where the page goes."""
+    """The command that was given."""
     words = ["comal-fast", "sweep", args.config, "--grid", *(w for ws in args.grid for w in ws)]
+    if args.markdown is not None:
+        words += ["--markdown", args.markdown]
     return shlex.join([*words, *args.overrides])

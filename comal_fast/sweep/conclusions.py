@@ -97,12 +97,15 @@ def _effect(effect: Effect, cell: Cell) -> str:
 
 
 def _nash(sweep: Sweep) -> list[str]:
-    held = [s for s in sweep.standings if s.nash > 1e-9]
+    found = list(zip(sweep.standings, sweep.support, strict=True))
+    held = [f"`{s.name}` {percent(s.nash)}" for s, _ in found if s.nash > 1e-9]
     if not held:
         return []
-    mixture = ", ".join(f"`{s.name}` {percent(s.nash)}" for s in held)
-    many = "a mixture" if len(held) > 1 else "one policy"
-    return [f"In the game between the cells as measured, the Nash is {many}: {mixture}."]
+    often = [f"`{s.name}` ({share:.0%})" for s, share in found if share >= 0.05]
+    return [
+        f"In the game between the cells as measured, the Nash mixture is {', '.join(held)}; over "
+        f"resampled prompts, these are in it in at least 5 % of resamples: {', '.join(often)}."
+    ]
 
 
 def _trouble(sweep: Sweep) -> list[str]:

@@ -72,14 +72,15 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
             "No cell beats the Nash mixture of them; exploitability is the best opponent's win "
             "rate above 50 %.",
             _table(
-                ["cell", "Nash weight", "exploitability", "beaten most by", "mean win rate"],
+                ["cell", "Nash weight", "in Nash of resamples", "exploitability",
+                 "beaten most by", "mean win rate"],
                 [
                     [
-                        s.name, f"{s.nash:.1%}",
+                        s.name, f"{s.nash:.1%}", f"{share:.0%}",
                         f"{s.exploitability:.1%} [{s.interval[0]:.1%}, {s.interval[1]:.1%}]",
                         s.beaten_by or "none", f"{s.mean:.1%}",
                     ]
-                    for s in sweep.standings
+                    for s, share in zip(sweep.standings, sweep.support, strict=True)
                 ],
             ),
         ]  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 
 from comal_fast.artefacts import read_json, table_key
 from comal_fast.compare.entrants import SAMPLES, load_entrants
-from comal_fast.compare.tournament import Standing, Tournament, play, standings
+from comal_fast.compare.tournament import Standing, Tournament, nash_support, play, standings
 from comal_fast.oracles import make_oracle
 from comal_fast.oracles.order import debiased
 from comal_fast.report.load import Interval, to_interval
@@ -77,6 +77,8 @@ class Sweep:
     failed: dict[str, str]
     effects: list[Effect]
     standings: list[Standing]
+    support: list[float]
+    """Per cell: share of resamples of the prompts whose Nash mixture holds it."""
     summary: dict[str, Any]
     """Of the first finished cell: versions, device, model."""
 
@@ -100,6 +102,7 @@ def collect(folder: Path, axes: list[Axis], cells: list[Cell], failed: dict[str,
         failed,
         _effects(axes, results, game),
         standings(game.names, game.wins, *settings) if game else [],
+        nash_support(game, first.config.seed).tolist() if game else [],
         read_json(first.directory / "summary.json"),
     )
 
@@ -217,8 +220,14 @@ def to_json(sweep: Sweep) -> dict[str, Any]:
             for e in sweep.effects
         ],
         "game": [
-            {"cell": s.name, "nash_weight": s.nash, "exploitability": s.exploitability}
-            for s in sweep.standings
+            {
+                "cell": s.name,
+                "nash_weight": s.nash,
+                "in_nash_of_resamples": share,
+                "exploitability": s.exploitability,
+                "ci95": list(s.interval),
+            }
+            for s, share in zip(sweep.standings, sweep.support, strict=True)
         ],
     }
 

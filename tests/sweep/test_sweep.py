@@ -48,7 +48,8 @@ def test_a_grid_runs_shares_and_resumes(
     assert all(e["pairs"] == 2 and e["head_to_head"] for e in result["effects"])
 
     text = page.read_text()
-    assert f"--grid tau_eta_ratio=0.2,1 ref_update_interval=1,1000 {BRIEF[0]}" in text
+    grid = "--grid tau_eta_ratio=0.2,1 ref_update_interval=1,1000"
+    assert f"{grid} --markdown {page} {BRIEF[0]}" in text
     assert "(static reference)" in text and "one training run per setting (seed 0)" in text
     assert (tmp_path / "img/page.png").read_bytes().startswith(b"\x89PNG")
     assert text.replace("img/page.png", "img/sweep.png") == (folder / "sweep.md").read_text()
@@ -132,7 +133,7 @@ def sweep_of(tiny_run: Path, shift: float, joint: Interval, **options: Any) -> S
     difference = Interval(joint.mean, joint.low + 0.01, joint.high - 0.01)
     effect = Effect(AXIS, "1", "1000", difference, joint, versus, 1)
     cells = [r.cell for r in results]
-    made = Sweep(tiny_run, [AXIS], cells, results, {}, [effect], [], {})
+    made = Sweep(tiny_run, [AXIS], cells, results, {}, [effect], [], [], {})
     return dataclasses.replace(made, **options)
 
 
