@@ -29,6 +29,7 @@ def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
 
 
+@pytest.mark.slow
 def test_a_grid_runs_shares_and_resumes(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
