@@ -52,10 +52,23 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON artefact; ValueError where it is absent."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; the phase that writes it has not run")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a binary file."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def json_key(path: Path) -> str | None:

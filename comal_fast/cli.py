@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 
 from comal_fast import __version__
+from comal_fast.compare import command as compare
 from comal_fast.game import command as game
 from comal_fast.lm_game import command as lm_game
 from comal_fast.report import command as report
+from comal_fast.sweep import command as sweep
 from comal_fast.terminal import quiet_libraries
 
 PHASE_HELP = {
@@ -19,11 +21,12 @@ PHASE_HELP = {
     "logps": "log-probs of the reference and of the last iterate",
     "train": "the prox step to the next iterate",
     "evaluate": "held-out win rates of an iterate against the earlier ones",
+    "diagnose": "signs of a failing run, on what was measured up to an iteration",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input (one line on stderr), 130 stopped by Ctrl-C."""
+    """Exit status: 0 done, 2 bad input (one line), 3 ended by a diagnostic, 130 by Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
     quiet_libraries()
@@ -70,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
             "--iteration", type=int, help="default: the first whose model is not there yet"
         )
         verb.set_defaults(run=_phase, phase=phase)
+    sweep.register(verbs)
+    compare.register(verbs)
     report.register(verbs)
     game.register(verbs)
     lm_game.register(verbs)
@@ -87,8 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     from comal_fast.loop import run_all  # torch and transformers load only once the config is good
 
-    run_all(config)
-    return 0
+    return 3 if run_all(config)["ended"] else 0
 
 
 def _phase(args: argparse.Namespace) -> int:

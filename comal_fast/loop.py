@@ -10,11 +10,12 @@ from typing import Any
 
 from rich.table import Table
 
-from comal_fast.artefacts import write_json
+from comal_fast.artefacts import read_json, write_json
 from comal_fast.config import Config
 from comal_fast.context import Context
 from comal_fast.metrics import read_metrics
-from comal_fast.phases import evaluate, generate, judge, logps, pair, train
+from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
+from comal_fast.phases.diagnose import Ending
 from comal_fast.report import write_report
 from comal_fast.terminal import console
 
@@ -25,17 +26,27 @@ PHASES: dict[str, Callable[[Context, int], None]] = {
     "logps": logps.run,
     "train": train.run,
     "evaluate": evaluate.run,
+    "diagnose": diagnose.run,
 }
 
 
 def run_all(config: Config) -> dict[str, Any]:
-    """COMAL from the initial policy to the last iterate; what is done already is not done again."""
+    """COMAL from the initial policy to the last iterate; what is done already is not done again.
+
+    A diagnostic may end it earlier. Given again, the same command ends at the same place; with that
+    diagnostic set to `warn`, it goes on from there.
+    """
     with open_run(config) as context:
+        context.discard(context.directory / "summary.json")  # of an earlier, shorter run
         evaluate.run(context, 0)
+        evaluated, end = evaluate.iterates(config), None
         for iteration in range(1, config.algorithm.iterations + 1):
-            for phase in PHASES.values():
-                phase(context, iteration)
-        summary = write_summary(context)
+            for name, phase in PHASES.items():
+                if name != "evaluate" or iteration in evaluated:
+                    phase(context, iteration)
+            if end := diagnose.ending(context, iteration):
+                break
+        summary = write_summary(context, iteration, end)
         report = write_report(context.directory)
     print_summary(summary, config)
     console.print(f"report: {report}")
@@ -76,24 +87,23 @@ def open_run(config: Config) -> Iterator[Context]:
         yield context
 
 
-def write_summary(context: Context) -> dict[str, Any]:
-    """RUN_DIR/summary.json."""
-    import json
-
-    config = context.config
-    final = config.algorithm.iterations
-    evaluation = json.loads(evaluate.path(context, final).read_text())
-    rows = [r for r in read_metrics(context.directory / "metrics.jsonl") if r["iteration"] <= final]
+def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, Any]:
+    """RUN_DIR/summary.json, after iteration `last`."""
+    result = end.result if end else last
+    rows = [r for r in read_metrics(context.directory / "metrics.jsonl") if r["iteration"] <= last]
     seconds: dict[str, float] = defaultdict(float)
     for row in rows:
         seconds[row["phase"]] += row["perf/seconds"]
     cycles = [r["oracle/cycle_rate"] for r in rows if r["phase"] == "judge"]
     summary = {
-        "win_rate": {**evaluation["win_rates"]["0"], "n_prompts": evaluation["n_prompts"]},
+        "win_rate": _win_rate(context, result),
         "cycle_rate": sum(cycles) / len(cycles),
         "seconds": dict(seconds),
-        "seed": config.seed,
-        "iterations": final,
+        "seed": context.config.seed,
+        "iterations": last,
+        "result": result,
+        "ended": {"action": end.action, "by": end.name, "text": end.text} if end else None,
+        "findings": diagnose.findings(context, last),
         "versions": context.versions(),
         "device": context.device_name(),
     }
@@ -101,14 +111,26 @@ def write_summary(context: Context) -> dict[str, Any]:
     return summary
 
 
+def _win_rate(context: Context, result: int) -> dict[str, Any]:
+    """Of the resulting iterate (it is evaluated now, if it was not) against the initial policy."""
+    evaluate.run(context, result)
+    evaluation = read_json(evaluate.path(context, result))
+    rate = evaluation["win_rates"].get("0", {"mean": 0.5, "ci95": [0.5, 0.5]})  # π_0 itself
+    return {
+        "mean": rate["mean"],
+        "ci95": rate["ci95"],
+        "n_prompts": evaluation["n_prompts"],
+    }
+
+
 def print_summary(summary: dict[str, Any], config: Config) -> None:
     """The one table at the end."""
-    win, seconds = summary["win_rate"], summary["seconds"]
+    win, seconds, ended = summary["win_rate"], summary["seconds"], summary["ended"]
     table = Table(title=f"{config.output_dir}: seed {summary['seed']}", show_header=False)
     low, high = win["ci95"]
     rows = [
         (
-            "held-out win rate, final against initial",
+            f"held-out win rate, iterate {summary['result']} against initial",
             f"{win['mean']:.1%}  95 % [{low:.1%}, {high:.1%}]",
         ),
         ("held-out prompts", str(win["n_prompts"])),
@@ -118,6 +140,18 @@ def print_summary(summary: dict[str, Any], config: Config) -> None:
         ("seconds in all", f"{sum(seconds.values()):.0f}"),
         ("device", summary["device"]),
     ]
+    rows += [("diagnostics", _fired(summary["findings"]))]
+    if ended:
+        rows += [(f"{ended['action']}, after iteration {summary['iterations']}", ended["text"])]
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def _fired(findings: list[dict[str, Any]]) -> str:
+    """Which diagnostics fired, and in which iterations."""
+    iterations: dict[str, list[str]] = defaultdict(list)
+    for finding in findings:
+        iterations[finding["name"]].append(str(finding["iteration"]))
+    fired = (f"{name} in iteration {', '.join(where)}" for name, where in iterations.items())
+    return "; ".join(fired) or "none fired"

@@ -1,20 +1,86 @@
-"""Means with bootstrap intervals over prompts."""
+"""Means with bootstrap intervals over prompts, and win rates at equal length."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+Array = NDArray[np.float64]
+
+CHUNK = 1000  # resamples at a time: memory stays small at any n
+RIDGE = 1e-4  # keeps the length regression finite where one side wins every prompt
 
 
-def bootstrap_mean(values: np.ndarray, resamples: int, seed: int) -> dict[str, Any]:
+def bootstrap_mean(values: Array, resamples: int, seed: int) -> dict[str, Any]:
     """`mean` and `ci95` [low, high] (percentile bootstrap) of (n,) values, one per prompt."""
     values = np.asarray(values, dtype=np.float64)
+    low, high = bootstrap_interval(values, resamples, seed)
+    return {"mean": float(values.mean()), "ci95": [low, high]}
+
+
+def bootstrap_interval(
+    values: Array, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """(low, high) of the mean of (n,) values at this level: percentile bootstrap."""
+    means = bootstrap_means(np.asarray(values, dtype=np.float64)[:, None], resamples, seed)[:, 0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_means(values: Array, resamples: int, seed: int) -> Array:
+    """(resamples, k) means of (n, k) values, all columns over the same resampled prompts.
+
+    So differences of columns are paired, and anything computed from a row has its interval.
+    """
+    return np.concatenate([w @ values for w in bootstrap_weights(len(values), resamples, seed)])
+
+
+def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
+    """(≤ 1000, n) weights of the prompts in each resample, rows summing to 1."""
     generator = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for start in range(0, resamples, 1000):  # 1000 at a time: memory stays small at any n
-        stop = min(start + 1000, resamples)
-        picks = generator.integers(0, len(values), (stop - start, len(values)))
-        means[start:stop] = values[picks].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"mean": float(values.mean()), "ci95": [float(low), float(high)]}
+    for start in range(0, resamples, CHUNK):
+        rows = min(CHUNK, resamples - start)
+        picks = generator.integers(0, n, (rows, n))
+        flat = (picks + n * np.arange(rows)[:, None]).ravel()
+        yield np.bincount(flat, minlength=rows * n).reshape(rows, n) / n
+
+
+def length_controlled(
+    wins: Array, extra_tokens: Array, resamples: int, seed: int
+) -> dict[str, Any]:
+    """`mean` and `ci95` of the win rate that would be left if both sides were equally long.
+
+    wins (n,) in [0, 1], extra_tokens (n,): how much longer the responses are than their opponent's.
+    The length term of AlpacaEval 2 LC (Dubois et al., arXiv 2404.04475): logit P = θ + φ tanh(Δ /
+    std Δ), fitted by cross-entropy, and σ(θ) is the answer. Their term for the difficulty of an
+    instruction is left out: it needs many models' judgements of the same instructions.
+    """
+    wins, extra = np.asarray(wins, dtype=np.float64), np.asarray(extra_tokens, dtype=np.float64)
+    spread = extra.std()
+    feature = np.tanh(extra / spread) if spread > 0 else np.zeros_like(extra)
+    whole = _intercept(wins, feature, np.full((1, len(wins)), 1 / len(wins)))
+    weights = bootstrap_weights(len(wins), resamples, seed)
+    rates = np.concatenate([_intercept(wins, feature, w) for w in weights])
+    low, high = np.quantile(rates, [0.025, 0.975])
+    return {"mean": float(whole[0]), "ci95": [float(low), float(high)]}
+
+
+def _intercept(wins: Array, feature: Array, weights: Array) -> Array:
+    """(B,) σ(θ) of the regressions with prompt weights (B, n): damped Newton on (θ, φ)."""
+    design = np.stack([np.ones_like(feature), feature])  # (2, n)
+    pairs = design[:, None] * design[None]  # (2, 2, n)
+    x = np.zeros((len(weights), 2))
+    for _ in range(50):
+        p = expit(x @ design)
+        slope = (weights * (p - wins)) @ design.T + RIDGE * x
+        curvature = np.einsum("bn,ijn->bij", weights * p * (1 - p), pairs) + RIDGE * np.eye(2)
+        step = np.linalg.solve(curvature, slope[..., None])[..., 0]
+        x -= step / np.maximum(1, np.abs(step).max(axis=1, keepdims=True))
+        if np.abs(step).max() < 1e-9:
+            break
+    rates: Array = expit(x[:, 0])
+    return rates

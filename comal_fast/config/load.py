@@ -62,6 +62,13 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def load_saved(path: Path) -> Config:
+    """The configuration that a run wrote down: complete, so nothing in it was asked for."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; {path.parent} is not a run directory")
+    return _build(Config, yaml.safe_load(path.read_text(encoding="utf-8")), where=())
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The whole tree as plain containers, defaults included."""
     return dataclasses.asdict(config)
@@ -117,6 +124,8 @@ def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
         return _value(hint, value, where)
     if origin is typing.Literal:
         choices = typing.get_args(hint)
+        if value is False and "off" in choices:  # YAML 1.1 reads off as a boolean
+            value = "off"
         if value not in choices:
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
         return value

@@ -9,6 +9,7 @@ Prox = Literal["inpo", "ipo", "dpo", "sppo", "dro", "rebel"]
 Strategy = Literal["best_worst", "best_second", "all"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["auto", "torch", "triton"]
+Action = Literal["off", "warn", "stop", "rollback"]
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,50 @@ class EvaluationConfig:
 
     num_generations: int = 1
     """Fresh samples per held-out prompt and iterate."""
+    interval: int = 1
+    """Evaluate every so many iterations (and the initial policy, and the last iterate)."""
     bootstrap: int = 10_000
     """Bootstrap resamples of the prompts for the 95 % intervals."""
+
+
+@dataclass(frozen=True)
+class DiagnosticsConfig:
+    """Signs of a failing run, looked for after every iteration, and what is done about each.
+
+    `warn` goes on; `stop` ends the run, with this iterate as its result; `rollback` ends it with
+    the iterate before as its result (nothing is deleted); `off` does not look.
+    """
+
+    divergence: Action = "stop"
+    """NaN or Inf, or a gradient norm or log-ratio out of bounds."""
+    degradation: Action = "warn"
+    """The iterate loses to an earlier one: the interval of the win rate lies under 50 %."""
+    cycling: Action = "warn"
+    """The policy went away, came back to an earlier iterate, and does not beat it."""
+    slow_convergence: Action = "warn"
+    """Over `slow_window` iterations the policy neither moved nor gained."""
+    reference_drift: Action = "warn"
+    """KL to the reference above `max_kl_to_reference`."""
+    inner_accuracy: Action = "warn"
+    """The inner problem is solved less accurately than the theory's c₁/(9t⁴), provably so."""
+    max_grad_norm_growth: float = 10.0
+    """divergence: highest gradient norm (median of 5 steps) over that of the first 5 steps."""
+    max_log_ratio: float = 10.0
+    """divergence: largest mean log-ratio to the anchor in training, nats per token."""
+    cycling_return: float = 0.5
+    """cycling: how near is back, as a share of the distance that the policy had gone."""
+    probe_responses: int = 16
+    """cycling: responses of the initial policy on whose log-probs distances are measured."""
+    slow_window: int = 3
+    """slow_convergence: how many iterations it looks back."""
+    slow_kl: float = 0.1
+    """slow_convergence: least change of KL to the initial policy, nats per response, iteration."""
+    slow_win_rate: float = 0.005
+    """slow_convergence: least gain of win rate per iteration over the iterate looked back to."""
+    max_kl_to_reference: float = 1.0
+    """reference_drift: nats per token."""
+    inner_c1: float = 1.0
+    """inner_accuracy: c₁ of the budget; the theory's own depends on the unknown Nash policy."""
 
 
 @dataclass(frozen=True)
@@ -174,3 +217,4 @@ class Config:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)

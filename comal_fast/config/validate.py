@@ -24,6 +24,14 @@ ORACLE_OPTIONS: dict[str, set[str]] = {
     "criteria": {"oracle.weights", "oracle.temperatures", "oracle.target_words"},
     "matrix": {"oracle.game", "oracle.unknown_wins"},
 }
+# Which diagnostic reads which limit: a limit of one that is off is an error.
+DIAGNOSTIC_LIMITS = {
+    "divergence": {"max_grad_norm_growth", "max_log_ratio"},
+    "cycling": {"cycling_return", "probe_responses"},
+    "slow_convergence": {"slow_window", "slow_kl", "slow_win_rate"},
+    "reference_drift": {"max_kl_to_reference"},
+    "inner_accuracy": {"inner_c1"},
+}
 
 
 def option(config: Config, name: str) -> Any:
@@ -52,6 +60,7 @@ def validate(config: Config, given: set[str]) -> None:
     _oracle(config)
     _ignored("prox", config.algorithm.prox, PROX_OPTIONS, given)
     _baseline(config)
+    _diagnostics(config, given)
     if config.model.device == "cpu" and config.model.attn_implementation == "flash_attention_2":
         raise ValueError("model.attn_implementation: flash_attention_2 needs model.device=cuda")
     if not config.output_dir:
@@ -95,7 +104,13 @@ def _minima(c: Config) -> list[tuple[str, float | None, float]]:
         ("training.max_tokens_per_microbatch", c.training.max_tokens_per_microbatch, 1),
         ("training.save_steps", c.training.save_steps, 0),
         ("evaluation.num_generations", c.evaluation.num_generations, 1),
+        ("evaluation.interval", c.evaluation.interval, 1),
         ("evaluation.bootstrap", c.evaluation.bootstrap, 100),
+        ("diagnostics.max_grad_norm_growth", c.diagnostics.max_grad_norm_growth, 1),
+        ("diagnostics.probe_responses", c.diagnostics.probe_responses, 2),
+        ("diagnostics.slow_window", c.diagnostics.slow_window, 1),
+        ("diagnostics.slow_kl", c.diagnostics.slow_kl, 0),
+        ("diagnostics.slow_win_rate", c.diagnostics.slow_win_rate, 0),
     ]
 
 
@@ -106,6 +121,9 @@ def _positive(c: Config) -> list[tuple[str, float]]:
         ("algorithm.eta", c.algorithm.eta),
         ("algorithm.beta", c.algorithm.beta),
         ("training.learning_rate", c.training.learning_rate),
+        ("diagnostics.max_log_ratio", c.diagnostics.max_log_ratio),
+        ("diagnostics.max_kl_to_reference", c.diagnostics.max_kl_to_reference),
+        ("diagnostics.inner_c1", c.diagnostics.inner_c1),
     ]
 
 
@@ -116,6 +134,7 @@ def _shares(c: Config) -> list[tuple[str, float, float]]:
         ("algorithm.label_smoothing", c.algorithm.label_smoothing, 0.49),
         ("training.warmup_ratio", c.training.warmup_ratio, 1),
         ("oracle.unknown_wins", c.oracle.unknown_wins, 0.5),
+        ("diagnostics.cycling_return", c.diagnostics.cycling_return, 1),
     ]
 
 
@@ -151,3 +170,12 @@ def _oracle(c: Config) -> None:
                 raise ValueError(f"oracle.{group}.{name}: {value} must be positive")
     if c.oracle.weights and sum(c.oracle.weights.values()) <= 0:
         raise ValueError("oracle.weights: all are zero; at least one must be positive")
+
+
+def _diagnostics(c: Config, given: set[str]) -> None:
+    for name, limits in DIAGNOSTIC_LIMITS.items():
+        for limit in limits:
+            if getattr(c.diagnostics, name) == "off" and f"diagnostics.{limit}" in given:
+                raise ValueError(
+                    f"diagnostics.{limit}: ignored while diagnostics.{name} is off; leave it out"
+                )

@@ -10,13 +10,16 @@ import numpy as np
 import pyarrow as pa
 
 from comal_fast.artefacts import json_key, make_key, read_table, table_key, write_json, write_table
+from comal_fast.compare.tournament import LENGTH_RESAMPLES, tie_share
+from comal_fast.config import Config
 from comal_fast.context import Context
 from comal_fast.oracles import Comparison, Oracle, make_oracle
 from comal_fast.oracles.criteria import repetition
+from comal_fast.oracles.order import debiased
 from comal_fast.phases.generate import sample_table
 from comal_fast.phases.judge import responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
-from comal_fast.statistics import bootstrap_mean
+from comal_fast.statistics import bootstrap_mean, length_controlled
 from comal_fast.terminal import console, progress
 
 
@@ -30,21 +33,29 @@ def samples_path(context: Context, iteration: int) -> Path:
     return context.folder(iteration) / "eval_samples.parquet"
 
 
+def iterates(config: Config, last: int | None = None) -> list[int]:
+    """The iterates that a run evaluates, up to `last`; iterate 0 is the initial policy."""
+    interval, final = config.evaluation.interval, config.algorithm.iterations
+    chosen = [t for t in range(final + 1) if t % interval == 0 or t == final]
+    return [t for t in chosen if last is None or t <= last]
+
+
 def run(context: Context, iteration: int) -> None:
     """Write eval_samples.parquet and evaluation.json of π_iteration (0: the initial policy)."""
     config = context.config
-    for earlier in range(iteration):
+    before = [t for t in iterates(config) if t < iteration]
+    for earlier in before:
         read_table(samples_path(context, earlier))  # says what is missing, before any work
-    oracle = make_oracle(config.oracle)
+    oracle = debiased(make_oracle(config.oracle))
     samples, seconds, samples_key = _samples(context, iteration)
     reference = context.reference_of(iteration) if iteration else 0
     wanted = make_key(
         "evaluate",
         samples_key,
-        [table_key(samples_path(context, earlier)) for earlier in range(iteration)],
+        [table_key(samples_path(context, earlier)) for earlier in before],
         [context.model_key(iterate) for iterate in (0, reference, iteration)],
         oracle.fingerprint(),
-        asdict(config.evaluation),
+        [config.evaluation.num_generations, config.evaluation.bootstrap],
         config.training.max_tokens_per_microbatch,
         config.seed,
     )
@@ -53,7 +64,7 @@ def run(context: Context, iteration: int) -> None:
     metrics = context.metrics("evaluate", iteration)
     result: dict[str, Any] = {"key": wanted, "iterate": iteration}
     result |= _text_measures(samples)
-    result["win_rates"] = _win_rates(context, oracle, iteration, samples)
+    result["win_rates"] = _win_rates(context, oracle, iteration, before, samples)
     kl, more = _divergences(context, iteration, reference, samples)
     result |= kl
     row = {
@@ -106,29 +117,44 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, float, str]:
 
 
 def _win_rates(
-    context: Context, oracle: Oracle, iteration: int, samples: pa.Table
+    context: Context, oracle: Oracle, iteration: int, before: list[int], samples: pa.Table
 ) -> dict[str, Any]:
     """Against each earlier iterate: mean over prompts of P(its samples ≻ theirs), with interval."""
     config = context.config
     ours = responses_by_prompt(samples)
     rates: dict[str, Any] = {}
-    if not iteration:
+    if not before:
         return rates
-    with progress(f"judge π_{iteration}", iteration * len(ours), "prompts") as advance:
-        for earlier in range(iteration):
-            theirs = responses_by_prompt(read_table(samples_path(context, earlier)))
+    with progress(f"judge π_{iteration}", len(before) * len(ours), "prompts") as advance:
+        for earlier in before:
+            opponent = read_table(samples_path(context, earlier))
+            theirs = responses_by_prompt(opponent)
             comparisons = [
                 Comparison(text, responses, theirs[number][1])
                 for number, (text, responses) in ours.items()
             ]
-            wins = []
+            wins, ties = [], []
             for matrix in oracle.compare(comparisons):
                 wins.append(matrix.mean())
+                ties.append(tie_share(matrix))
                 advance()
-            rates[str(earlier)] = bootstrap_mean(
-                np.array(wins), config.evaluation.bootstrap, config.seed
-            )
+            extra = prompt_lengths(samples) - prompt_lengths(opponent)
+            rates[str(earlier)] = {
+                **_mean(config, np.array(wins)),
+                "ties": float(np.mean(ties)),
+                "length_controlled": length_controlled(
+                    np.array(wins), extra, LENGTH_RESAMPLES, config.seed
+                ),
+            }
     return rates
+
+
+def prompt_lengths(samples: pa.Table) -> np.ndarray:
+    """(prompts,) mean tokens of a prompt's responses, by prompt_id."""
+    prompts = np.array(samples["prompt_id"].to_pylist())
+    lengths = [len(ids) for ids in samples["response_ids"].to_pylist()]
+    means: np.ndarray = np.bincount(prompts, lengths) / np.bincount(prompts)
+    return means
 
 
 def _divergences(
@@ -149,8 +175,14 @@ def _divergences(
     for name, other in (("kl_to_initial", 0), ("kl_to_reference", reference)):
         gaps = logps[iteration] - logps[other] if iteration else np.zeros(samples.num_rows)
         means = np.bincount(prompts, gaps) / np.bincount(prompts)
-        result[name] = bootstrap_mean(means, config.evaluation.bootstrap, config.seed)
+        result[name] = _mean(config, means)
     return result, seconds
+
+
+def _mean(config: Config, values: np.ndarray) -> dict[str, Any]:
+    """`mean`, `ci95` and the `values` themselves, one per prompt."""
+    summary = bootstrap_mean(values, config.evaluation.bootstrap, config.seed)
+    return {**summary, "values": values.tolist()}
 
 
 def _text_measures(samples: pa.Table) -> dict[str, Any]:

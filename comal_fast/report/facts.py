@@ -10,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from comal_fast.compare.tournament import Standing, standings
 from comal_fast.report.load import Array, Interval, Row, Run, number, to_interval
 
-PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate")
+PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate", "diagnose")
 
 Outcome = Literal["better", "worse", "open", "none"]
 
@@ -47,9 +48,11 @@ def verdict(run: Run) -> Verdict:
     From its evaluation.json; from summary.json where that file is missing.
     """
     judged = [t for t, e in run.evaluations.items() if t > 0 and 0 in e.win_rates]
-    total = iterations(run)
+    total, result = iterations(run), run.summary.get("result")
+    if ended(run) and result == 0:
+        return Verdict("The run was rolled back to the initial policy.", "worse", 0)
     if judged:
-        t = max(judged)
+        t = result if result in judged else max(judged)
         rate, n_prompts = run.evaluations[t].win_rates[0], run.evaluations[t].n_prompts
     else:
         summary = run.summary.get("win_rate") or {}
@@ -60,7 +63,8 @@ def verdict(run: Run) -> Verdict:
         done = run.summary.get("iterations")
         t = done if isinstance(done, int) else total or 1
     outcome, meaning = _meaning(rate)
-    policy = "The final policy" if t == total else f"Iterate {t} of {total or '?'} (unfinished run)"
+    unfinished = "" if ended(run) else " (unfinished run)"
+    policy = "The final policy" if t == total else f"Iterate {t} of {total or '?'}{unfinished}"
     prompts = "the held-out prompts" if n_prompts is None else f"{n_prompts} held-out prompts"
     seed, prox = run.option("seed", "unknown"), run.option("algorithm.prox", "unknown")
     text = (
@@ -93,9 +97,22 @@ def progress(run: Run) -> str:
     return f"iteration {t} of {total or 'an unknown number'} holds {names}"
 
 
+def ended(run: Run) -> str | None:
+    """One sentence where a diagnostic ended the run."""
+    end = run.summary.get("ended")
+    if not isinstance(end, dict):
+        return None
+    last, result = run.summary.get("iterations"), run.summary.get("result")
+    verb = "rolled back" if end.get("action") == "rollback" else "stopped"
+    return (
+        f"Ended by a diagnostic after iteration {last} ({end.get('by')}: {end.get('text')}); "
+        f"{verb}, so iterate {result} is the result."
+    )
+
+
 def is_finished(run: Run) -> bool:
-    """Whether the last iteration that the config asks for was evaluated."""
-    return iterations(run) in run.evaluations
+    """Whether the last iteration that the config asks for was evaluated, or a diagnostic ended."""
+    return iterations(run) in run.evaluations or ended(run) is not None
 
 
 def win_matrix(run: Run) -> tuple[list[int], dict[tuple[int, int], Interval]]:
@@ -108,6 +125,23 @@ def win_matrix(run: Run) -> tuple[list[int], dict[tuple[int, int], Interval]]:
     for t in run.evaluations:
         cells[t, t] = Interval(0.5, 0.5, 0.5)
     return list(run.evaluations), cells
+
+
+def empirical_game(run: Run) -> list[Standing]:
+    """The evaluated iterates against each other; none where win rates by prompt are missing."""
+    iterates = list(run.evaluations)
+    counts = {len(w) for e in run.evaluations.values() for w in e.wins.values()}
+    if len(iterates) < 2 or len(counts) != 1 or 0 in counts:
+        return []
+    wins = np.full((len(iterates), len(iterates), counts.pop()), 0.5)
+    for i, t in enumerate(iterates):
+        for j, s in enumerate(iterates[:i]):
+            if s not in run.evaluations[t].wins:
+                return []
+            wins[i, j] = run.evaluations[t].wins[s]
+            wins[j, i] = 1 - wins[i, j]
+    seed, resamples = run.option("seed", 0), run.option("evaluation.bootstrap", 10_000)
+    return standings(tuple(map(str, iterates)), wins, resamples, seed)
 
 
 def reference_moves(run: Run) -> list[int]:

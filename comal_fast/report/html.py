@@ -13,7 +13,7 @@ import jinja2
 
 from comal_fast.files import replacing
 from comal_fast.report import tables
-from comal_fast.report.facts import is_finished, model_name, progress, verdict
+from comal_fast.report.facts import ended, is_finished, model_name, progress, verdict
 from comal_fast.report.load import Run
 from comal_fast.report.plots import FIGURES
 from comal_fast.report.style import DARK, LIGHT, to_png
@@ -74,6 +74,7 @@ def render(run: Run, pictures: dict[str, Picture]) -> str:
         name=run.path.resolve().name,
         verdict=result,
         unfinished=None if is_finished(run) else progress(run),
+        ended=ended(run),
         facts=tables.headline(run, result),
         sections=_sections(run, pictures),
         config=tables.flatten(run.config),
@@ -101,7 +102,11 @@ def _sections(run: Run, pictures: dict[str, Picture]) -> list[Section]:
             "win-rates", "Win rates",
             {"win_rate": "No trained iterate has been evaluated yet, so there is no win rate.",
              "win_matrix": "Fewer than two iterates have been evaluated, so there is no matrix."},
-            tables.iterates(run), tables.win_matrix_table(run),
+            tables.iterates(run), tables.empirical_game_table(run), tables.win_matrix_table(run),
+        ),
+        section(
+            "diagnostics", "Diagnostics", {}, tables.diagnoses(run),
+            note=tables.diagnoses_line(run),
         ),
         section(
             "training", "Training",

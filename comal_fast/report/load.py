@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 from numpy.typing import NDArray
+
+from comal_fast.report.samples import Comparison, load_comparisons, one_line
 
 Array = NDArray[np.float64]
 Row = Mapping[str, Any]
@@ -28,8 +27,8 @@ ARTEFACTS = (
     "model",
     "eval_samples.parquet",
     "evaluation.json",
+    "diagnostics.json",
 )
-MAX_COMPARISONS = 12
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,10 @@ class Evaluation:
     n_prompts: int | None
     win_rates: dict[int, Interval]
     """Against each earlier iterate."""
+    controlled: dict[int, Interval]
+    """The same at equal length."""
+    wins: dict[int, Array]
+    """The same by prompt."""
     length: float
     lengths: Array
     repetition: float
@@ -67,22 +70,13 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Response:
-    """A held-out response."""
+class Diagnosis:
+    """One sign of failure. `action`: what the configuration does about it."""
 
+    iteration: int
+    name: str
+    action: str
     text: str
-    tokens: int
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The same held-out prompt answered by the initial policy and by a later iterate."""
-
-    prompt_id: int
-    prompt: str
-    before: Response
-    after: Response
 
 
 @dataclass(frozen=True)
@@ -97,6 +91,9 @@ class Run:
     rows: list[Row]
     """metrics.jsonl, each (phase, iteration, epoch, step) once."""
     evaluations: dict[int, Evaluation]
+    diagnosed: list[int]
+    """The iterations that were looked at for signs of failure."""
+    diagnoses: list[Diagnosis]
     compared: int | None
     """The iterate that `comparisons` show beside the initial policy."""
     comparisons: list[Comparison]
@@ -139,7 +136,8 @@ def load_run(path: Path) -> Run:
         content = _json(folder / "evaluation.json", path, problems)
         if content:
             evaluations[t] = _evaluation(t, content)
-    compared, comparisons = _comparisons(path, folders, problems)
+    diagnosed, diagnoses = _diagnoses(path, folders, problems)
+    compared, comparisons = load_comparisons(path, folders, problems)
     return Run(
         path=path,
         config=config,
@@ -147,6 +145,8 @@ def load_run(path: Path) -> Run:
         summary=_json(path / "summary.json", path, problems),
         rows=_metrics(path / "metrics.jsonl", problems),
         evaluations=evaluations,
+        diagnosed=diagnosed,
+        diagnoses=diagnoses,
         compared=compared,
         comparisons=comparisons,
         artefacts={
@@ -163,7 +163,7 @@ def _config(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {_line(error)}") from None
+        raise ValueError(f"{path}: cannot be read: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a mapping of options")
     return tree
@@ -183,7 +183,7 @@ def _json(path: Path, root: Path, problems: list[str]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        problems.append(f"{path.relative_to(root)} cannot be read: {_line(error)}")
+        problems.append(f"{path.relative_to(root)} cannot be read: {one_line(error)}")
         return {}
     if not isinstance(content, dict):
         problems.append(f"{path.relative_to(root)} holds no JSON object")
@@ -212,16 +212,24 @@ def _metrics(path: Path, problems: list[str]) -> list[Row]:
 
 def _evaluation(iterate: int, content: dict[str, Any]) -> Evaluation:
     length, repetition = _dict(content, "response_length"), _dict(content, "repetition")
-    rates = {
-        int(key): interval
+    against = {
+        int(key): value
         for key, value in _dict(content, "win_rates").items()
-        if key.isdigit() and (interval := to_interval(value)) is not None
+        if key.isdigit() and isinstance(value, dict)
+    }
+    rates = {t: rate for t, v in against.items() if (rate := to_interval(v)) is not None}
+    controlled = {
+        t: rate
+        for t, value in against.items()
+        if (rate := to_interval(value.get("length_controlled"))) is not None
     }
     n_prompts = content.get("n_prompts")
     return Evaluation(
         iterate=iterate,
         n_prompts=n_prompts if isinstance(n_prompts, int) else None,
         win_rates=rates,
+        controlled=controlled,
+        wins={t: _numbers(value.get("values")) for t, value in against.items()},
         length=number(length.get("mean")),
         lengths=_numbers(length.get("histogram")),
         repetition=number(repetition.get("mean")),
@@ -230,6 +238,22 @@ def _evaluation(iterate: int, content: dict[str, Any]) -> Evaluation:
         kl_to_initial=to_interval(content.get("kl_to_initial")),
         kl_to_reference=to_interval(content.get("kl_to_reference")),
     )
+
+
+def _diagnoses(
+    root: Path, folders: dict[int, Path], problems: list[str]
+) -> tuple[list[int], list[Diagnosis]]:
+    """(iterations that were checked, what fired)."""
+    checked, fired = [], []
+    for t, folder in folders.items():
+        content = _json(folder / "diagnostics.json", root, problems)
+        if not isinstance(content.get("findings"), list):
+            continue
+        checked.append(t)
+        for found in content["findings"]:
+            fields = [str(found.get(key, "")) for key in ("name", "action", "text")]
+            fired.append(Diagnosis(t, *fields))
+    return checked, fired
 
 
 def to_interval(value: Any) -> Interval | None:
@@ -249,41 +273,3 @@ def _dict(content: dict[str, Any], key: str) -> dict[str, Any]:
 def _numbers(value: Any) -> Array:
     values = np.array([number(v) for v in value] if isinstance(value, list) else [], dtype=float)
     return values[np.isfinite(values)]
-
-
-def _comparisons(
-    root: Path, folders: dict[int, Path], problems: list[str]
-) -> tuple[int | None, list[Comparison]]:
-    """Initial against latest sampled iterate, on prompts evenly spaced over those of both."""
-    sampled = [t for t, folder in folders.items() if (folder / "eval_samples.parquet").is_file()]
-    if 0 not in sampled or sampled == [0]:
-        return None, []
-    last = max(sampled)
-    before, after = (
-        _responses(folders[t] / "eval_samples.parquet", root, problems) for t in (0, last)
-    )
-    shared = [key for key in before if key in after]
-    places = np.linspace(0, len(shared) - 1, min(len(shared), MAX_COMPARISONS)).round()
-    keys = [shared[int(i)] for i in places]
-    return last, [Comparison(key[0], key[1], before[key], after[key]) for key in keys]
-
-
-def _responses(path: Path, root: Path, problems: list[str]) -> dict[tuple[int, str], Response]:
-    """(prompt_id, prompt) → its sample 0, by prompt_id."""
-    try:
-        columns = ["prompt_id", "sample", "prompt", "response", "response_ids", "finished"]
-        table = pq.read_table(path, columns=columns)
-        table = table.filter(pc.equal(table["sample"], 0)).sort_by("prompt_id")
-        tokens = pc.list_value_length(table["response_ids"]).to_pylist()
-        rows = table.drop_columns(["response_ids"]).to_pylist()
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        problems.append(f"{path.relative_to(root)} cannot be read: {_line(error)}")
-        return {}
-    return {
-        (row["prompt_id"], row["prompt"]): Response(row["response"], count, bool(row["finished"]))
-        for row, count in zip(rows, tokens, strict=True)
-    }
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

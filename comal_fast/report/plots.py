@@ -20,6 +20,7 @@ from comal_fast.report.facts import (
     train_runs,
     win_matrix,
 )
+from comal_fast.report.heatmap import heat_map
 from comal_fast.report.load import Array, Evaluation, Interval, Row, Run, number
 from comal_fast.report.style import (
     Theme,
@@ -73,32 +74,11 @@ def win_rates_between(run: Run, theme: Theme) -> Figure | None:
     for i, t in enumerate(iterates):
         for j, s in enumerate(iterates):
             values[i, j] = cells.get((t, s), NOTHING).mean
-    reach = max(0.1, float(np.nanmax(np.abs(values - 0.5))))
-    side = min(6.4, 1.6 + 0.75 * n)
-    figure = new_figure(theme, side)
-    axes = figure.subplots()
-    image = axes.imshow(values, cmap=theme.diverging, vmin=0.5 - reach, vmax=0.5 + reach)
-    size = min(10.0, max(5.0, 100 / n))
-    for i, t in enumerate(iterates):
-        for j, s in enumerate(iterates):
-            cell = cells.get((t, s), NOTHING)
-            if not np.isfinite(cell.mean):
-                continue
-            strong = abs(cell.mean - 0.5) > 0.6 * reach
-            axes.text(
-                j, i, f"{100 * cell.mean:.1f}", ha="center", va="center", fontsize=size,
-                color="white" if strong else theme.ink,
-                fontweight="bold" if cell.excludes(0.5) else "normal",
-            )  # fmt: skip
-    dress(axes, theme, "Win rate, % (bold: interval excludes 50%)", "against iterate", "iterate")
-    axes.grid(False)
-    axes.spines["bottom"].set_visible(False)
-    axes.set_xticks(range(n), map(str, iterates))
-    axes.set_yticks(range(n), map(str, iterates))
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=lambda v, _: f"{100 * v:.0f}%")
-    bar.outline.set_visible(False)
-    bar.ax.tick_params(colors=theme.muted, length=0, labelsize=8.5)
-    return figure
+    excludes = np.array(
+        [[cells.get((t, s), NOTHING).excludes(0.5) for s in iterates] for t in iterates]
+    )
+    names = list(map(str, iterates))
+    return heat_map(theme, names, values, excludes, "iterate", "against iterate")
 
 
 def training(run: Run, theme: Theme) -> Figure | None:
@@ -274,7 +254,7 @@ def time(run: Run, theme: Theme) -> Figure | None:
     axes.invert_yaxis()
     axes.set_xlim(0, max(left.max() * 1.16, 1e-9))
     figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False,
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False,
         labelcolor=theme.ink, fontsize=8.5, handlelength=1, columnspacing=1.3,
     )  # fmt: skip
     return figure

@@ -10,6 +10,7 @@ from typing import Any
 from comal_fast.report.facts import (
     Verdict,
     duration,
+    empirical_game,
     interval_text,
     iterations,
     model_name,
@@ -26,13 +27,17 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text; the first column names the row. `folded`: shown after a click."""
+    """Cells are text; the first column names the row.
+
+    `folded`: shown after a click. `prose`: the last column holds sentences.
+    """
 
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     last_is_total: bool = False
     folded: bool = False
+    prose: bool = False
 
 
 def headline(run: Run, verdict: Verdict) -> list[tuple[str, str]]:
@@ -50,6 +55,7 @@ def headline(run: Run, verdict: Verdict) -> list[tuple[str, str]]:
         ("Seed", str(run.option("seed", NONE))),
         ("Iterations", f"{max(run.evaluations, default=0)} of {total if total else '?'}"),
         ("Preference cycles", percent(cycles)),
+        ("Diagnostics fired", str(len(run.diagnoses)) if run.diagnosed else NONE),
         ("Time", duration(spent) if spent else NONE),
         ("Peak memory", _gib(peak_memory(run))),
     ]
@@ -73,12 +79,13 @@ def iterates(run: Run) -> Table | None:
         rows.append([
             f"{t}, initial" if t == 0 else str(t),
             _share(rate) if rate and t else NONE,
+            _share(e.controlled[0]) if 0 in e.controlled else NONE,
             NONE if e.n_prompts is None else str(e.n_prompts),
             _decimal(e.length, 1), percent(e.repetition), percent(e.finished),
             _nats(e.kl_to_initial), _nats(e.kl_to_reference),
         ])  # fmt: skip
-    head = ["Iterate", "Win rate against initial", "Prompts", "Tokens", "Repetition", "Finished",
-            "KL to initial", "KL to reference"]  # fmt: skip
+    head = ["Iterate", "Win rate against initial", "At equal length", "Prompts", "Tokens",
+            "Repetition", "Finished", "KL to initial", "KL to reference"]  # fmt: skip
     return Table("Held-out evaluation of each iterate (95% intervals)", head, rows)
 
 
@@ -93,6 +100,27 @@ def win_matrix_table(run: Run) -> Table | None:
     head = ["Iterate", *(f"against {s}" for s in names)]
     caption = "Win rates of rows against columns, with 95% intervals"
     return Table(caption, head, rows, folded=True)
+
+
+def empirical_game_table(run: Run) -> Table | None:
+    """Which mixture of the iterates is unbeaten, and what each loses to its best opponent."""
+    found = empirical_game(run)
+    if not found:
+        return None
+    rows = [
+        [
+            s.name, percent(s.nash), percent(s.mean), percent(s.exploitability),
+            f"{percent(s.interval[0])} to {percent(s.interval[1])}", s.beaten_by or "none",
+        ]
+        for s in found
+    ]  # fmt: skip
+    head = ["Iterate", "Weight in the Nash mixture", "Mean win rate", "Exploitability",
+            "95% interval", "Beaten most by"]  # fmt: skip
+    caption = (
+        "The game between the iterates: no iterate beats the Nash mixture; "
+        "exploitability is the best opponent's win rate above 50%"
+    )
+    return Table(caption, head, rows)
 
 
 def iterations_table(run: Run) -> Table | None:
@@ -122,6 +150,27 @@ def iterations_table(run: Run) -> Table | None:
     ]
     head = ["Iteration", *(title for title, _, _ in columns)]
     return Table("Training samples of each iteration", head, rows)
+
+
+def diagnoses(run: Run) -> Table | None:
+    """What fired, on which evidence."""
+    if not run.diagnoses:
+        return None
+    rows = [[str(d.iteration), d.name.replace("_", " "), d.action, d.text] for d in run.diagnoses]
+    head = ["Iteration", "Diagnostic", "Action", "Evidence"]
+    return Table("Signs of failure, each with its evidence", head, rows, prose=True)
+
+
+def diagnoses_line(run: Run) -> str:
+    """One sentence on the checks."""
+    n = len(run.diagnosed)
+    if not n:
+        return "No iteration has been checked yet."
+    checked = f"{n} iteration{'' if n == 1 else 's'} checked"
+    if not run.diagnoses:
+        return f"{checked}: no sign of failure."
+    names = sorted({d.name.replace("_", " ") for d in run.diagnoses})
+    return f"{checked}: {', '.join(names)}."
 
 
 def time_table(run: Run) -> Table | None:

@@ -270,3 +270,23 @@ def test_neither_torch_nor_transformers_nor_pyplot_is_imported(finished: Path) -
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code, str(finished)], check=True)
+
+
+def test_what_fired_is_shown_with_its_evidence_and_how_it_ended(tmp_path: Path) -> None:
+    path = build(tmp_path / "run", iterations=3, done=2)
+    text = "it loses to iterate 0: win rate 40.0%"
+    finding = {"name": "degradation", "action": "rollback", "text": text, "evidence": {}}
+    for t, findings in ((1, []), (2, [finding])):
+        content = {"key": "k", "iterate": t, "findings": findings, "distances": {}}
+        (path / f"iterations/{t:04d}/diagnostics.json").write_text(json.dumps(content))
+    page = read_without_pictures(path)
+    assert ["2", "degradation", "rollback", text] in page.cells
+    assert "2 iterations checked: degradation." in "".join(page.text)
+    summary = {"result": 1, "iterations": 2, "findings": [{"iteration": 2, **finding}],
+               "ended": {"action": "rollback", "by": "degradation", "text": text}}  # fmt: skip
+    (path / "summary.json").write_text(json.dumps(summary))
+    page = read_without_pictures(path)
+    assert page.verdict.startswith("Iterate 1 of 3 has a win rate of 58.1%")
+    assert "Ended by a diagnostic after iteration 2" in "".join(page.text)
+    (path / "summary.json").write_text(json.dumps({**summary, "result": 0}))
+    assert "rolled back to the initial policy" in read_without_pictures(path).verdict

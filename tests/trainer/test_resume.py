@@ -29,6 +29,8 @@ KILLS = [
     ("comal_fast.phases.train:Trainer._backward", 5),
     ("comal_fast.phases.evaluate:bootstrap_mean", 2),
     ("comal_fast.phases.evaluate:write_json", 1),
+    ("comal_fast.phases.diagnose:write_table", 1),
+    ("comal_fast.phases.diagnose:write_json", 1),
     ("comal_fast.phases.train:write_folder", 2),  # iteration 2
     ("comal_fast.phases.train:Trainer.optimiser_step", 2),
     ("comal_fast.loop:write_summary", 1),

@@ -1,0 +1,81 @@
+"""The verb `comal-fast compare`: iterates and runs against each other on held-out prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+Judge the held-out samples of run directories against each other, all pairs on the same prompts.
+One run: all its iterates. Several: the initial policy and each run's result."""
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the `compare` parser; its `run` default is the function that executes it."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "compare",
+        help="win rates of iterates and runs against each other, and the game between them",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("run_dirs", nargs="+", metavar="RUN_DIR", type=Path)
+    add("--all", action="store_true", help="every iterate of every run (default with one run)")
+    add("--json", metavar="OUT.json", help="write everything, intervals too")
+    add("--plot", metavar="OUT.png", help="write the matrix as a picture")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute `comal-fast compare`; returns 0, or raises ValueError before anything is written."""
+    from comal_fast.compare.entrants import load_entrants, samples_of
+    from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
+    from comal_fast.compare.tournament import play, to_json
+    from comal_fast.game.files import check_target, write_all
+    from comal_fast.oracles import make_oracle
+    from comal_fast.oracles.order import debiased
+    from comal_fast.terminal import console, progress
+
+    for option in ("json", "plot"):
+        if getattr(args, option) is not None:
+            check_target(getattr(args, option), f"--{option}")
+    samples, config = samples_of(args.run_dirs, args.all or len(args.run_dirs) == 1)
+    entrants, prompts, most = load_entrants(samples)
+    oracle = debiased(make_oracle(config.oracle))
+    size = len(entrants)
+    total = size * (size - 1) // 2 * len(prompts)
+    with progress(f"{size} entrants", total, "comparisons") as advance:
+        game = play(entrants, prompts, oracle, advance)
+    result = to_json(game, config.evaluation.bootstrap, config.seed)
+    for table in (matrix_table(result), standings_table(result), pairs_table(result)):
+        console.print(table)
+    if len(prompts) < most:
+        console.print(f"on the {len(prompts)} of {most} prompts that all of them held out")
+    contents: dict[str, bytes] = {}
+    if args.json is not None:
+        contents[args.json] = (json.dumps(result, indent=2) + "\n").encode()
+    if args.plot is not None:
+        contents[args.plot] = picture(result)
+    write_all(contents)
+    for name in contents:
+        console.print(f"wrote {name}", style="dim", soft_wrap=True)
+    return 0
+
+
+def picture(result: dict[str, Any]) -> bytes:
+    """The PNG of the matrix."""
+    import numpy as np
+
+    from comal_fast.report.heatmap import heat_map  # matplotlib is slow to load
+    from comal_fast.report.style import LIGHT, to_png
+
+    names = result["names"]
+    excludes = np.zeros((len(names), len(names)), dtype=bool)
+    for pair in result["pairs"]:
+        low, high = pair["ci95"]
+        place = names.index(pair["row"]), names.index(pair["column"])
+        excludes[place] = low > 0.5 or high < 0.5
+    return to_png(heat_map(LIGHT, names, np.array(result["matrix"]), excludes, "", "against"))

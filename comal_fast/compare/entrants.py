@@ -1,0 +1,101 @@
+"""Run directories → entrants of a round robin, on the prompts that all of them held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from comal_fast.artefacts import read_json, read_table, table_key
+from comal_fast.compare.tournament import Entrant
+from comal_fast.config import Config, load_saved
+
+SAMPLES = "eval_samples.parquet"
+Held = dict[tuple[int, ...], tuple[str, list[str], float]]
+"""Prompt tokens → (prompt, responses, tokens of all)."""
+
+
+def samples_of(runs: Sequence[Path], everything: bool) -> tuple[dict[str, Path], Config]:
+    """(entrant → its held-out samples, configuration of the first run).
+
+    Of each run the initial policy and its result, or with `everything` each iterate with held-out
+    samples; initial policies with the same samples enter once. ValueError for what is no run
+    directory, and for runs with different oracles.
+    """
+    configs = [load_saved(run / "config.yaml") for run in runs]
+    for run, config in zip(runs, configs, strict=True):
+        if config.oracle != configs[0].oracle:
+            raise ValueError(
+                f"{run}: its oracle differs from that of {runs[0]}; "
+                "only runs under one oracle can be compared"
+            )
+    found: dict[str, Path] = {}
+    initial: set[str | None] = set()
+    for run, name in zip(runs, _names(runs), strict=True):
+        for iterate, path in _iterates(run, everything).items():
+            label = f"π_{iterate}" if len(runs) == 1 else f"{name} π_{iterate}"
+            if iterate == 0:
+                if (key := table_key(path)) in initial:
+                    continue
+                label = label if initial else "initial"
+                initial.add(key)
+            found[label] = path
+    return found, configs[0]
+
+
+def load_entrants(samples: Mapping[str, Path]) -> tuple[list[Entrant], list[str], int]:
+    """(entrants, prompts that all of them held out, prompts of the one with most).
+
+    ValueError for fewer than two entrants or two shared prompts.
+    """
+    if len(samples) < 2:
+        raise ValueError(f"{' '.join(samples)}: fewer than two sampled iterates to compare")
+    held = {name: _read(path) for name, path in samples.items()}
+    first = next(iter(held.values()))
+    shared = [p for p in first if all(p in other for other in held.values())]
+    if len(shared) < 2:
+        raise ValueError(
+            f"{', '.join(samples)}: {len(shared)} held-out prompts in common, 2 are needed; "
+            "use one seed and one data.prompts"
+        )
+    entrants = [
+        Entrant(
+            name,
+            [own[p][1] for p in shared],
+            np.array([own[p][2] / len(own[p][1]) for p in shared]),
+        )
+        for name, own in held.items()
+    ]
+    return entrants, [first[p][0] for p in shared], max(map(len, held.values()))
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The folders' own names; with their parents where those are the same."""
+    short = [run.resolve().name for run in runs]
+    if len(set(short)) == len(short):
+        return short
+    return [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
+
+
+def _iterates(run: Path, everything: bool) -> dict[int, Path]:
+    found = {
+        int(path.parent.name): path
+        for path in sorted((run / "iterations").glob(f"[0-9]*/{SAMPLES}"))
+    }
+    if not found:
+        raise ValueError(f"{run}: no held-out samples there; run `comal-fast run` or `evaluate`")
+    if everything:
+        return found
+    summary = run / "summary.json"
+    last = read_json(summary)["result"] if summary.is_file() else max(found)
+    return {t: path for t, path in found.items() if t in (0, last)}
+
+
+def _read(path: Path) -> Held:
+    held: Held = {}
+    for row in read_table(path).to_pylist():
+        prompt = tuple(row["prompt_ids"])
+        text, responses, tokens = held.get(prompt, (row["prompt"], [], 0))
+        held[prompt] = (text, [*responses, row["response"]], tokens + len(row["response_ids"]))
+    return held

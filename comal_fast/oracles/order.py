@@ -1,0 +1,37 @@
+"""Position bias: an oracle that sees which response comes first is asked in both orders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from comal_fast.oracles.base import Comparison, Oracle
+
+
+class BothOrders(Oracle):
+    """P(y ≻ y') = ½ (P(first ≻ second | y, y') + 1 − P(first ≻ second | y', y)).
+
+    What is left of an oracle when the place of a response no longer counts; P + Pᵀ = 1 holds again.
+    Asks twice as often. (Both orders averaged: COMAL, arXiv 2410.23223v1, for its pairwise judge.)
+    """
+
+    def __init__(self, oracle: Oracle) -> None:
+        self.oracle = oracle
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
+        """See `Oracle.compare`."""
+        for item in comparisons:
+            swapped = Comparison(item.prompt, item.right, item.left)
+            first, second = self.oracle.compare([item, swapped])
+            yield (first + 1 - second.T) / 2
+
+    def fingerprint(self) -> str:
+        """See `Oracle.fingerprint`."""
+        return f"both orders of {self.oracle.fingerprint()}"
+
+
+def debiased(oracle: Oracle) -> Oracle:
+    """The oracle itself where it is symmetric by construction, as an `Oracle` is unless it says
+    `sees_order = True`."""
+    return BothOrders(oracle) if getattr(oracle, "sees_order", False) else oracle

@@ -1,0 +1,71 @@
+"""Held-out responses before and after, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+MAX_COMPARISONS = 12
+
+
+@dataclass(frozen=True)
+class Response:
+    """A held-out response."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The same held-out prompt answered by the initial policy and by a later iterate."""
+
+    prompt_id: int
+    prompt: str
+    before: Response
+    after: Response
+
+
+def load_comparisons(
+    root: Path, folders: dict[int, Path], problems: list[str]
+) -> tuple[int | None, list[Comparison]]:
+    """Initial against latest sampled iterate, on prompts evenly spaced over those of both."""
+    sampled = [t for t, folder in folders.items() if (folder / "eval_samples.parquet").is_file()]
+    if 0 not in sampled or sampled == [0]:
+        return None, []
+    last = max(sampled)
+    before, after = (
+        _responses(folders[t] / "eval_samples.parquet", root, problems) for t in (0, last)
+    )
+    shared = [key for key in before if key in after]
+    places = np.linspace(0, len(shared) - 1, min(len(shared), MAX_COMPARISONS)).round()
+    keys = [shared[int(i)] for i in places]
+    return last, [Comparison(key[0], key[1], before[key], after[key]) for key in keys]
+
+
+def _responses(path: Path, root: Path, problems: list[str]) -> dict[tuple[int, str], Response]:
+    """(prompt_id, prompt) → its sample 0, by prompt_id."""
+    try:
+        columns = ["prompt_id", "sample", "prompt", "response", "response_ids", "finished"]
+        table = pq.read_table(path, columns=columns)
+        table = table.filter(pc.equal(table["sample"], 0)).sort_by("prompt_id")
+        tokens = pc.list_value_length(table["response_ids"]).to_pylist()
+        rows = table.drop_columns(["response_ids"]).to_pylist()
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        problems.append(f"{path.relative_to(root)} cannot be read: {one_line(error)}")
+        return {}
+    return {
+        (row["prompt_id"], row["prompt"]): Response(row["response"], count, bool(row["finished"]))
+        for row, count in zip(rows, tokens, strict=True)
+    }
+
+
+def one_line(error: Exception) -> str:
+    """The message, cut."""
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,93 @@
+"""The verb `comal-fast sweep`: a grid of runs, one table and one picture."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+Run every combination of the given values, each in its own run directory under output_dir/cells, and
+compare the results. Given again it resumes. Cells share what does not depend on what they differ
+in. An option's group may be left out where its name is unique: --grid tau_eta_ratio=0.1,0.33,1."""
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the `sweep` parser; its `run` default is the function that executes it."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "sweep",
+        help="run and resume a grid of settings; one table, one picture",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="YAML file")
+    add("--grid", action="append", nargs="+", required=True, metavar="key=a,b,…",
+        help="options and their values, commas between; a single value holds in all "
+        "cells")  # fmt: skip
+    add("--markdown", metavar="FILE.md",
+        help="write the page there too, its picture into img/ beside it")  # fmt: skip
+    add("overrides", nargs="*", metavar="key=value", help="options set in all cells")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute `comal-fast sweep`; returns 0, or 1 where a cell broke off."""
+    from comal_fast.game.files import check_target
+    from comal_fast.sweep.grid import expand, full_override, parse_axes
+
+    axes, fixed = parse_axes([word for words in args.grid for word in words])
+    overrides = [*map(full_override, args.overrides), *fixed]
+    if args.markdown is not None:
+        check_target(args.markdown, "--markdown")
+    folder, cells = expand(args.config, axes, overrides)
+
+    from comal_fast.sweep.runs import lock, run_cells
+
+    with lock(folder):
+        failed = run_cells(folder, cells)
+    _write(args, folder, axes, cells, failed)
+    return 1 if failed else 0
+
+
+def _write(
+    args: argparse.Namespace,
+    folder: Path,
+    axes: list[Any],
+    cells: list[Any],
+    failed: dict[str, str],
+) -> None:
+    from comal_fast.artefacts import write_bytes, write_json, write_text
+    from comal_fast.report.style import LIGHT, to_png
+    from comal_fast.sweep.conclusions import conclusions
+    from comal_fast.sweep.markdown import render
+    from comal_fast.sweep.plot import draw
+    from comal_fast.sweep.results import collect, to_json
+    from comal_fast.sweep.table import table
+    from comal_fast.terminal import console
+
+    sweep = collect(folder, axes, cells, failed)
+    picture = to_png(draw(sweep, LIGHT))
+    pages = [folder / "sweep.md"]
+    if args.markdown is not None:
+        pages.append(Path(args.markdown))
+    write_json(folder / "sweep.json", to_json(sweep))
+    for page in pages:
+        image = page.parent / "img" / f"{page.stem}.png"
+        write_bytes(image, picture)
+        write_text(page, render(sweep, command_line(args), f"img/{image.name}"))
+    console.print(table(sweep))
+    for sentence in conclusions(sweep):
+        console.print(f"• {sentence}", markup=False)
+    for page in pages:
+        console.print(f"wrote {page}", soft_wrap=True)
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command that was given."""
+    words = ["comal-fast", "sweep", args.config, "--grid", *(w for ws in args.grid for w in ws)]
+    if args.markdown is not None:
+        words += ["--markdown", args.markdown]
+    return shlex.join([*words, *args.overrides])

@@ -1,0 +1,155 @@
+"""What a sweep's intervals allow to be said, in sentences, and no more."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from comal_fast.report.facts import percent
+from comal_fast.report.load import Interval
+from comal_fast.statistics import bootstrap_interval
+from comal_fast.sweep.grid import Axis, Cell
+from comal_fast.sweep.results import Effect, Result, Sweep
+
+INTERVAL = "ref_update_interval"
+
+
+def conclusions(sweep: Sweep) -> list[str]:
+    """One sentence a finding; each is true of the intervals as they are."""
+    return [
+        *_against_initial(sweep.results),
+        *_best(sweep.results),
+        *(_effect(e, sweep.cells[0]) for e in sweep.effects),
+        *_nash(sweep),
+        *_trouble(sweep),
+        _limits(sweep),
+    ]
+
+
+def level_name(axis: Axis, value: str, cell: Cell) -> str:
+    """option=value; an interval no shorter than the run never moves the reference."""
+    name = f"`{axis.short}={value}`"
+    if axis.short == INTERVAL and value.isdigit():
+        if int(value) >= cell.config.algorithm.iterations:
+            return f"{name} (static reference)"
+        return f"{name} (moving reference)"
+    return name
+
+
+def _against_initial(results: list[Result]) -> list[str]:
+    above = [r for r in results if r.win_rate.low > 0.5]
+    below = [r for r in results if r.win_rate.high < 0.5]
+    open_ones = len(results) - len(above) - len(below)
+    sentences = [
+        f"Against the initial policy, {len(above)} of {len(results)} settings have a win rate "
+        f"whose 95 % interval lies above 50 %"
+        + (f", {len(below)} have one below it" if below else "")
+        + (f"; {open_ones} intervals include 50 %, which shows no difference" if open_ones else "")
+        + "."
+    ]
+    longer = [r for r in results if r.controlled.low > 0.5]
+    sentences.append(
+        f"At equal response length, {len(longer)} of {len(results)} lie above 50 % "
+        "with their interval."
+    )
+    return sentences
+
+
+def _best(results: list[Result]) -> list[str]:
+    """Whether the highest win rate is told apart from the others, paired by prompt."""
+    if len(results) < 2 or len({r.prompts for r in results}) > 1:
+        return []
+    best = max(results, key=lambda r: r.win_rate.mean)
+    others = [r for r in results if r is not best]
+    config = best.cell.config
+    pairs = len(results) * (len(results) - 1) // 2
+    level = 1 - 0.05 / pairs  # the best was picked by looking, so all pairs count
+    lows = [
+        bootstrap_interval(best.wins - r.wins, config.evaluation.bootstrap, config.seed, level)[0]
+        for r in others
+    ]
+    same = [r.cell.name for r, low in zip(others, lows, strict=True) if low <= 0]
+    text = f"The highest win rate seen is {percent(best.win_rate.mean)}, of `{best.cell.name}`; "
+    if not same:
+        return [text + "its paired difference from every other setting excludes 0."]
+    return [
+        text + f"its paired difference from {len(same)} of the {len(others)} other settings "
+        f"includes 0 (95 % over all pairs together), so it is not shown to be the best."
+    ]
+
+
+def _effect(effect: Effect, cell: Cell) -> str:
+    a, b = (level_name(effect.axis, value, cell) for value in (effect.a, effect.b))
+    joint, shift = effect.joint, points(effect.difference)
+    if joint.low > 0:
+        verdict = f"{a} is higher"
+    elif joint.high < 0:
+        verdict = f"{b} is higher"
+    elif effect.difference.excludes(0):
+        verdict = "no difference is shown once all comparisons of this sweep are counted"
+    else:
+        verdict = "no difference is shown"
+    text = f"{a} minus {b}, averaged over the rest: {shift} points of win rate: {verdict}"
+    if np.isfinite(effect.head_to_head.mean):
+        versus = effect.head_to_head
+        relation = "includes" if not versus.excludes(0.5) else "excludes"
+        text += f"; against each other {rate(versus)}, which {relation} 50 %"
+    return text + "."
+
+
+def _nash(sweep: Sweep) -> list[str]:
+    found = list(zip(sweep.standings, sweep.support, strict=True))
+    held = [f"`{s.name}` {percent(s.nash)}" for s, _ in found if s.nash > 1e-9]
+    if not held:
+        return []
+    often = [f"`{s.name}` ({share:.0%})" for s, share in found if share >= 0.05]
+    return [
+        f"In the game between the cells as measured, the Nash mixture is {', '.join(held)}; over "
+        f"resampled prompts, these are in it in at least 5 % of resamples: {', '.join(often)}."
+    ]
+
+
+def _trouble(sweep: Sweep) -> list[str]:
+    fired = [r for r in sweep.results if r.findings]
+    sentences = [
+        "Diagnostics fired in "
+        + "; ".join(f"`{r.cell.name}` ({', '.join(r.findings)})" for r in fired)
+        + "."
+        if fired
+        else "No diagnostic fired in any cell."
+    ]
+    if sweep.failed:
+        listed = "; ".join(f"`{name}`: {why}" for name, why in sweep.failed.items())
+        sentences.append(f"Cells that broke off: {listed}.")
+    return sentences
+
+
+def _limits(sweep: Sweep) -> str:
+    seeds = sorted({r.cell.config.seed for r in sweep.results})
+    prompts = len(sweep.results[0].wins)
+    trained = f"one training run per setting (seed {seeds[0]})"
+    if len(seeds) > 1:
+        trained = f"{len(seeds)} training seeds per setting"
+    unknown = "" if len(seeds) > 1 else "; how much another seed would change is not measured"
+    return (
+        f"The intervals cover the choice of the {prompts} held-out prompts and the responses "
+        f"sampled for them, nothing else: {trained}, one model and one oracle{unknown}."
+    )
+
+
+def rate(value: Interval) -> str:
+    """60.8 % [57.2, 64.3]; a dash where it was not measured."""
+    if not np.isfinite(value.mean):
+        return "–"
+    return f"{100 * value.mean:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def points(value: Interval) -> str:
+    """+2.1 [−0.4, +4.6], in percentage points."""
+    low, mean, high = (signed(100 * x) for x in (value.low, value.mean, value.high))
+    return f"{mean} [{low}, {high}]"
+
+
+def signed(value: float) -> str:
+    """One decimal with its sign; no sign for zero."""
+    text = f"{value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")

@@ -1,0 +1,98 @@
+"""A sweep as a markdown page: the command, the table, the picture, and what may be concluded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from comal_fast.report.facts import duration
+from comal_fast.sweep.conclusions import conclusions, points, rate
+from comal_fast.sweep.results import Sweep
+
+NONE = "–"
+
+
+def render(sweep: Sweep, command: str, picture: str) -> str:
+    """`command`: what made it. `picture`: the file name, relative to the page."""
+    config = sweep.results[0].cell.config
+    model = (config.model.gguf_file or config.model.name_or_path).rsplit("/", 1)[-1]
+    versions = ", ".join(f"{name} {v}" for name, v in sweep.summary["versions"].items())
+    axes = ", ".join(f"`{axis.key}` ({', '.join(axis.values)})" for axis in sweep.axes)
+    seconds = sum(r.seconds for r in sweep.results)
+    parts = [
+        "# Evidence: a sweep",
+        f"Grid: {axes}. Model {model}, prox {config.algorithm.prox}, "
+        f"{config.algorithm.iterations} iterations of {config.data.prompts_per_iteration or 'all'} "
+        f"prompts × {config.generation.num_generations} samples, at most "
+        f"{config.generation.max_new_tokens} tokens; {len(sweep.results[0].wins)} held-out "
+        f"prompts, {config.evaluation.num_generations} sample(s) each; judged by the "
+        f"`{config.oracle.name}` oracle. {len(sweep.results)} of {len(sweep.cells)} cells, "
+        f"{duration(seconds)} in all on {sweep.summary['device']}; {versions}.",
+        f"```\n{command}\n```",
+        f"![A win rate per cell, and paired differences between settings]({picture})",
+        "## Final policy of each cell",
+        "Win rates are against the initial policy, with 95 % bootstrap intervals over prompts. "
+        "At equal length: the length term of AlpacaEval 2 LC (arXiv 2404.04475) taken out. "
+        "Seconds are what the cell itself took; it starts from what it shares with another.",
+        _table(
+            [*(a.short for a in sweep.axes), "win rate", "at equal length", "KL to initial, nats",
+             "tokens", "diagnostics", "seconds"],
+            [
+                [
+                    *(r.cell.settings[a.key] for a in sweep.axes), rate(r.win_rate),
+                    rate(r.controlled),
+                    f"{r.kl.mean:.2f} [{r.kl.low:.2f}, {r.kl.high:.2f}]", f"{r.tokens:.1f}",
+                    _diagnostics(r.findings, r.ended), f"{r.seconds:.0f}",
+                ]
+                for r in sweep.results
+            ],
+        ),
+    ]  # fmt: skip
+    if sweep.effects:
+        parts += [
+            "## One setting against another",
+            "Everything else the same, averaged over the rest of the grid and paired by prompt. "
+            "Points are percentage points of win rate against the initial policy; the joint "
+            "interval holds for all rows together (Bonferroni). Head to head: the first setting's "
+            "policies judged against the second's.",
+            _table(
+                ["option", "first", "second", "difference, points", "joint interval",
+                 "head to head", "pairs of cells"],
+                [
+                    [
+                        e.axis.short, e.a, e.b, points(e.difference),
+                        points(e.joint).split(" ", 1)[1], rate(e.head_to_head), str(e.pairs),
+                    ]
+                    for e in sweep.effects
+                ],
+            ),
+        ]  # fmt: skip
+    if sweep.standings:
+        parts += [
+            "## The game between the cells",
+            "No cell beats the Nash mixture of them; exploitability is the best opponent's win "
+            "rate above 50 %.",
+            _table(
+                ["cell", "Nash weight", "in Nash of resamples", "exploitability",
+                 "beaten most by", "mean win rate"],
+                [
+                    [
+                        s.name, f"{s.nash:.1%}", f"{share:.0%}",
+                        f"{s.exploitability:.1%} [{s.interval[0]:.1%}, {s.interval[1]:.1%}]",
+                        s.beaten_by or "none", f"{s.mean:.1%}",
+                    ]
+                    for s, share in zip(sweep.standings, sweep.support, strict=True)
+                ],
+            ),
+        ]  # fmt: skip
+    parts += ["## What may be concluded", "\n".join(f"- {s}" for s in conclusions(sweep))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _diagnostics(findings: Sequence[str], ended: str | None) -> str:
+    fired = ", ".join(name.replace("_", " ") for name in findings) or "none"
+    return f"{fired}; ended by {ended.replace('_', ' ')}" if ended else fired
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -1,0 +1,82 @@
+"""The cells of a sweep, one after the other; a finished one is not run again."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from comal_fast.artefacts import read_json, write_json
+from comal_fast.config import to_dict
+from comal_fast.report.facts import duration
+from comal_fast.sweep.grid import Cell
+from comal_fast.sweep.share import start_from
+from comal_fast.terminal import console
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether its run wrote a summary, of this very configuration."""
+    config = cell.directory / "config.yaml"
+    if not (cell.directory / "summary.json").is_file() or not config.is_file():
+        return False
+    return bool(yaml.safe_load(config.read_text(encoding="utf-8")) == to_dict(cell.config))
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """The sweep's folder, for one process at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{folder}: another comal-fast sweep is at work in it") from None
+        yield
+
+
+def run_cells(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
+    """Run what is not finished; cell name → why it failed, for those that did.
+
+    A cell whose training breaks off does not keep the others from running.
+    """
+    from comal_fast.loop import run_all  # torch loads only once all cells are good
+
+    open_cells = [cell for cell in cells if not is_finished(cell)]
+    failed: dict[str, str] = {}
+    seconds: list[float] = []
+    for number, cell in enumerate(open_cells):
+        left = ""
+        if seconds:
+            mean = sum(seconds) / len(seconds)
+            left = f", about {duration(mean * (len(open_cells) - number))} left"
+        place = len(cells) - len(open_cells) + number + 1
+        console.print(f"\n[bold]cell {place} of {len(cells)}: {cell.name}[/]{left}")
+        start = time.monotonic()
+        source = start_from(cell, [c for c in cells if is_finished(c)])
+        if source is not None:
+            console.print(f"  starts from what it shares with {source.name}")
+        try:
+            run_all(cell.config)
+        except ValueError as error:
+            failed[cell.name] = str(error)
+            console.print(f"[red]✗[/] {cell.name}: {error}")
+        seconds.append(time.monotonic() - start)
+        _note_seconds(folder, cell, seconds[-1])
+    return failed
+
+
+def _note_seconds(folder: Path, cell: Cell, spent: float) -> None:
+    """Time that this cell really took, over all its starts; what it shares cost it nothing."""
+    before = spent_seconds(folder)
+    total = before.get(cell.name, 0.0) + spent
+    write_json(folder / "seconds.json", {**before, cell.name: total})
+
+
+def spent_seconds(folder: Path) -> dict[str, float]:
+    """Cell name → seconds that it took."""
+    path = folder / "seconds.json"
+    return dict(read_json(path)) if path.is_file() else {}

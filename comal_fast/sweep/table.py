@@ -1,0 +1,26 @@
+"""A sweep as a table for the terminal."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from comal_fast.sweep.conclusions import rate
+from comal_fast.sweep.results import Sweep
+
+
+def table(sweep: Sweep) -> Table:
+    """A row a cell."""
+    names = [axis.short for axis in sweep.axes]
+    found = Table(
+        *names, "win rate", "at equal length", "KL to initial", "tokens", "diagnostics",
+        title="final policy against the initial one, 95 % intervals",
+    )  # fmt: skip
+    for r in sweep.results:
+        found.add_row(
+            *(r.cell.settings[axis.key] for axis in sweep.axes), rate(r.win_rate),
+            rate(r.controlled), f"{r.kl.mean:.2f}", f"{r.tokens:.1f}", ", ".join(r.findings),
+        )  # fmt: skip
+    for cell in sweep.cells:
+        if cell.name in sweep.failed:
+            found.add_row(*(cell.settings[axis.key] for axis in sweep.axes), "broke off")
+    return found
