@@ -54,9 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if measured and (measured["model"] != name or not same_load):
         measured = None
     load = _measured_load(measured) if measured else _new_load(args, name, cuda)
-    dtype = torch.bfloat16 if cuda else torch.float32
+    dtype = {2: torch.bfloat16, 4: torch.float32}[load.itemsize]
     machine = (
-        hardware.measure(args.device, dtype, described["memory"])
+        hardware.measure(args.device, dtype, described["memory"], _sizes(name, load))
         if here
         else hardware.MACHINES[args.gpu]
     )
@@ -91,16 +91,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _sizes(name: str, load: Load) -> tuple[int, int, int]:
+    shape = MODELS[name]
+    return load.tokens // load.micro_batches, shape.hidden, shape.intermediate
+
+
 def predict(machine: hardware.Machine, parts: list[count.Part]) -> list[dict[str, Any]]:
     """Seconds of each part, and what binds it."""
     rows = []
     for part in parts:
-        rate = machine.flops * machine.gemm_share
-        rate *= ATTENTION_SHARE if "attention" in part.name else 1.0
-        compute, move = (
-            part.flops / rate,
-            part.bytes / (machine.bandwidth * machine.bandwidth_share),
-        )
+        rate, share = machine.flops * machine.products, machine.elementwise
+        if part.name == "blocks: attention":
+            rate *= ATTENTION_SHARE
+        if part.name == "optimizer":
+            share = machine.optimizer
+        compute, move = part.flops / rate, part.bytes / (machine.bandwidth * share)
         bound = "products" if compute >= move else "memory"
         rows.append(asdict(part) | {"seconds": max(compute, move), "bound": bound})
     return rows

@@ -40,6 +40,7 @@ class Shape:
 
 
 MODELS = {
+    "tiny": Shape(2, 64, 128, 4, 2, 16, 512, True),  # to try a bench out
     SMOLLM2: Shape(30, 576, 1536, 9, 3, 64, 49152, True, 100000.0),
     "llama3.2-1b": Shape(16, 2048, 8192, 32, 8, 64, 128256, True),
     "llama3-8b": Shape(32, 4096, 14336, 32, 8, 128, 128256, False),

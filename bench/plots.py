@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from bench.rows import full_name
 from comal_fast.report.style import LIGHT, dress, from_zero, new_figure, to_png
 
 Record = dict[str, Any]
 OURS = ("comal_kernels", "comal_fast")
-MIB, GIB = 2**20, 2**30
+MIB = 2**20
+POINTS = 8  # operators of a roofline, the longest
 
 
 def bars(result: Record) -> bytes:
@@ -25,11 +27,16 @@ def bars(result: Record) -> bytes:
     figure = new_figure(LIGHT, height)
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(g) for g in groups])
     for axes, group, tokens in zip(panels[:, 0], groups, sizes, strict=True):
-        _bars(axes, group, _title(result, tokens))
+        _bars(axes, group)
+        title = _title(result, tokens)
+        axes.annotate(  # from the picture's left edge: the names take half of it
+            title, (0.01, 1.0), xycoords=("figure fraction", "axes fraction"), xytext=(0, 8),
+            textcoords="offset points", fontsize=10.5, fontweight="bold", color=LIGHT.ink,
+        )  # fmt: skip
     return to_png(figure)
 
 
-def _bars(axes: Axes, rows: list[Record], title: str) -> None:
+def _bars(axes: Axes, rows: list[Record]) -> None:
     rows = sorted(rows, key=lambda r: -r["seconds"]["median"])
     floor = next((r["seconds"]["median"] for r in rows if r["name"] == "floor"), None)
     rows = [r for r in rows if r["name"] != "floor"]
@@ -47,7 +54,7 @@ def _bars(axes: Axes, rows: list[Record], title: str) -> None:
     for bar, a in zip(drawn, alpha, strict=True):
         bar.set_alpha(a)
     axes.set_yticks(places, [full_name(r) for r in rows])
-    dress(axes, LIGHT, title, x="seconds, median and quartiles")
+    dress(axes, LIGHT, " ", x="seconds, median and quartiles")
     axes.grid(False, axis="y")
     axes.grid(True, axis="x", color=LIGHT.grid, lw=0.8)
     if floor is not None:
@@ -104,7 +111,7 @@ def _token_axis(axes: Axes, rows: list[Record]) -> None:
 def scaling(result: Record) -> bytes:
     """Time and extra memory against tokens."""
     rows = [r for r in result["rows"] if "seconds" in r]
-    figure = new_figure(LIGHT, 3.9)
+    figure = new_figure(LIGHT, 4.4)
     left, right = figure.subplots(1, 2)
     fits = result["fits"]
     exponents = {k: {n: f[k] for n, f in fits.items() if k in f} for k in ("time", "memory")}
@@ -116,7 +123,13 @@ def scaling(result: Record) -> bytes:
     from_zero(right, np.array([v for r in rows if (v := _mib(r)) is not None] or [0.0]))
     for axes in (left, right):
         _token_axis(axes, rows)
-        axes.legend(frameon=False, fontsize=7.5, labelcolor=LIGHT.ink, loc="upper left")
+    left.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0)))
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axes in (left, right):
+        axes.legend(
+            frameon=False, fontsize=7.5, labelcolor=LIGHT.ink, loc="upper left",
+            bbox_to_anchor=(-0.05, -0.17),
+        )  # fmt: skip
     return to_png(figure)
 
 
@@ -150,7 +163,7 @@ def _mib(row: Record) -> float | None:
 def roofline(result: Record) -> bytes:
     """Operators by FLOP per byte and achieved rate, under the roofs measured in the same run."""
     roofs = result["roofs"]
-    rows = [r for r in result["rows"] if r["flops"] and r["bytes"]]
+    rows = [r for r in result["rows"] if r["flops"] and r["bytes"]][:POINTS]
     figure = new_figure(LIGHT, 4.4)
     axes = figure.subplots()
     ridge = roofs["flops_per_second"] / roofs["bytes_per_second"]

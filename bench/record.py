@@ -102,10 +102,9 @@ def _commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
 
 
-def place(record: Record, suffix: str) -> Path:
+def place(record: Record, suffix: str, results: Path | None = None) -> Path:
     """bench/results/<device>/<date>-<bench><suffix>."""
-    folder = RESULTS / record["device"]["folder"]
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = (results or RESULTS) / record["device"]["folder"]
     return folder / f"{record['date']}-{record['bench']}{suffix}"
 
 
@@ -113,14 +112,14 @@ def write(record: Record, out: Path | None) -> None:
     """To `out`, to the standing place (AUTO), or nowhere (None)."""
     if out is None:
         return
-    out = place(record, ".json") if out is AUTO else out
+    out = _standing(record, ".json") if out is AUTO else out
     out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"record: {_shown(out)}")
 
 
 def save_plot(record: Record, png: bytes, out: Path) -> None:
     """To `out`, or to the standing place (AUTO)."""
-    out = place(record, ".png") if out is AUTO else out
+    out = _standing(record, ".png") if out is AUTO else out
     out.write_bytes(png)
     print(f"plot: {_shown(out)}")
 
@@ -140,6 +139,12 @@ def newest(bench: str, folder: str, results: Path | None = None) -> Record | Non
     """The newest record of a bench on the device with that results folder."""
     files = sorted((results or RESULTS).joinpath(folder).glob(f"????-??-??-{bench}.json"))
     return read(files[-1]) if files else None
+
+
+def _standing(record: Record, suffix: str) -> Path:
+    path = place(record, suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def _shown(path: Path) -> str:

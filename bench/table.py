@@ -8,6 +8,7 @@ model) of bench/results/FOLDER. `FOLDER` may be followed by a number of tokens, 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,12 @@ def render(text: str, source: str, results: Path | None = None) -> str:
         found = record.newest(name, folder, results)
         if found is None:
             raise ValueError(f"{source}: no record of {name} in bench/results/{folder}")
-        return f"{opening}\n{RENDERERS[name](found, int(tokens or 0))}\n{closing}"
+        body = RENDERERS[name](found, int(tokens or 0))
+        picture = record.place(found, ".png", results)
+        if picture.is_file():
+            link = os.path.relpath(picture, Path(source).resolve().parent)
+            body += f"\n![{name}, {device_text(found)}]({link})\n"
+        return f"{opening}\n{body}\n{closing}"
 
     return MARK.sub(replaced, text)
 
