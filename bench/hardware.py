@@ -47,7 +47,7 @@ def measure(
     like: a model's sizes: the shares are measured at them; without, they are 1.
     """
     cuda = device.type == "cuda"
-    n = 8192 if cuda else 2048
+    n = 8192 if cuda else 1536
     flops = _product_rate(n, n, n, device, dtype)
     bandwidth = _copy_rate((GIB if cuda else GIB // 4) // 4, device)
     shares = 1.0, 1.0, 1.0
@@ -101,9 +101,9 @@ def _adamw_rate(count: int, device: torch.device, dtype: torch.dtype) -> float: 
 
 
 def _best(job: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of ten runs."""
+    """Seconds of the fastest of six runs."""
     times = []
-    for _ in range(10):
+    for _ in range(6):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,12 +56,12 @@ def random_problem(
     tokens: int, hidden: int, vocab: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
     """Seeded random tensors at the scale of a trained model's: logits of standard deviation ~2."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(vocab, hidden, generator=generator) * 2 / hidden**0.5
+    _check_tokens(tokens)
+    seeded: Any = {"generator": torch.Generator(device).manual_seed(0), "device": device}
     return _assemble(
-        torch.randn(tokens, hidden, generator=generator),
-        weight,
-        torch.randint(0, vocab, (tokens,), generator=generator),
+        torch.randn(tokens, hidden, **seeded),
+        torch.randn(vocab, hidden, **seeded).mul_(2 / hidden**0.5),
+        torch.randint(0, vocab, (tokens,), **seeded),
         dtype,
         device,
     )
@@ -73,13 +74,15 @@ def peaked_problem(
 
     Words follow Zipf's law through one coordinate, and each state leans towards its target's row.
     """
-    plain = random_problem(tokens, hidden, vocab, torch.float32, torch.device("cpu"))
-    generator = torch.Generator().manual_seed(1)
-    prior = -torch.arange(1, vocab + 1).double().log()  # log-frequency by rank, up to a constant
+    plain = random_problem(tokens, hidden, vocab, torch.float32, device)
+    weight, states = plain.weight, plain.hidden
+    generator = torch.Generator(device).manual_seed(1)
+    rank = torch.arange(1, vocab + 1, device=device)
+    prior = -rank.float().log()  # log-frequency, up to a constant
     target = torch.multinomial(prior.exp(), tokens, replacement=True, generator=generator)
-    weight, states = plain.weight.clone(), plain.hidden.clone()
-    states += weight[target] * torch.empty(tokens, 1).uniform_(0, 3, generator=generator)
-    weight[:, 0], states[:, 0] = prior.float(), 1.0
+    lean = torch.empty(tokens, 1, device=device).uniform_(0, 3, generator=generator)
+    states += weight[target] * lean
+    weight[:, 0], states[:, 0] = prior, 1.0
     return _assemble(states, weight, target, dtype, device)
 
 

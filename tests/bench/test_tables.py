@@ -30,12 +30,12 @@ def test_a_document_shows_the_newest_record(results: Path, tmp_path: Path) -> No
     (results / "2999-01-01-head.json").write_text(json.dumps(newer | {"date": "2999-01-01"}))
     document = tmp_path / "README.md"
     document.write_text(
-        f"Before\n<!-- bench: head {results.name} 128 -->\nold\n<!-- /bench -->\nAfter\n"
+        f"Before\n<!-- bench: head {results.name} 128 -->\nSTALE\n<!-- /bench -->\nAfter\n"
     )
     assert main(["table", "--check", str(document)]) == 1
     assert main(["table", str(document)]) == 0
     text = document.read_text()
-    assert "123.6 (120.0 – 130.0)" in text and "old" not in text
+    assert "123.6 (120.0 – 130.0)" in text and "STALE" not in text
     assert text.startswith("Before\n") and text.endswith("After\n")
     assert main(["table", "--check", str(document)]) == 0
 
