@@ -13,9 +13,9 @@ from bench import options, record
 WRITTEN = ["--json", "--plot"]  # to the standing places under bench/results/
 ORDER: dict[str, list[list[str]]] = {  # by device; what matters most comes first
     "cpu": [
-        ["head", "--tokens", "2048", *WRITTEN],
+        ["head", "--tokens", "1024", *WRITTEN],
         ["step", *WRITTEN],
-        ["scaling", *WRITTEN],
+        ["scaling", "--tokens", "256", "1024", "4096", *WRITTEN],
         ["profile", "step", *WRITTEN],
         ["model", "--json"],
     ],

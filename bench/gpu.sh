@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA GPU, in one command of nine minutes; results go to $OUT.
 #
-# Peers that the GPU's machine lacks, and cannot fetch, travel in .peers (ignored by git); make it with
-#   python -m pip install --no-deps --target .peers trl liger-kernel cut-cross-entropy quack-kernels \
-#       datasets dill multiprocess xxhash
+# Peers that the GPU's machine lacks, and cannot fetch, travel in .peers (ignored by git; 33 MB). Where
+# its Python is 3.12:
+#   python -m pip install --no-deps --target .peers --python-version 3.12 --only-binary=:all: \
+#       -c constraints.txt trl liger-kernel cut-cross-entropy quack-kernels datasets dill multiprocess xxhash
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT="${OUT:-bench/results}"
