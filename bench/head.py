@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from bench import options, record
+from bench import options, record, show
 from bench.honesty import CHECK_TOKENS, Judge, solve, value
 from bench.peers import chosen, contenders
-from bench.peers.base import Contender, Missing, Where
+from bench.peers.base import Contender, Missing
 from bench.problem import DATA, Problem
 from bench.timing import Clock, Job, interleaved, reason, summary
 from comal_fast.terminal import progress
@@ -33,34 +33,23 @@ def register(benches: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, time, print; write the records where asked. Status 1 if ours gave a wrong result."""
-    device, dtype = args.device, options.dtype(args)
-    hidden = options.default(args, "hidden", 576, 4096)
-    vocab = options.default(args, "vocab", 49152, 128256)
-    families = chosen(args.peers)
-    make = functools.partial(
-        DATA[args.data], hidden=hidden, vocab=vocab, dtype=dtype, device=device
-    )
-    candidates = contenders(families, Where(device, dtype, vocab))
-    right, rows = checked(candidates, make(CHECK_TOKENS), dtype)
+    size = options.size(args)
+    candidates = contenders(chosen(args.peers), size)
+    right, rows = checked(candidates, size.problem(CHECK_TOKENS, args.data), size.dtype)
     result = {
         "bench": "head-forward" if args.forward_only else "head",
-        **record.environment(device),
-        "shape": {"hidden": hidden, "vocab": vocab, "dtype": str(dtype).removeprefix("torch.")},
+        **record.environment(size.device),
+        "shape": size.text(),
         "data": args.data,
         "checked_on": {"tokens": CHECK_TOKENS},
         "rows": rows,
     }
     repeat = options.default(args, "repeat", 3, 20)
     for tokens in options.default(args, "tokens", [1024], [2048, 8192]):
-        result["rows"] += measure(make(tokens), right, dtype, repeat, args.forward_only)
-    from bench import show
-
+        p = size.problem(tokens, args.data)
+        result["rows"] += measure(p, right, size.dtype, repeat, args.forward_only)
     show.head(result)
-    record.write(result, args.json)
-    if args.plot:
-        from bench import plots
-
-        record.save_plot(result, plots.bars(result), args.plot)
+    record.finish(result, args)
     return int(any(row["name"].startswith("comal_kernels") and row.get("why") for row in rows))
 
 
@@ -75,13 +64,7 @@ def checked(
                 refused.append({"name": candidate.name, "why": candidate.why})
                 advance()
                 continue
-            row: Row = {
-                "name": candidate.name,
-                "variant": candidate.variant,
-                "objective": candidate.objective,
-                "exact": candidate.exact,
-                "bounded": candidate.bounded,
-            }
+            row: Row = candidate.text()
             try:
                 verdict = judge(candidate)
                 row["errors"], why = verdict.errors, verdict.wrong

@@ -20,8 +20,8 @@ import torch
 from bench import options, record, show
 from bench.honesty import solve
 from bench.peers import FAMILIES, chosen, contenders
-from bench.peers.base import Contender, Missing, Where
-from bench.problem import DATA
+from bench.peers.base import Contender, Missing
+from bench.problem import Size
 from bench.timing import reason
 from comal_fast.terminal import progress
 
@@ -40,12 +40,23 @@ class Spec:
     """One measurement."""
 
     family: str
-    title: str
+    name: str
+    variant: str
     tokens: int
     hidden: int
     vocab: int
     dtype: str
     device: str
+
+    @classmethod
+    def of(cls, family: str, row: dict[str, Any], size: Size) -> Spec:
+        """The measurement that belongs to a contender's row."""
+        where = {**size.text(), "device": str(size.device)}
+        return cls(family, row["name"], row["variant"], row["tokens"], **where)
+
+    @property
+    def size(self) -> Size:
+        return Size(self.hidden, self.vocab, getattr(torch, self.dtype), torch.device(self.device))
 
 
 def reset_peak(device: torch.device) -> int:
@@ -81,51 +92,30 @@ def register(benches: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure each contender and variant, print; write where asked."""
-    dtype = options.dtype(args)
-    hidden = options.default(args, "hidden", 576, 4096)
-    vocab = options.default(args, "vocab", 49152, 128256)
+    size = options.size(args)
     tokens = options.default(args, "tokens", [1024], [8192])
     rows: list[dict[str, Any]] = []
     work: list[tuple[str, Contender, int]] = []
     for family in chosen(args.peers):
-        for found in contenders([family], Where(args.device, dtype, vocab)):
+        for found in contenders([family], size):
             if isinstance(found, Missing):
                 rows.append({"name": found.name, "why": found.why})
             else:
                 work += [(family, found, n) for n in tokens]
     with progress("peak memory", len(work), "runs") as advance:
         for family, found, n in work:
-            row = {"name": found.name, "variant": found.variant, "tokens": n}
-            row |= {"objective": found.objective, "exact": found.exact, "bounded": found.bounded}
-            rows.append(row | extra(spec(family, found, n, hidden, vocab, dtype, args.device)))
+            row = {**found.text(), "tokens": n}
+            rows.append(row | extra(Spec.of(family, row, size)))
             advance()
     result = {
         "bench": "memory",
-        **record.environment(args.device),
-        "shape": {"hidden": hidden, "vocab": vocab, "dtype": str(dtype).removeprefix("torch.")},
+        **record.environment(size.device),
+        "shape": size.text(),
         "rows": rows,
     }
     show.memory(result)
-    record.write(result, args.json)
-    if args.plot:
-        from bench import plots
-
-        record.save_plot(result, plots.memory(result), args.plot)
+    record.finish(result, args)
     return 0
-
-
-def spec(
-    family: str,
-    contender: Contender,
-    tokens: int,
-    hidden: int,
-    vocab: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Spec:
-    """The measurement of a contender at a size."""
-    name = str(dtype).removeprefix("torch.")
-    return Spec(family, contender.title, tokens, hidden, vocab, name, str(device))
 
 
 def extra(wanted: Spec) -> dict[str, Any]:
@@ -154,18 +144,18 @@ def extra(wanted: Spec) -> dict[str, Any]:
 
 def measure(wanted: Spec) -> int:
     """Bytes, in this process."""
-    device, dtype = torch.device(wanted.device), getattr(torch, wanted.dtype)
-    found = FAMILIES[wanted.family](Where(device, dtype, wanted.vocab))
-    contender = next(c for c in found if isinstance(c, Contender) and c.title == wanted.title)
-    make = DATA["random"]
-    p = make(max(WARM_TOKENS, wanted.tokens), wanted.hidden, wanted.vocab, dtype, device)
-    small = make(WARM_TOKENS, wanted.hidden, wanted.vocab, dtype, device)
-    solve(contender, small, dtype)
-    del small
-    before = reset_peak(device)
-    solve(contender, p, dtype)
+    size = wanted.size
+    contender = next(
+        c
+        for c in FAMILIES[wanted.family](size)
+        if isinstance(c, Contender) and (c.name, c.variant) == (wanted.name, wanted.variant)
+    )
+    p = size.problem(wanted.tokens)
+    solve(contender, size.problem(WARM_TOKENS), size.dtype)
+    before = reset_peak(size.device)
+    solve(contender, p, size.dtype)
     gradients = (p.hidden.numel() + p.weight.numel()) * p.hidden.itemsize
-    return max(0, peak(device) - before - gradients)
+    return max(0, peak(size.device) - before - gradients)
 
 
 def main() -> int:

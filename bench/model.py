@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         "measured": _measured(measured),
     }
     show.model(result)
-    record.write(result, args.json)
+    record.finish(result, args)
     return 0
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+
+from bench.problem import Size
 
 AUTO = Path("auto")  # --json or --plot without a file name: the standing place of results
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -117,4 +118,7 @@ def default(args: argparse.Namespace, name: str, cpu: Any, cuda: Any) -> Any:
     return cuda if args.device.type == "cuda" else cpu
 
 
-Runner = Callable[[argparse.Namespace], int]
+def size(args: argparse.Namespace) -> Size:
+    """--hidden, --vocab, --dtype: SmolLM2's head on a CPU, Llama 3's on a GPU."""
+    hidden, vocab = default(args, "hidden", 576, 4096), default(args, "vocab", 49152, 128256)
+    return Size(hidden, vocab, dtype(args), args.device)

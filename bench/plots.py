@@ -190,3 +190,19 @@ def roofline(result: Record) -> bytes:
         bbox_to_anchor=(1.0, 1.0), markerscale=0.6,
     )  # fmt: skip
     return to_png(figure)
+
+
+DRAW = {
+    "head": bars,
+    "head-forward": bars,
+    "step": bars,
+    "memory": memory,
+    "scaling": scaling,
+    "profile-head": roofline,
+    "profile-step": roofline,
+}
+
+
+def draw(result: Record) -> bytes:
+    """The picture of a record, as PNG."""
+    return DRAW[result["bench"]](result)

@@ -107,6 +107,29 @@ def smollm2_problem(
     return _assemble(states.reshape(tokens, hidden), weight, rows[:, 1:].reshape(-1), dtype, device)
 
 
+@dataclass(frozen=True)
+class Size:
+    """A head, where it lies, and its dtype."""
+
+    hidden: int
+    vocab: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def problem(self, tokens: int, data: str = "random") -> Problem:
+        """One of DATA. ValueError for a number of tokens that is no whole number of pairs."""
+        return DATA[data](tokens, self.hidden, self.vocab, self.dtype, self.device)
+
+    def text(self) -> dict[str, Any]:
+        """What a record says of it."""
+        name = str(self.dtype).removeprefix("torch.")
+        return {"hidden": self.hidden, "vocab": self.vocab, "dtype": name}
+
+
 DATA = {"random": random_problem, "peaked": peaked_problem, "smollm2": smollm2_problem}
 
 

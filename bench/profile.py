@@ -22,7 +22,6 @@ from bench.models import SMOLLM2
 from bench.pairs import plain_logps
 from bench.peers import ours
 from bench.peers.base import Contender
-from bench.problem import DATA
 from bench.step import make_pairs
 from bench.timing import Job
 from bench.trainers import OURS, TRAINERS
@@ -78,11 +77,7 @@ def run(args: argparse.Namespace) -> int:
     }
     show.profile(result)
     print(f"counters of a GPU's kernels: {NCU}")
-    record.write(result, args.json)
-    if args.plot:
-        from bench import plots
-
-        record.save_plot(result, plots.roofline(result), args.plot)
+    record.finish(result, args)
     return 0
 
 
@@ -125,10 +120,8 @@ def _finish(prof: profile, args: argparse.Namespace) -> tuple[list[Any], float]:
 
 
 def _head(args: argparse.Namespace, dtype: torch.dtype) -> tuple[list[Any], float, dict[str, Any]]:
-    tokens = options.default(args, "tokens", 1024, 8192)
-    hidden = options.default(args, "hidden", 576, 4096)
-    vocab = options.default(args, "vocab", 49152, 128256)
-    p = DATA["random"](tokens, hidden, vocab, dtype, args.device)
+    tokens, size = options.default(args, "tokens", 1024, 8192), options.size(args)
+    p = size.problem(tokens)
     contender = Contender(ours.NAME, ours.loss)
     jobs: list[Job] = [lambda: solve(contender, p, dtype), *floors(p, 3).values()]
     for job in jobs:
@@ -138,7 +131,7 @@ def _head(args: argparse.Namespace, dtype: torch.dtype) -> tuple[list[Any], floa
         jobs[0]()
         if args.device.type == "cuda":
             torch.cuda.synchronize(args.device)
-    return *_finish(prof, args), {"tokens": tokens, "hidden": hidden, "vocab": vocab}
+    return *_finish(prof, args), {"tokens": tokens, **size.text()}
 
 
 def _step(args: argparse.Namespace, dtype: torch.dtype) -> tuple[list[Any], float, dict[str, Any]]:

@@ -7,6 +7,7 @@ in bytes. A row without a time says why in `why`.
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -117,8 +118,16 @@ def write(record: Record, out: Path | None) -> None:
     print(f"record: {_shown(out)}")
 
 
-def save_plot(record: Record, png: bytes, out: Path) -> None:
-    """To `out`, or to the standing place (AUTO)."""
+def finish(record: Record, args: argparse.Namespace) -> None:
+    """Write the record and the plot where --json and --plot ask for them."""
+    write(record, args.json)
+    if getattr(args, "plot", None):
+        from bench import plots
+
+        _save_plot(record, plots.draw(record), args.plot)
+
+
+def _save_plot(record: Record, png: bytes, out: Path) -> None:
     out = _standing(record, ".png") if out is AUTO else out
     out.write_bytes(png)
     print(f"plot: {_shown(out)}")

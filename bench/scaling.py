@@ -10,12 +10,9 @@ import numpy as np
 from bench import head, memory, options, record, show
 from bench.honesty import CHECK_TOKENS
 from bench.peers import chosen, contenders
-from bench.peers.base import Where
-from bench.problem import DATA
 from comal_fast.terminal import progress
 
 PEERS = ("torch", "trl")
-MIB = 1 << 20
 
 
 def register(benches: Any) -> None:
@@ -28,53 +25,35 @@ def register(benches: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check, time and measure each contender at each size; fit; print."""
-    device, dtype = args.device, options.dtype(args)
-    hidden = options.default(args, "hidden", 576, 4096)
-    vocab = options.default(args, "vocab", 49152, 128256)
+    size = options.size(args)
     cuda_sizes = [2048, 4096, 8192, 16384, 32768, 65536]
-    sizes = sorted(set(options.default(args, "tokens", [512, 1024, 2048, 4096], cuda_sizes)))
-    if len(sizes) < 2:
+    counts = sorted(set(options.default(args, "tokens", [512, 1024, 2048, 4096], cuda_sizes)))
+    if len(counts) < 2:
         raise ValueError("--tokens: an exponent needs at least two sizes")
     families = chosen(args.peers or PEERS)
-    make = DATA["random"]
-    where = Where(device, dtype, vocab)
-    right, rows = head.checked(
-        contenders(families, where), make(CHECK_TOKENS, hidden, vocab, dtype, device), dtype
-    )
+    found = {family: contenders([family], size) for family in families}
+    family_of = {(c.name, getattr(c, "variant", "")): f for f in families for c in found[f]}
+    candidates = [candidate for family in families for candidate in found[family]]
+    right, rows = head.checked(candidates, size.problem(CHECK_TOKENS), size.dtype)
     right = [(contender, row) for contender, row in right if contender.exact]
-    repeat = options.default(args, "repeat", 2, 10)
-    for tokens in sizes:
-        p = make(tokens, hidden, vocab, dtype, device)
-        rows += head.measure(p, right, dtype, repeat)
-        del p
-        # the variant that was fastest at the first size is the one that goes on
-        fastest = {(row["name"], row["variant"]) for row in rows if "seconds" in row}
-        right = [entry for entry in right if (entry[0].name, entry[0].variant) in fastest]
+    for tokens in counts:  # the fastest variant of each name at each size
+        repeat = options.default(args, "repeat", 2, 10)
+        rows += head.measure(size.problem(tokens), right, size.dtype, repeat)
     measured = [row for row in rows if "seconds" in row and row["name"] != head.FLOOR]
-    family_of = {
-        c.title: f for f in families for c in contenders([f], where) if hasattr(c, "title")
-    }
-    by_title = {contender.title: contender for contender, _ in right}
     with progress("peak memory", len(measured), "runs") as advance:
         for row in measured:
-            title = f"{row['name']}, {row['variant']}" if row["variant"] else row["name"]
-            one = by_title[title]
-            wanted = memory.spec(family_of[title], one, row["tokens"], hidden, vocab, dtype, device)
-            row |= memory.extra(wanted)
+            family = family_of[row["name"], row["variant"]]
+            row |= memory.extra(memory.Spec.of(family, row, size))
             advance()
     result = {
         "bench": "scaling",
-        **record.environment(device),
-        "shape": {"hidden": hidden, "vocab": vocab, "dtype": str(dtype).removeprefix("torch.")},
+        **record.environment(size.device),
+        "shape": size.text(),
         "rows": rows,
         "fits": fits(rows),
     }
     show.scaling(result)
-    record.write(result, args.json)
-    if args.plot:
-        from bench import plots
-
-        record.save_plot(result, plots.scaling(result), args.plot)
+    record.finish(result, args)
     return 0
 
 

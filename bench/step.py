@@ -81,11 +81,7 @@ def run(args: argparse.Namespace) -> int:
         "rows": rows,
     }
     show.step(result)
-    record.write(result, args.json)
-    if args.plot:
-        from bench import plots
-
-        record.save_plot(result, plots.bars(result), args.plot)
+    record.finish(result, args)
     return int(any(row["name"] == OURS and row.get("why") for row in rows))
 
 

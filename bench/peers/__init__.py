@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from bench.peers import apple, liger, ours, plain, quack, trl, verl
-from bench.peers.base import Contender, Missing, Where
+from bench.peers.base import Contender, Missing
+from bench.problem import Size
 from bench.timing import reason
 
-Family = Callable[[Where], Iterator[Contender | Missing]]
+Family = Callable[[Size], Iterator[Contender | Missing]]
 
 OURS = "comal"
 FAMILIES: dict[str, Family] = {  # the first is always there
@@ -36,12 +37,12 @@ def chosen(names: Sequence[str] | None) -> list[str]:
     return [name for name in FAMILIES if name == OURS or name in names]
 
 
-def contenders(families: Sequence[str], where: Where) -> list[Contender | Missing]:
+def contenders(families: Sequence[str], size: Size) -> list[Contender | Missing]:
     """All of those families; one that can't be imported is a Missing that says why."""
     found: list[Contender | Missing] = []
     for family in families:
         try:
-            found += FAMILIES[family](where)
+            found += FAMILIES[family](size)
         except ImportError as error:
             found.append(Missing(family, f"not installed: {reason(error)}"))
         except Exception as error:  # a package that breaks on import is a row too

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing, Where
-from bench.problem import Leaves, Problem
+from bench.peers.base import Contender, Missing
+from bench.problem import Leaves, Problem, Size
 
 
-def contenders(where: Where) -> Iterator[Contender | Missing]:
+def contenders(size: Size) -> Iterator[Contender | Missing]:
     """Per-token cross-entropy, DPO on top."""
     from cut_cross_entropy import linear_cross_entropy
 
@@ -23,7 +23,7 @@ def contenders(where: Where) -> Iterator[Contender | Missing]:
     yield Contender("cut_cross_entropy, impl=torch_compile", torch_path, bounded=False)
     for name, eps in (("its filter", "auto"), ("no filter", None)):
         name = f"cut_cross_entropy, impl=cce, {name}"
-        if not where.cuda:
+        if not size.cuda:
             yield Missing(name, "Triton kernels: needs CUDA")
             continue
         call = functools.partial(loss, impl="cce", filter_eps=eps)

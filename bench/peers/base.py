@@ -4,24 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from bench.problem import DPO, Leaves, Problem
-
-
-@dataclass(frozen=True)
-class Where:
-    """What the contenders will be asked to do."""
-
-    device: torch.device
-    dtype: torch.dtype
-    vocab: int
-
-    @property
-    def cuda(self) -> bool:
-        return self.device.type == "cuda"
 
 
 @dataclass(frozen=True)
@@ -35,9 +22,10 @@ class Contender:
     exact: bool = True  # False: leaves small gradients out on purpose
     bounded: bool = True  # its memory beyond inputs and gradients does not grow as T · V
 
-    @property
-    def title(self) -> str:
-        return f"{self.name}, {self.variant}" if self.variant else self.name
+    def text(self) -> dict[str, Any]:
+        """What a record says of it."""
+        names = ("name", "variant", "objective", "exact", "bounded")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing, Where
-from bench.problem import DPO_NO_REFERENCE, RESPONSE, Leaves, Problem
+from bench.peers.base import Contender, Missing
+from bench.problem import DPO_NO_REFERENCE, RESPONSE, Leaves, Problem, Size
 
 PAIRS = (1, 4, 16)  # pairs of a chunk
 
 
-def contenders(where: Where) -> Iterator[Contender | Missing]:
+def contenders(size: Size) -> Iterator[Contender | Missing]:
     """Chunked DPO takes no cached reference log-probs, so it is asked for DPO without a reference.
 
     Responses are of one length here, so that its padded layout costs it nothing.
@@ -35,7 +35,7 @@ def contenders(where: Where) -> Iterator[Contender | Missing]:
         return function(weight, stacked, torch.cat([words[::2], words[1::2]]))[0]
 
     for pairs in PAIRS:
-        for compiled in (False, True) if where.cuda else (False,):
+        for compiled in (False, True) if size.cuda else (False,):
             call = functools.partial(dpo, pairs=pairs, compiled=compiled)
             variant = f"{pairs} pairs a chunk" + (", compiled" if compiled else "")
             yield Contender("Liger chunked DPO", call, variant, DPO_NO_REFERENCE)
@@ -43,7 +43,7 @@ def contenders(where: Where) -> Iterator[Contender | Missing]:
     def scaled(p: Problem, leaves: Leaves) -> Tensor:
         return p.dpo(-LigerFusedLinearScaledCrossEntropyFunction.apply(*leaves, p.target))
 
-    hopper = where.cuda and torch.cuda.get_device_capability(where.device) == (9, 0)
+    hopper = size.cuda and torch.cuda.get_device_capability(size.device) == (9, 0)
     path = "CuTe, SM90" if hopper else "its torch path, verl's chunks of 512"
     yield Contender(f"Liger scaled linear CE ({path})", scaled)
 
@@ -54,4 +54,4 @@ def contenders(where: Where) -> Iterator[Contender | Missing]:
         return p.dpo(-(out[0] if isinstance(out, tuple) else out))
 
     name = "Liger fused linear CE (Triton)"
-    yield Contender(name, triton_ce) if where.cuda else Missing(name, "needs CUDA")
+    yield Contender(name, triton_ce) if size.cuda else Missing(name, "needs CUDA")

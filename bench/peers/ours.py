@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.peers.base import Contender, Where
-from bench.problem import Leaves, Problem
+from bench.peers.base import Contender
+from bench.problem import Leaves, Problem, Size
 from comal_kernels import prox_loss
 
 NAME = "comal_kernels"
@@ -33,7 +33,7 @@ def loss(p: Problem, leaves: Leaves, **options: Any) -> Tensor:
     ).loss
 
 
-def contenders(where: Where) -> Iterator[Contender]:
+def contenders(size: Size) -> Iterator[Contender]:
     """Exact, and with the gradient filter."""
     yield Contender(NAME, loss)
     filtered = functools.partial(loss, grad_filter=FILTER)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from bench.peers.base import Contender, Where
-from bench.problem import DPO, OBJECTIVES, Leaves, Problem
+from bench.peers.base import Contender
+from bench.problem import DPO, OBJECTIVES, Leaves, Problem, Size
 
 CHUNKS = (256, 512, 1024)  # tokens whose logits are alive at a time
 
@@ -27,12 +27,12 @@ def loss(p: Problem, leaves: Leaves, objective: str = DPO) -> Tensor:
     return OBJECTIVES[objective](p, token_logps(*leaves, p.target))
 
 
-def full(where: Where) -> Iterator[Contender]:
+def full(size: Size) -> Iterator[Contender]:
     """Eager, full logits."""
     yield Contender("plain torch, full logits", loss, bounded=False)
 
 
-def compiled(where: Where) -> Iterator[Contender]:
+def compiled(size: Size) -> Iterator[Contender]:
     """The same through torch.compile."""
     logps = torch.compile(token_logps)
 
@@ -42,17 +42,17 @@ def compiled(where: Where) -> Iterator[Contender]:
     yield Contender("plain torch, full logits, torch.compile", compiled_loss, bounded=False)
 
 
-def checkpointed(where: Where) -> Iterator[Contender]:
+def checkpointed(size: Size) -> Iterator[Contender]:
     """Chunks of tokens whose logits the backward pass computes anew, as verl's torch path does."""
 
-    def chunked(p: Problem, leaves: Leaves, size: int) -> Tensor:
+    def chunked(p: Problem, leaves: Leaves, tokens: int) -> Tensor:
         hidden, weight = leaves
         parts = [
             checkpoint(token_logps, h, weight, t, use_reentrant=False)
-            for h, t in zip(hidden.split(size), p.target.split(size), strict=True)
+            for h, t in zip(hidden.split(tokens), p.target.split(tokens), strict=True)
         ]
         return p.dpo(torch.cat(parts))
 
-    for size in CHUNKS:
-        call = functools.partial(chunked, size=size)
-        yield Contender("checkpointed chunks (verl-style)", call, f"{size} tokens")
+    for tokens in CHUNKS:
+        call = functools.partial(chunked, tokens=tokens)
+        yield Contender("checkpointed chunks (verl-style)", call, f"{tokens} tokens")

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing, Where
-from bench.problem import CROSS_ENTROPY, Leaves, Problem
+from bench.peers.base import Contender, Missing
+from bench.problem import CROSS_ENTROPY, Leaves, Problem, Size
 
 NAME = "QuACK chunked linear CE"
 
 
-def contenders(where: Where) -> Iterator[Contender | Missing]:
+def contenders(size: Size) -> Iterator[Contender | Missing]:
     """It only sums or averages over tokens, so it is asked for the mean cross-entropy."""
-    if not where.cuda:
+    if not size.cuda:
         yield Missing(NAME, "CuTe kernels: needs CUDA")
         return
     from quack.linear_cross_entropy import chunked_linear_cross_entropy

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Where
-from bench.problem import Leaves, Problem
+from bench.peers.base import Contender
+from bench.problem import Leaves, Problem, Size
 
 CHUNKS = (64, 128, 256, 512, 1024)  # words of a tile on a CPU
 GPU_CHUNKS = (2048, 8192, 16384)
 NAME = "TRL ChunkedLogProbFunction"
 
 
-def contenders(where: Where) -> Iterator[Contender]:
+def contenders(size: Size) -> Iterator[Contender]:
     """Per-token log-probs in tiles of the vocabulary, DPO on top; log-probs alone are asked for."""
     from trl.kernels import ChunkedLogProbFunction
 
@@ -23,7 +23,7 @@ def contenders(where: Where) -> Iterator[Contender]:
         logp, *_ = ChunkedLogProbFunction.apply(*leaves, None, p.target, 1.0, chunk, None, 1.0, ())
         return p.dpo(logp)
 
-    for chunk in GPU_CHUNKS if where.cuda else CHUNKS:
-        if chunk < where.vocab:
+    for chunk in GPU_CHUNKS if size.cuda else CHUNKS:
+        if chunk < size.vocab:
             call = functools.partial(loss, chunk=chunk)
             yield Contender(NAME, call, f"chunk_size={chunk}")

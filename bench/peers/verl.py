@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing, Where
-from bench.problem import Leaves, Problem
+from bench.peers.base import Contender, Missing
+from bench.problem import Leaves, Problem, Size
 
 
-def contenders(where: Where) -> Iterator[Contender | Missing]:
+def contenders(size: Size) -> Iterator[Contender | Missing]:
     """Both give per-token log-probs (and the entropy, always); DPO on top."""
     from verl.utils.experimental.torch_functional import FusedLinearForPPOFunction
 
@@ -19,7 +19,7 @@ def contenders(where: Where) -> Iterator[Contender | Missing]:
 
     yield Contender("verl FusedLinearForPPO, torch", chunked)
     name = "verl linear_cross_entropy (Triton)"
-    if not where.cuda:
+    if not size.cuda:
         yield Missing(name, "needs CUDA")
         return
     from verl.utils.kernel.linear_cross_entropy import linear_cross_entropy

@@ -14,8 +14,8 @@ from torch import Tensor
 import bench.peers as peers
 from bench.__main__ import main
 from bench.peers import plain
-from bench.peers.base import Contender, Missing, Where
-from bench.problem import Leaves, Problem
+from bench.peers.base import Contender, Missing
+from bench.problem import Leaves, Problem, Size
 
 SMALL = ["--device", "cpu", "--tokens", "128", "--hidden", "16", "--vocab", "300", "--repeat", "2"]
 
@@ -70,7 +70,7 @@ def test_a_wrong_kernel_gets_no_time(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def family(where: Where) -> Iterator[Contender]:
+    def family(size: Size) -> Iterator[Contender]:
         yield Contender("suspect", kernel)
 
     monkeypatch.setitem(peers.FAMILIES, "suspect", family)
@@ -97,7 +97,7 @@ def test_the_right_ones_are_timed_against_the_floor(tmp_path: Path) -> None:
 
 
 def test_a_peer_that_is_not_there_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(where: Where) -> Iterator[Contender | Missing]:
+    def absent(size: Size) -> Iterator[Contender | Missing]:
         import no_such_package_at_all  # noqa: F401
 
         yield from ()

@@ -11,18 +11,18 @@ import torch
 from bench import memory
 from bench.__main__ import main
 from bench.peers import FAMILIES
-from bench.peers.base import Contender, Where
+from bench.peers.base import Contender
+from bench.problem import Size
 from bench.profile import least_elements
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
 def test_full_logits_grow_and_ours_do_not() -> None:
     def extra(family: str, tokens: int) -> int:
-        found = next(iter(FAMILIES[family](Where(CPU, torch.float32, 32000))))
+        size = Size(64, 32000, torch.float32, torch.device("cpu"))
+        found = next(iter(FAMILIES[family](size)))
         assert isinstance(found, Contender)
-        wanted = memory.spec(family, found, tokens, 64, 32000, torch.float32, CPU)
+        wanted = memory.Spec.of(family, {**found.text(), "tokens": tokens}, size)
         return memory.extra(wanted)["extra_bytes"]
 
     logits = 4 * 32000 * 3072
@@ -31,7 +31,7 @@ def test_full_logits_grow_and_ours_do_not() -> None:
 
 
 def test_a_contender_that_fails_says_why() -> None:
-    wanted = memory.Spec("torch", "plain torch, full logits", 200, 8, 50, "float32", "cpu")
+    wanted = memory.Spec("torch", "plain torch, full logits", "", 200, 8, 50, "float32", "cpu")
     assert "200 is not a positive multiple" in memory.extra(wanted)["why"]
 
 
