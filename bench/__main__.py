@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 
+from bench import all as all_
 from bench import compile as compile_
-from bench import head
+from bench import head, memory, model, profile, scaling, step, table
+from bench.options import Parser
+from comal_fast.terminal import quiet_libraries
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with one line on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    benches = parser.add_subparsers(required=True, metavar="BENCH")
-    for bench in (head, compile_):
+    parser = Parser(prog="python -m bench", description=__doc__)
+    benches = parser.add_subparsers(required=True, metavar="BENCH", parser_class=Parser)
+    for bench in (head, step, memory, scaling, profile, compile_, model, table, all_):
         bench.register(benches)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    quiet_libraries()
     try:
         return args.run(args)
     except ValueError as error:

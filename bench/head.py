@@ -1,197 +1,164 @@
-"""The head: log-probs and a prox loss from hidden states, against peers and the GEMM floor.
-
-A contender is timed only if its loss and gradients agree with float64 about as well as plain torch
-in the same dtype does. Runs are interleaved; medians and quartiles are reported.
-"""
+"""The head: log-probs and a prox loss from hidden states, against peers and the GEMM floor."""
 
 from __future__ import annotations
 
 import argparse
 import functools
-import json
-import platform
-import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
 
-from bench.peers import Contender, ours, peers, plain
-from bench.problem import RESPONSE, Problem, make_problem
+from bench import options, record, show
+from bench.honesty import CHECK_TOKENS, Judge, solve, value
+from bench.peers import chosen, contenders
+from bench.peers.base import Contender, Missing
+from bench.problem import DATA, Problem
+from bench.timing import Clock, Job, interleaved, reason, summary
+from comal_fast.terminal import progress
 
-OURS = "comal_kernels"
-PACKAGES = ("torch", "triton", "transformers", "trl")
-
-
-def solve(contender: Contender, p: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, dhidden, dweight."""
-    leaves = p.leaves(dtype)
-    loss = contender(p, leaves)
-    dhidden, dweight = torch.autograd.grad(loss, leaves)
-    return loss.detach(), dhidden, dweight
-
-
-def value(contender: Contender, p: Problem, dtype: torch.dtype) -> Tensor:
-    """The loss alone, under no_grad."""
-    with torch.no_grad():
-        return contender(p, p.leaves(dtype))
-
-
-def errors(contender: Contender, p: Problem, dtype: torch.dtype) -> dict[str, float]:
-    """Relative errors (2-norm) against float64."""
-    exact, result = solve(plain, p, torch.float64), solve(contender, p, dtype)
-    pairs = zip(("loss", "dhidden", "dweight"), result, exact, strict=True)
-    return {name: float((a.double() - b).norm() / b.norm()) for name, a, b in pairs}
-
-
-def check(contender: Contender, p: Problem, dtype: torch.dtype) -> dict[str, float]:
-    """`errors`. Raises ValueError where they are beyond twice plain torch's."""
-    mine, allowed = errors(contender, p, dtype), errors(plain, p, dtype)
-    for name, error in mine.items():
-        if not error <= 2 * allowed[name] + 1e-6:
-            raise ValueError(f"wrong result, not timed: {name} is off by {error:.1e}")
-    return mine
-
-
-def interleaved(
-    jobs: dict[str, Callable[[], Any]], repeat: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds of each run, jobs taking turns after one warm-up each."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for round_ in range(repeat + 1):
-        for name, job in jobs.items():
-            _wait(device)
-            start = time.perf_counter()
-            job()
-            _wait(device)
-            if round_:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+FLOOR = "floor"
+Row = dict[str, Any]
 
 
 def register(benches: Any) -> None:
     """Add `head`."""
     parser = benches.add_parser("head", help="prox loss from hidden states, forward and backward")
-    cuda = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if cuda else "float32")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[2048, 8192] if cuda else [1024])
-    parser.add_argument("--hidden", type=int, default=4096 if cuda else 576)
-    parser.add_argument("--vocab", type=int, default=128256 if cuda else 49152)
-    parser.add_argument("--repeat", type=int, default=20 if cuda else 5)
-    parser.add_argument("--forward-only", action="store_true", help="log-probs, no gradients")
-    parser.add_argument("--no-plain", action="store_true", help="leave out full logits")
-    parser.add_argument("--grad-filter", type=float, help="time this filter too (inexact)")
-    parser.add_argument("--json", type=Path, help="where to write the records")
+    options.add(parser, "device", "dtype", "tokens", "hidden", "vocab", "repeat", "peers")
+    options.add(parser, "json", "plot")
+    parser.add_argument("--data", choices=tuple(DATA), default="random", help="states and head")
+    parser.add_argument("--forward-only", action="store_true", help="no gradients")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, time, print; write the records where asked."""
-    device, dtype = torch.device(args.device), getattr(torch, args.dtype, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"--dtype: {args.dtype} is no torch dtype")
-    if args.json and not args.json.parent.is_dir():
-        raise ValueError(f"--json {args.json}: no such folder")
-    small = make_problem(4 * RESPONSE, args.hidden, min(args.vocab, 32000), dtype, device)
-    right: dict[str, Contender] = {}
-    checked: dict[str, dict[str, float]] = {}
-    refused: dict[str, str] = {}
-    for name, contender in [(OURS, ours), *peers(args.vocab)]:
-        if isinstance(contender, str):
-            refused[name] = contender
-            continue
-        try:
-            checked[name], right[name] = check(contender, small, dtype), contender
-        except Exception as error:  # a peer that fails is a row that says why
-            refused[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    if args.grad_filter:
-        filtered = functools.partial(ours, grad_filter=args.grad_filter)
-        name = f"{OURS}, grad_filter={args.grad_filter:g}"
-        checked[name], right[name] = errors(filtered, small, dtype), filtered
-    if args.no_plain:
-        right.pop("plain torch, full logits", None)
-    records = []
-    for tokens in args.tokens:
-        problem = make_problem(tokens, args.hidden, args.vocab, dtype, device)
-        record = _measure(problem, right, dtype, device, args)
-        records.append(record | {"relative_error": checked, "not_timed": refused})
-    _print(records, args)
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=2, ensure_ascii=False) + "\n")
-    return 0
-
-
-def _measure(
-    p: Problem,
-    contenders: dict[str, Contender],
-    dtype: torch.dtype,
-    device: torch.device,
-    args: argparse.Namespace,
-) -> dict[str, Any]:
-    logits = torch.empty(len(p.target), args.vocab, dtype=dtype, device=device)
-
-    def floor() -> None:
-        torch.mm(p.hidden, p.weight.t(), out=logits)
-        if args.forward_only:
-            return
-        torch.mm(logits, p.weight)
-        torch.mm(logits.t(), p.hidden)
-
-    least = f"floor: {1 if args.forward_only else 3} × cuBLAS or MKL product"
-    jobs: dict[str, Callable[[], Any]] = {least: floor}
-    job = value if args.forward_only else solve
-    for name, contender in contenders.items():
-        jobs[name] = functools.partial(job, contender, p, dtype)
-    times = interleaved(jobs, args.repeat, device)
-    rows = {}
-    for name, seconds in times.items():
-        quartiles = torch.tensor(seconds).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-        rows[name] = dict(zip(("q25", "median", "q75"), quartiles, strict=True))
-    base = rows[least]["median"]
-    for row in rows.values():
-        row["ratio_to_floor"] = row["median"] / base
-    cuda = device.type == "cuda"
-    return {
-        "bench": "head forward" if args.forward_only else "head",
-        "tokens": len(p.target),
-        "hidden": args.hidden,
-        "vocab": args.vocab,
-        "dtype": args.dtype,
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "versions": {name: _version(name) for name in PACKAGES},
-        "seconds": rows,
+    """Check, time, print; write the records where asked. Status 1 if ours gave a wrong result."""
+    size = options.size(args)
+    candidates = contenders(chosen(args.peers), size)
+    right, rows = checked(candidates, size.problem(CHECK_TOKENS, args.data), size.dtype)
+    result = {
+        "bench": "head-forward" if args.forward_only else "head",
+        **record.environment(size.device),
+        "shape": size.text(),
+        "data": args.data,
+        "checked_on": {"tokens": CHECK_TOKENS},
+        "rows": rows,
     }
+    repeat = options.default(args, "repeat", 3, 20)
+    for tokens in options.default(args, "tokens", [1024], [2048, 8192]):
+        p = size.problem(tokens, args.data)
+        result["rows"] += measure(p, right, size.dtype, repeat, args.forward_only)
+    show.head(result)
+    record.finish(result, args)
+    return int(any(row["name"].startswith("comal_kernels") and row.get("why") for row in rows))
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def checked(
+    candidates: list[Contender | Missing], p: Problem, dtype: torch.dtype
+) -> tuple[list[tuple[Contender, Row]], list[Row]]:
+    """The contenders whose results are right, with what their rows say; rows of all others."""
+    judge, right, refused = Judge(p, dtype), [], []
+    with progress("checking against float64", len(candidates), "contenders") as advance:
+        for candidate in candidates:
+            if isinstance(candidate, Missing):
+                refused.append({"name": candidate.name, "why": candidate.why})
+                advance()
+                continue
+            row: Row = candidate.text()
+            try:
+                verdict = judge(candidate)
+                row["errors"], why = verdict.errors, verdict.wrong
+            except Exception as error:  # a peer that fails is a row that says why
+                why = reason(error)
+            if why:
+                refused.append({**row, "why": why})
+            else:
+                right.append((candidate, row))
+            advance()
+    return right, refused
 
 
-def _print(records: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    what = "forward" if args.forward_only else "forward + backward"
-    title = f"DPO from hidden states, {what}, {args.dtype}, {records[0]['device']}"
-    table = Table(title=title)
-    for column in ("tokens", "contender", "ms (q25 – q75)", "ratio to floor"):
-        table.add_column(column)
-    for record in records:
-        for name, row in record["seconds"].items():
-            spread = f"{row['median'] * 1e3:.1f} ({row['q25'] * 1e3:.1f} – {row['q75'] * 1e3:.1f})"
-            table.add_row(str(record["tokens"]), name, spread, f"{row['ratio_to_floor']:.2f}")
-    for name, why in records[0]["not_timed"].items():
-        table.add_row("", name, why, "")
-    Console(highlight=False).print(table)
+def measure(
+    p: Problem,
+    right: list[tuple[Contender, Row]],
+    dtype: torch.dtype,
+    repeat: int,
+    forward_only: bool = False,
+) -> list[Row]:
+    """Rows of one problem: the floor, and of each contender its fastest variant."""
+    device, tokens = p.hidden.device, len(p.target)
+    job = value if forward_only else solve
+    passes = 1 if forward_only else 3
+    entries: list[tuple[Row, Job]] = [
+        ({"name": FLOOR, "variant": layout, "exact": True, "bounded": False}, floor)
+        for layout, floor in floors(p, passes).items()
+    ]
+    entries += [(row, functools.partial(job, contender, p, dtype)) for contender, row in right]
+    kept, failed = warm(entries, device)
+    with progress(f"timing, {tokens} tokens", repeat * len(kept), "runs") as advance:
+        times = interleaved(
+            {str(i): run for i, (_, run) in enumerate(kept)}, repeat, device, advance
+        )
+    rows = [
+        {**row, "tokens": tokens, "seconds": summary(times[str(i)])}
+        for i, (row, _) in enumerate(kept)
+    ]
+    base = next(row for row in rows if row["name"] == FLOOR)["seconds"]["median"]
+    flops = 2 * passes * tokens * p.hidden.shape[1] * p.weight.shape[0]
+    for row in rows:
+        row["ratio_to_floor"] = row["seconds"]["median"] / base
+        row["flops_per_second"] = flops / row["seconds"]["median"]  # useful ones
+    return rows + [{**row, "tokens": tokens} for row in failed]
+
+
+def floors(p: Problem, passes: int) -> dict[str, Callable[[], None]]:
+    """The plain products that none can do without, in both layouts of the logits."""
+    tokens, vocab = len(p.target), p.weight.shape[0]
+    buffer = torch.empty(tokens * vocab, dtype=p.hidden.dtype, device=p.hidden.device)
+    rows, columns = buffer.view(tokens, vocab), buffer.view(vocab, tokens)
+
+    def by_rows() -> None:
+        torch.mm(p.hidden, p.weight.t(), out=rows)
+        if passes == 3:
+            torch.mm(rows, p.weight)
+            torch.mm(rows.t(), p.hidden)
+
+    def by_columns() -> None:
+        torch.mm(p.weight, p.hidden.t(), out=columns)
+        if passes == 3:
+            torch.mm(columns.t(), p.weight)
+            torch.mm(columns, p.hidden)
+
+    return {"logits (T, V)": by_rows, "logits (V, T)": by_columns}
+
+
+def warm(
+    entries: list[tuple[Row, Job]], device: torch.device
+) -> tuple[list[tuple[Row, Job]], list[Row]]:
+    """Run each (twice on a GPU, where the first run compiles); the fastest variant of each name.
+
+    The other variants' times go into the row as `variants`. Failures are rows that say why.
+    """
+    clock, failed = Clock(device), []
+    best: dict[str, tuple[float, Row, Job]] = {}
+    variants: dict[str, dict[str, float]] = {}
+    with progress("warming up", len(entries), "contenders") as advance:
+        for row, job in entries:
+            advance()
+            try:
+                seconds = [clock(job) for _ in range(2 if device.type == "cuda" else 1)][-1]
+            except Exception as error:  # out of memory, a kernel that does not build
+                failed.append({**row, "why": reason(error)})
+                continue
+            finally:
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+            name = row["name"]
+            variants.setdefault(name, {})[row["variant"]] = seconds
+            if name not in best or seconds < best[name][0]:
+                best[name] = seconds, row, job
+    kept = []
+    for name, (_, row, job) in best.items():
+        tried = {"variants": variants[name]} if len(variants[name]) > 1 else {}
+        kept.append(({**row, **tried}, job))
+    return kept, [row for row in failed if row["name"] not in best]

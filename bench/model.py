@@ -1,0 +1,158 @@
+"""The cost model: time and memory of a prox step from counted FLOP and bytes, against measurement.
+
+A part takes the longer of its products at the GEMM rate and its bytes at the memory's rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from bench import count, hardware, options, record, show
+from bench.count import Load
+from bench.models import MODELS, SMOLLM2
+from bench.pairs import Pairs
+from bench.step import make_pairs
+from bench.trainers import OURS
+from comal_kernels.head import DEFAULT_WORKSPACE
+
+ATTENTION_SHARE = 0.5  # of the GEMM rate, assumed for short causal sequences
+PER_NODE = 8  # devices
+
+
+def register(benches: Any) -> None:
+    """Add `model`."""
+    parser = benches.add_parser("model", help="predict a step's time and memory; compare")
+    gpus = (*hardware.MACHINES, "here")
+    parser.add_argument("--gpu", choices=gpus, default="here", help="`here` measures this machine")
+    parser.add_argument("--model", choices=tuple(MODELS), help="default: the one measured here")
+    parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
+    parser.add_argument("--response", type=options.positive, help="median tokens of a response")
+    parser.add_argument("--nodes", type=options.positive, help="nodes of 8, weights sharded")
+    options.add(parser, "device", "json")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, print; compare where this shape was measured."""
+    here = args.gpu == "here"
+    if here and args.nodes:
+        raise ValueError("--nodes: only for a GPU of a data sheet; name one by --gpu")
+    cuda = args.device.type == "cuda" if here else True
+    name = args.model or (SMOLLM2 if not cuda else "llama3-8b")
+    described = record.describe(args.device)
+    measured = None
+    if here:
+        measured = record.newest("step", described["folder"])
+    else:
+        folders = (f.name for f in record.RESULTS.iterdir() if args.gpu in f.name.split("-"))
+        measured = next((r for f in folders if (r := record.newest("step", f))), None)
+    same_load = args.pairs is None and args.response is None
+    if measured and (measured["model"] != name or not same_load):
+        measured = None
+    load = _measured_load(measured) if measured else _new_load(args, name, cuda)
+    dtype = {2: torch.bfloat16, 4: torch.float32}[load.itemsize]
+    machine = (
+        hardware.measure(args.device, dtype, described["memory"], _sizes(name, load))
+        if here
+        else hardware.MACHINES[args.gpu]
+    )
+    workspace = DEFAULT_WORKSPACE["cuda" if cuda else "cpu"]
+    devices = PER_NODE * args.nodes if args.nodes else 1
+    shape = MODELS[name]
+    rows = predict(machine, count.parts(shape, load))
+    held = count.memory(shape, load, workspace)
+    if args.nodes:
+        held = _sharded(held, devices)
+        rows.append(communication(machine, shape.parameters * load.itemsize, devices, args.nodes))
+        computed = sum(row["seconds"] for row in rows[:-1])
+        total = max(computed, rows[-1]["seconds"])
+    else:
+        total = sum(row["seconds"] for row in rows)
+    result = {
+        "bench": "model",
+        **record.environment(args.device),
+        "machine": asdict(machine),
+        "model": name,
+        "shape": {**asdict(load), "devices": devices},
+        "extrapolated": bool(args.nodes) or name == "llama3-70b",
+        "rows": rows,
+        "seconds": total,
+        "memory": held,
+        "peak": sum(held.values()),
+        "fits": sum(held.values()) <= machine.memory,
+        "measured": _measured(measured),
+    }
+    show.model(result)
+    record.finish(result, args)
+    return 0
+
+
+def _sizes(name: str, load: Load) -> tuple[int, int, int]:
+    shape = MODELS[name]
+    return load.tokens // load.micro_batches, shape.hidden, shape.intermediate
+
+
+def predict(machine: hardware.Machine, parts: list[count.Part]) -> list[dict[str, Any]]:
+    """Seconds of each part, and what binds it."""
+    rows = []
+    for part in parts:
+        rate, share = machine.flops * machine.products, machine.elementwise
+        if part.name == "blocks: attention":
+            rate *= ATTENTION_SHARE
+        if part.name == "optimizer":
+            share = machine.optimizer
+        compute, move = part.flops / rate, part.bytes / (machine.bandwidth * share)
+        bound = "products" if compute >= move else "memory"
+        rows.append(asdict(part) | {"seconds": max(compute, move), "bound": bound})
+    return rows
+
+
+def communication(
+    machine: hardware.Machine, weights: float, devices: int, nodes: int
+) -> dict[str, Any]:
+    """Sharded weights: gathered for the forward and the backward pass, gradients scattered."""
+    moved = 3 * weights * (devices - 1) / devices
+    rate = machine.network if nodes > 1 else machine.link
+    seconds = moved / rate
+    name = "communication (beside the computation)"
+    return {"name": name, "flops": 0.0, "bytes": moved, "seconds": seconds, "bound": "network"}
+
+
+def _sharded(held: dict[str, float], devices: int) -> dict[str, float]:
+    whole = ("activations", "head's logits", "head's dW in float32")
+    return {name: x if name in whole else x / devices for name, x in held.items()}
+
+
+def _new_load(args: argparse.Namespace, name: str, cuda: bool) -> Load:
+    """Of one device."""
+    pairs, median = args.pairs or (16 if cuda else 4), args.response or (256 if cuda else 64)
+    made: Pairs = make_pairs(name, pairs, median, 4 * median)
+    both = zip(made.prompts * 2, made.chosen + made.rejected, strict=True)
+    lengths = [len(p) + len(r) for p, r in both]
+    return Load(lengths, made.response_tokens, 1, 2 if cuda else 4, cuda)
+
+
+def _measured_load(measured: dict[str, Any]) -> Load:
+    shape = measured["shape"]
+    ours = next(row for row in measured["rows"] if row["name"] == OURS)
+    item = getattr(torch, shape["dtype"]).itemsize
+    micro = -(-shape["pairs"] // ours.get("micro_pairs", shape["pairs"]))
+    return Load(shape["lengths"], shape["response_tokens"], micro, item, shape["checkpointing"])
+
+
+def _measured(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What was measured of the same step, and where."""
+    ours = next((r for r in found["rows"] if r["name"] == OURS), None) if found else None
+    if not found or not ours or "seconds" not in ours:
+        return None
+    return {
+        "seconds": ours["seconds"]["median"],
+        "peak": ours["peak"],
+        "date": found["date"],
+        "commit": found["commit"],
+        "device": found["device"]["name"],
+    }

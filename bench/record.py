@@ -1,0 +1,160 @@
+"""One schema for every result: what ran, on what, in which versions, from which commit.
+
+{"schema": 1, "bench", "date", "command", "commit", "device", "versions", "shape", "rows", …}:
+`shape` names the sizes and dtypes, `rows` one entry a contender (or part), times in seconds, sizes
+in bytes. A row without a time says why in `why`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.options import AUTO
+
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+PACKAGES = (
+    "torch", "triton", "transformers", "trl", "liger-kernel", "cut-cross-entropy", "quack-kernels",
+    "verl", "flash-attn", "nvidia-cutlass-dsl",
+)  # fmt: skip
+Record = dict[str, Any]
+
+
+def environment(device: torch.device) -> Record:
+    """Device, versions, commit, command and date."""
+    return {
+        "schema": SCHEMA,
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "commit": _commit(),
+        "device": describe(device),
+        "versions": {name: found for name in PACKAGES if (found := installed(name))},
+    }
+
+
+def installed(package: str) -> str | None:
+    """Its version, or None."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def describe(device: torch.device) -> Record:
+    """Name, folder of its results, memory in bytes, threads or multiprocessors."""
+    if device.type == "cuda":
+        found = torch.cuda.get_device_properties(device)
+        name = found.name
+        return {
+            "kind": "cuda",
+            "name": name,
+            "folder": re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"),
+            "memory": found.total_memory,
+            "multiprocessors": found.multi_processor_count,
+            "capability": list(torch.cuda.get_device_capability(device)),
+        }
+    threads = torch.get_num_threads()
+    return {
+        "kind": "cpu",
+        "name": _processor(),
+        "folder": f"cpu-{threads}-cores",
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "threads": threads,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _processor() -> str:
+    if Path("/proc/cpuinfo").is_file():
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """The commit, with + where the tree differs from it; None outside a checkout."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no", ".", ":!bench/results"],
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:  # no git
+        return None
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
+
+
+def place(record: Record, suffix: str, results: Path | None = None) -> Path:
+    """bench/results/<device>/<date>-<bench><suffix>."""
+    folder = (results or RESULTS) / record["device"]["folder"]
+    return folder / f"{record['date']}-{record['bench']}{suffix}"
+
+
+def write(record: Record, out: Path | None) -> None:
+    """To `out`, to the standing place (AUTO), or nowhere (None)."""
+    if out is None:
+        return
+    out = _standing(record, ".json") if out is AUTO else out
+    out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    print(f"record: {_shown(out)}")
+
+
+def finish(record: Record, args: argparse.Namespace) -> None:
+    """Write the record and the plot where --json and --plot ask for them."""
+    write(record, args.json)
+    if getattr(args, "plot", None):
+        from bench import plots
+
+        _save_plot(record, plots.draw(record), args.plot)
+
+
+def _save_plot(record: Record, png: bytes, out: Path) -> None:
+    out = _standing(record, ".png") if out is AUTO else out
+    out.write_bytes(png)
+    print(f"plot: {_shown(out)}")
+
+
+def read(path: Path) -> Record:
+    """A record. ValueError where the file is none of this schema."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: can't be read as a record: {error}") from None
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise ValueError(f"{path}: not a record of schema {SCHEMA}; run the bench again")
+    return record
+
+
+def newest(bench: str, folder: str, results: Path | None = None) -> Record | None:
+    """The newest record of a bench on the device with that results folder."""
+    files = sorted((results or RESULTS).joinpath(folder).glob(f"????-??-??-{bench}.json"))
+    return read(files[-1]) if files else None
+
+
+def _standing(record: Record, suffix: str) -> Path:
+    path = place(record, suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

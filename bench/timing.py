@@ -1,0 +1,65 @@
+"""Times of jobs that take turns: medians and quartiles, caches cold on a GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Job = Callable[[], Any]
+FLUSH_BYTES = 256 << 20  # several times the L2 of any GPU
+
+
+class Clock:
+    """Seconds of one run: CUDA events around it on a GPU, with L2 flushed before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.flush: torch.Tensor | None = None
+        if device.type == "cuda":
+            self.flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
+
+    def __call__(self, job: Job) -> float:
+        if self.flush is None:
+            start = time.perf_counter()
+            job()
+            return time.perf_counter() - start
+        self.flush.zero_()
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        before.record()
+        job()
+        after.record()
+        torch.cuda.synchronize(self.device)
+        return before.elapsed_time(after) / 1e3
+
+
+def interleaved(
+    jobs: Mapping[str, Job],
+    repeat: int,
+    device: torch.device,
+    advance: Callable[[], Any] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of each run; the jobs take turns, so that a slow minute hits all. Warm them first."""
+    clock, times = Clock(device), {name: [] for name in jobs}  # type: tuple[Clock, dict[str, list[float]]]
+    for _ in range(repeat):
+        for name, job in jobs.items():
+            times[name].append(clock(job))
+            advance()
+    return times
+
+
+def summary(seconds: Sequence[float]) -> dict[str, Any]:
+    """q25, median, q75 and the single runs."""
+    quartiles = torch.tensor(list(seconds), dtype=torch.float64)
+    points = quartiles.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    return {**dict(zip(("q25", "median", "q75"), points, strict=True)), "runs": list(seconds)}
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -1,0 +1,53 @@
+"""This library's own trainer: packed responses, prox_loss, AdamW."""
+
+from __future__ import annotations
+
+from bench.trainers.base import LEARNING_RATE, MAX_GRAD_NORM, Task, Turn
+from comal_fast.allocator import keep_freed_memory
+from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
+from comal_fast.model.packed import PromptResponse
+from comal_fast.phases.items import make_items
+from comal_fast.phases.train import Trainer
+
+ENDLESS = 10_000  # epochs; the process ends first
+
+
+def train(task: Task, turn: Turn) -> None:
+    """comal_fast.phases.train.Trainer, as the `train` phase drives it."""
+    if task.model.device.type == "cpu":
+        keep_freed_memory()  # as every run on a CPU does
+    pairs = task.pairs
+    count = len(pairs)
+    responses = zip(pairs.prompts * 2, pairs.chosen + pairs.rejected, strict=True)
+    sequences = {i: PromptResponse(p, r) for i, (p, r) in enumerate(responses)}
+    longest = sorted((len(s) for s in sequences.values()), reverse=True)
+    config = Config(
+        ModelConfig(""),
+        algorithm=AlgorithmConfig(prox="dpo", beta=pairs.beta),
+        training=TrainingConfig(
+            learning_rate=LEARNING_RATE,
+            warmup_ratio=0.0,
+            max_grad_norm=MAX_GRAD_NORM,
+            num_train_epochs=ENDLESS,
+            train_batch_size=count,
+            max_tokens_per_microbatch=sum(longest[: 2 * task.micro_pairs]),
+            gradient_checkpointing=task.checkpointing,
+        ),
+    )
+    ref = [*pairs.ref_chosen, *pairs.ref_rejected]
+    items = make_items(
+        config,
+        chosen=list(range(count)),
+        rejected=list(range(count, 2 * count)),
+        preference=[1.0] * count,
+        count=[1] * count,
+        prompt=list(range(count)) * 2,
+        win_rate=[0.5] * (2 * count),
+        ref_logp=ref,
+        last_logp=ref,
+    )
+    with Trainer(config, task.model, items, sequences, iteration=1) as trainer:
+        while True:
+            turn.wait()
+            row = trainer.optimiser_step()
+            turn.done(row["loss"], row["grad_norm"])

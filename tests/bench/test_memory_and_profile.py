@@ -1,0 +1,70 @@
+"""Peak memory of a fresh process; shares of a profile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import memory
+from bench.__main__ import main
+from bench.peers import FAMILIES
+from bench.peers.base import Contender
+from bench.problem import Size
+from bench.profile import least_elements
+
+
+@pytest.mark.slow
+def test_full_logits_grow_and_ours_do_not() -> None:
+    def extra(family: str, tokens: int) -> int:
+        size = Size(64, 32000, torch.float32, torch.device("cpu"))
+        found = next(iter(FAMILIES[family](size)))
+        assert isinstance(found, Contender)
+        wanted = memory.Spec.of(family, {**found.text(), "tokens": tokens}, size)
+        return memory.extra(wanted)["extra_bytes"]
+
+    logits = 4 * 32000 * 3072
+    assert extra("torch", 4096) - extra("torch", 1024) > 1.5 * logits
+    assert abs(extra("comal", 4096) - extra("comal", 1024)) < 0.15 * logits
+
+
+def test_a_contender_that_fails_says_why() -> None:
+    wanted = memory.Spec("torch", "plain torch, full logits", "", 200, 8, 50, "float32", "cpu")
+    assert "200 is not a positive multiple" in memory.extra(wanted)["why"]
+
+
+def test_elements_that_must_move() -> None:
+    assert least_elements("aten::mm", [[4, 5], [5, 6]]) == 20 + 30 + 24
+    assert least_elements("aten::mm", [[4, 5], [5, 6], [4, 6]]) == 20 + 30 + 24  # out= given
+    assert least_elements("aten::addmm", [[6], [4, 5], [5, 6]]) == 6 + 20 + 30 + 24
+    assert least_elements("aten::bmm", [[2, 4, 5], [2, 5, 6]]) == 40 + 60 + 48
+    assert least_elements("aten::add", [[7, 3], [3]]) == 21 + 3 + 21
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        ["head", "--tokens", "256", "--hidden", "32", "--vocab", "2000"],
+        ["step", "--model", "tiny", "--pairs", "2", "--response", "8"],
+    ],
+)
+def test_the_parts_of_a_profile_add_up(what: list[str], tmp_path: Path) -> None:
+    out, trace, plot = (tmp_path / name for name in ("p.json", "trace.json", "roof.png"))
+    arguments = ["--json", str(out), "--trace", str(trace), "--plot", str(plot)]
+    assert main(["profile", *what, "--device", "cpu", *arguments]) == 0
+    found = json.loads(out.read_text())
+    kinds = found["breakdown"]
+    assert sum(kinds.values()) == pytest.approx(found["wall"], rel=0.02)
+    assert all(seconds >= 0 for seconds in kinds.values())
+    assert kinds["products of the head"] > 0
+    if what[0] == "step":
+        assert kinds["attention"] > 0 and kinds["optimizer"] > 0
+    assert json.loads(trace.read_text())["traceEvents"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_options_of_the_other_profile_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "head", "--device", "cpu", "--pairs", "2"]) == 2
+    assert "--pairs: means nothing to `profile head`" in capsys.readouterr().err
