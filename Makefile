@@ -17,7 +17,7 @@ lm-game: $(STAMP)
 	$(BIN)/comal-fast lm-game measure configs/lm-game/inpo.yaml configs/lm-game/static.yaml --plot lm_game.png
 
 test: $(STAMP) $(MODEL)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
