@@ -39,12 +39,20 @@ def run_all(config: Config) -> dict[str, Any]:
     with open_run(config) as context:
         context.discard(context.directory / "summary.json")  # of an earlier, shorter run
         evaluate.run(context, 0)
-        evaluated, end = evaluate.iterates(config), None
+        evaluated = evaluate.iterates(config)
+        end: Ending | None = None
         for iteration in range(1, config.algorithm.iterations + 1):
-            for name, phase in PHASES.items():
-                if name != "evaluate" or iteration in evaluated:
-                    phase(context, iteration)
-            if end := diagnose.ending(context, iteration):
+            try:
+                for name, phase in PHASES.items():
+                    if name != "evaluate" or iteration in evaluated:
+                        phase(context, iteration)
+            except train.Diverged as error:
+                if config.diagnostics.divergence != "rollback":
+                    raise
+                end = Ending("rollback", "divergence", str(error), iteration - 1)
+            else:
+                end = diagnose.ending(context, iteration)
+            if end:
                 break
         summary = write_summary(context, iteration, end)
         report = write_report(context.directory)

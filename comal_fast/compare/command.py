@@ -36,7 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from comal_fast.compare.tournament import play, to_json
     from comal_fast.game.files import check_target, write_all
     from comal_fast.oracles import make_oracle
-    from comal_fast.oracles.order import debiased
     from comal_fast.terminal import console, progress
 
     for option in ("json", "plot"):
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             check_target(getattr(args, option), f"--{option}")
     samples, config = samples_of(args.run_dirs, args.all or len(args.run_dirs) == 1)
     entrants, prompts, most = load_entrants(samples)
-    oracle = debiased(make_oracle(config.oracle))
+    oracle = make_oracle(config.oracle)
     size = len(entrants)
     total = size * (size - 1) // 2 * len(prompts)
     with progress(f"{size} entrants", total, "comparisons") as advance:

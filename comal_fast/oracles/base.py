@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ class Comparison:
 
 class Oracle(ABC):
     """P(y ≻ y' | x), with P(y≻y') + P(y'≻y) = 1."""
+
+    sees_order: ClassVar[bool] = False  # True: asked in both orders, and averaged
 
     @abstractmethod
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:

@@ -32,6 +32,5 @@ class BothOrders(Oracle):
 
 
 def debiased(oracle: Oracle) -> Oracle:
-    """The oracle itself where it is symmetric by construction, as an `Oracle` is unless it says
-    `sees_order = True`."""
-    return BothOrders(oracle) if getattr(oracle, "sees_order", False) else oracle
+    """The oracle itself where it is symmetric by construction."""
+    return BothOrders(oracle) if oracle.sees_order else oracle

@@ -90,9 +90,11 @@ def run(context: Context, iteration: int) -> None:
 
 
 def findings(context: Context, last: int) -> list[dict[str, Any]]:
-    """All findings up to iteration `last`, each with its `iteration`."""
+    """All findings up to iteration `last`, each with its `iteration`; none where it broke off."""
     found = []
     for t in range(1, last + 1):
+        if not train.path(context, t).exists():
+            break
         content = read_json(path(context, t))
         found += [{"iteration": t, **finding} for finding in content["findings"]]
     return found

@@ -15,7 +15,6 @@ from comal_fast.config import Config
 from comal_fast.context import Context
 from comal_fast.oracles import Comparison, Oracle, make_oracle
 from comal_fast.oracles.criteria import repetition
-from comal_fast.oracles.order import debiased
 from comal_fast.phases.generate import sample_table
 from comal_fast.phases.judge import responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
@@ -46,7 +45,7 @@ def run(context: Context, iteration: int) -> None:
     before = [t for t in iterates(config) if t < iteration]
     for earlier in before:
         read_table(samples_path(context, earlier))  # says what is missing, before any work
-    oracle = debiased(make_oracle(config.oracle))
+    oracle = make_oracle(config.oracle)
     samples, seconds, samples_key = _samples(context, iteration)
     reference = context.reference_of(iteration) if iteration else 0
     wanted = make_key(

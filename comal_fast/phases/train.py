@@ -33,6 +33,10 @@ from comal_fast.terminal import progress
 from comal_kernels import prox_loss
 
 
+class Diverged(ValueError):
+    """A gradient that is no number: no iterate comes of this iteration."""
+
+
 def path(context: Context, iteration: int) -> Path:
     """The artefact: π_iteration."""
     return context.folder(iteration) / "model"
@@ -199,7 +203,7 @@ class Trainer:
             row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
         row |= {"grad_norm": float(norm), "learning_rate": rate}
         if not torch.isfinite(norm):
-            raise ValueError(
+            raise Diverged(
                 f"training: the gradient norm of step {self.step} in iteration {self.iteration} is "
                 f"{float(norm)}; lower training.learning_rate or look at the data of this batch"
             )

@@ -15,7 +15,6 @@ from comal_fast.artefacts import read_json, table_key
 from comal_fast.compare.entrants import SAMPLES, load_entrants
 from comal_fast.compare.tournament import Standing, Tournament, nash_support, play, standings
 from comal_fast.oracles import make_oracle
-from comal_fast.oracles.order import debiased
 from comal_fast.report.load import Interval, to_interval
 from comal_fast.statistics import Array, bootstrap_interval
 from comal_fast.sweep.grid import Axis, Cell
@@ -135,7 +134,7 @@ def _head_to_head(results: Sequence[Result]) -> Tournament:
     """The cells' resulting policies against each other."""
     samples = {r.cell.name: r.samples for r in results}
     entrants, prompts, _ = load_entrants(samples)
-    oracle = debiased(make_oracle(results[0].cell.config.oracle))
+    oracle = make_oracle(results[0].cell.config.oracle)
     total = len(results) * (len(results) - 1) // 2 * len(prompts)
     with progress("cells against each other", total, "comparisons") as advance:
         return play(entrants, prompts, oracle, advance)

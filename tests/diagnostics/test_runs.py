@@ -97,6 +97,24 @@ def test_too_large_a_step_diverges_and_stops(
     assert [d.action for d in found if d.name == "divergence"] == ["stop"]
 
 
+@pytest.mark.parametrize("action", ["stop", "rollback"])
+def test_a_gradient_that_is_no_number(
+    game_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, action: str
+) -> None:
+    play(monkeypatch, ORDERED)
+    options = [*GAME, "training.learning_rate=1e30", f"diagnostics.divergence={action}"]
+    status = main(["run", str(game_run), *options])
+    run = game_run.parent / "run"
+    assert not (run / "iterations/0001/model").exists()
+    if action == "stop":
+        assert status == 2 and "gradient norm of step" in capsys.readouterr().err
+        return
+    summary = json.loads((run / "summary.json").read_text())
+    assert status == 3 and summary["result"] == 0
+    assert summary["ended"]["by"] == "divergence" and "gradient norm" in summary["ended"]["text"]
+    assert "Ended by a diagnostic" in (run / "report.html").read_text()
+
+
 @pytest.mark.usefixtures("no_report")
 def test_steps_that_are_too_small_are_slow(game_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, ORDERED)
