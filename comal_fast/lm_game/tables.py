@@ -27,7 +27,7 @@ def iterate_table(run: Measured) -> Table:
 
 def run_table(runs: Sequence[Measured]) -> Table:
     """A row a run: its last iterate."""
-    table = Table(title=f"last iterates: {_prompts(runs[0])}", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=f"last iterates: {_prompts(runs[0])}", box=SIMPLE, padding=0)
     columns = ("run", "prox", "t", *runs[0].game.names, "other", *_DISTANCES, "min")
     for name in columns:
         table.add_column(name, justify="left" if name in ("run", "prox") else "right", no_wrap=True)
