@@ -10,6 +10,7 @@ demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
 
 # a language model with a known Nash policy: COMAL reaches it, a static reference does not
+lm-game: export OMP_NUM_THREADS = 1
 lm-game: $(STAMP)
 	$(BIN)/comal-fast lm-game make configs/lm-game/inpo.yaml
 	$(BIN)/comal-fast run configs/lm-game/inpo.yaml

@@ -24,7 +24,7 @@ def draw(runs: Sequence[Measured], theme: Theme = LIGHT) -> bytes:
         _simplex(left, runs, theme)
     else:
         right = figure.subplots()
-    dress(right, theme, "Distance from Nash", "iteration", "total variation, mean over prompts")
+    dress(right, theme, "Distance from Nash", "iteration", "total variation: mean, and all prompts")
     for run, colour in zip(runs, theme.colours, strict=False):
         tv = run.total_variation
         steps = np.arange(len(tv))
@@ -43,6 +43,7 @@ def _simplex(axes: Axes, runs: Sequence[Measured], theme: Theme) -> None:
         fontsize=10.5,
         fontweight="bold",
         color=theme.ink,
+        pad=16,
     )
     for level in (0.2, 0.4, 0.6, 0.8):
         for k in range(3):
