@@ -98,3 +98,17 @@ def test_half_precision_never_widens_the_whole_head(monkeypatch) -> None:
     with Largest() as seen:
         linear_logprob(leaves[0], frozen, target, workspace=4 * VOCAB).sum().backward()
     assert seen.bytes <= 2 * WIDTH * VOCAB, "no more than the bfloat16 head itself"
+
+
+def test_the_way_back_makes_nothing() -> None:
+    """The gradients are there since the way forward: no zeros for outputs that have none."""
+    hidden, weight, target = inputs(60)
+    pair = {"chosen": torch.tensor([0]), "rejected": torch.tensor([1])}
+    cu = torch.tensor([0, 30, 60])
+    out = prox_loss(
+        hidden, weight, target, cu, loss="ipo", eta=0.1, ref_logp=torch.zeros(2), **pair
+    )
+    with torch.profiler.profile(profile_memory=True) as seen:
+        torch.autograd.grad(out.loss, (hidden, weight))
+    made = sum(max(0, event.self_cpu_memory_usage) for event in seen.events())
+    assert made < weight.nbytes / 10

@@ -143,6 +143,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     hidden, weight, bias, target, cu_seqlens, *options = inputs
     ctx.save_for_backward(hidden, weight, bias, target, cu_seqlens, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.options = options
 
 

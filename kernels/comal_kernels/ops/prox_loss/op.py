@@ -150,6 +150,7 @@ def _(
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else zeros as large as the head, for outputs with no grad
     ctx.save_for_backward(*output[-3:])
     ctx.needs, ctx.inputs = inputs[-1], len(inputs)
 
