@@ -15,7 +15,7 @@ ORDER: dict[str, list[list[str]]] = {  # by device; what matters most comes firs
     "cpu": [
         ["head", "--tokens", "1024", *WRITTEN],
         ["step", *WRITTEN],
-        ["scaling", "--tokens", "256", "1024", "4096", *WRITTEN],
+        ["scaling", "--tokens", "256", "1024", "2048", *WRITTEN],
         ["profile", "step", *WRITTEN],
         ["model", "--json"],
     ],

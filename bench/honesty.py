@@ -11,7 +11,7 @@ from bench.peers.base import Contender
 from bench.peers.plain import loss as plain
 from bench.problem import Leaves, Problem
 
-CHECK_TOKENS = 512  # four pairs: several chunks for whoever chunks by pair
+CHECK_TOKENS = 256  # two pairs: two chunks for whoever chunks by pair
 LIMIT = 4.0  # times plain torch's error in the same dtype; a mistake is off by far more
 LEAST = 1e-6  # where plain torch happens to be nearly exact
 FILTERED = 0.02  # relative error allowed to who leaves small gradients out on purpose

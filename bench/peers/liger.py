@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.peers.base import Contender, Missing
 from bench.problem import DPO_NO_REFERENCE, RESPONSE, Leaves, Problem, Size
 
-PAIRS = (1, 4, 16)  # pairs of a chunk
+PAIRS = (1, 16)  # pairs of a chunk
 
 
 def contenders(size: Size) -> Iterator[Contender | Missing]:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from bench.peers.base import Contender
 from bench.problem import DPO, OBJECTIVES, Leaves, Problem, Size
 
-CHUNKS = (256, 512, 1024)  # tokens whose logits are alive at a time
+CHUNKS = (256, 1024)  # tokens whose logits are alive at a time
 
 
 def token_logps(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
