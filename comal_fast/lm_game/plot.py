@@ -13,6 +13,7 @@ from comal_fast.lm_game.measure import Measured
 from comal_fast.report.style import LIGHT, Theme, dress, new_figure, to_png
 
 TARGET = 0.05  # the total variation that counts as having arrived
+MOST_BANDS = 3  # with more runs than this the ranges over the prompts hide the lines
 _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
 
 
@@ -24,11 +25,15 @@ def draw(runs: Sequence[Measured], theme: Theme = LIGHT) -> bytes:
         _simplex(left, runs, theme)
     else:
         right = figure.subplots()
-    dress(right, theme, "Distance from Nash", "iteration", "total variation: mean, and all prompts")
+    bands = len(runs) <= MOST_BANDS
+    spread = "mean, and all prompts" if bands else "mean over prompts"
+    dress(right, theme, "Distance from Nash", "iteration", f"total variation: {spread}")
     for run, colour in zip(runs, theme.colours, strict=False):
         tv = run.total_variation
         steps = np.arange(len(tv))
-        right.fill_between(steps, tv.min(axis=1), tv.max(axis=1), color=colour, alpha=0.15, lw=0)
+        if bands:
+            low, high = tv.min(axis=1), tv.max(axis=1)
+            right.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
         right.plot(steps, tv.mean(axis=1), color=colour, lw=1.8, label=run.name)
     right.axhline(TARGET, color=theme.muted, lw=1, ls=(0, (4, 3)))
     right.set_ylim(bottom=0)
