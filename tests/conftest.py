@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tiny import byte_tokenizer, tiny_model
+
+# before anything imports triton: its functions are bound to the interpreter when they are decorated
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
-"""Set-up of the loss library's tests: Triton interpreted without a GPU, memory full of NaN."""
+"""Set-up of the loss library's tests: one backend a name, memory full of NaN."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -8,10 +7,6 @@ import torch
 from torch import Tensor
 
 from comal_kernels.ops import tuning
-
-# before anything imports the kernels: they are bound to the interpreter when they are decorated
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -147,7 +147,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
     ctx.options = options
 
 
-def _backward(ctx: Any, grad: Tensor, _: Maybe) -> tuple[Maybe, ...]:
+def _backward(ctx: Any, grad: Maybe, _: Maybe) -> tuple[Maybe, ...]:
+    if grad is None:
+        return (None,) * (5 + len(ctx.options))
     needs = list(ctx.needs_input_grad[:3])
     grads = logprob_backward_op(grad, *ctx.saved_tensors, *ctx.options, needs)
     wanted = (g if need else None for g, need in zip(grads, needs, strict=True))

@@ -155,7 +155,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.needs, ctx.inputs = inputs[-1], len(inputs)
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Maybe) -> tuple[Maybe, ...]:
+def _backward(ctx: Any, grad: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
+    if grad is None:
+        return (None,) * ctx.inputs
     # on the host the usual factor 1 is known without waiting, and spares a sweep over dW
     one = type(grad) is Tensor and grad.device.type == "cpu" and grad.item() == 1.0
     grads = (
