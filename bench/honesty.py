@@ -13,7 +13,7 @@ from bench.problem import Leaves, Problem
 
 CHECK_TOKENS = 256  # two pairs: two chunks for whoever chunks by pair
 LIMIT = 4.0  # times plain torch's error in the same dtype; a mistake is off by far more
-LEAST = 1e-6  # where plain torch happens to be nearly exact
+LEAST = 1e-5  # where plain torch happens to be nearly exact: one number, the loss, may well be
 FILTERED = 0.02  # relative error allowed to who leaves small gradients out on purpose
 NAMES = ("loss", "dhidden", "dweight")
 
