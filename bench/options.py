@@ -57,17 +57,6 @@ def writable(text: str) -> Path:
     return path
 
 
-def probability(text: str) -> float:
-    """A number in (0, 1)."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return value
-
-
 _ADD: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "device": (("--device",), {"type": device, "default": "auto", "help": "auto, cpu, cuda"}),
     "dtype": (

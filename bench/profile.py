@@ -230,9 +230,3 @@ def least_elements(name: str, shapes: list[list[int]]) -> int:
         result = (a[0] if len(a) == 3 else 1) * a[-2] * b[-1]
         return sum(sizes[: added + 2]) + result
     return sum(sizes) + max(sizes)
-
-
-def own_share(kinds: dict[str, float]) -> float:
-    """Of the time, what is ours outside products and attention."""
-    mine = sum(seconds for kind, seconds in kinds.items() if kind.startswith("ours"))
-    return mine / sum(kinds.values())

@@ -162,10 +162,6 @@ class Context:
         """Keep a model that was trained into π_iterate."""
         self._models[iterate] = model
 
-    def drop_models(self) -> None:
-        """Free every model."""
-        self._models.clear()
-
     @cached_property
     def _initial_key(self) -> str:
         files = weight_files(self.source, self.config.model.gguf_file)
