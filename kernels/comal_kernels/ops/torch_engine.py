@@ -1,7 +1,7 @@
 """The engine in plain torch: BLAS products, and an epilogue on logits that are still in cache.
 
 The logits lie transposed, (V, n): all three products are faster so on a CPU, and a slice of the
-vocabulary is one block of memory. Each slice becomes exp(z − top) right after its product; 1 / Σ
+vocabulary is one block of memory, its rows on lines of cache. Each slice becomes exp(z − top) right after its product; 1 / Σ
 and the per-row coefficient are applied to x and dx, H wide, rather than to the logits, V wide.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from comal_kernels.head import MIB, Head, compute_dtype
+from comal_kernels.head import MIB, Head, aligned, compute_dtype
 from comal_kernels.ops.products import surviving
 
 SLICE_BYTES = {"cpu": 8 * MIB, "cuda": 64 * MIB}  # logits of a slice: stay in cache
@@ -36,7 +36,7 @@ class TorchEngine:
         self.head, self.capacity, self.logp_rows = head, capacity, LOGP_ROWS
         self.need_x, self.need_weight = need_x, need_weight
         self.dtype = compute_dtype(head.weight.dtype)
-        self.buffer: Tensor | None = None  # (V · capacity,), made on first use
+        self.buffer: Tensor | None = None  # (V · aligned(capacity),), made on first use
         self.dweight: Tensor | None = None  # (V, H), made on first use
         self.dbias: Tensor | None = None
         if need_bias:
@@ -60,6 +60,10 @@ class TorchEngine:
         words = max(64, words)
         return self._cuts(words if self.native else min(words, self.cast_words))
 
+    def _scratch(self, x: Tensor, slices: list[tuple[int, int]]) -> Tensor:  # one slice's logits
+        words, n = slices[0][1], x.shape[0]
+        return _transposed(x.new_empty(words * aligned(n)), words, n)
+
     def _project(self, x: Tensor, lo: int, hi: int, out: Tensor) -> None:
         """x (H, n) → out (hi - lo, n): inner · (W x + bias), or its tanh where there is a cap."""
         torch.mm(self._weight(lo, hi), x, out=out)
@@ -78,7 +82,7 @@ class TorchEngine:
         """
         n, outer, slices = x.shape[0], self.head.outer, self._slices(x.shape[0])
         states = (x * self.head.inner).t()
-        scratch = x.new_empty(slices[0][1], n) if z is None else z
+        scratch = self._scratch(x, slices) if z is None else z
         order = target.argsort()
         starts = torch.tensor([lo for lo, _ in slices], device=target.device)
         edges = [*torch.searchsorted(target[order], starts).tolist(), n]
@@ -99,9 +103,8 @@ class TorchEngine:
                 part.mul_(slope)
         assert top is not None  # there is at least one slice
         if z is not None:
-            one = target * n + torch.arange(n, device=target.device)
             slope = 1.0 - picked.square() if self.head.softcap else torch.ones_like(picked)
-            z.view(-1)[one] -= total.to(self.dtype) * slope
+            z[target, torch.arange(n, device=target.device)] -= total.to(self.dtype) * slope
         return picked * outer, top, total
 
     def _reduce(self, x: Tensor, target: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -115,7 +118,7 @@ class TorchEngine:
 
     def _top(self, x: Tensor) -> Tensor:  # (n, H) → (n,) largest logits, by a product of its own
         top, states, slices = None, (x * self.head.inner).t(), self._slices(x.shape[0])
-        scratch = x.new_empty(slices[0][1], x.shape[0])
+        scratch = self._scratch(x, slices)
         for lo, hi in slices:
             part = scratch[: hi - lo]
             self._project(states, lo, hi, part)
@@ -130,9 +133,9 @@ class TorchEngine:
     def load(self, x: Tensor, target: Tensor, lse: Tensor | None = None) -> Tensor | None:
         vocab, n = self.head.weight.shape[0], x.shape[0]
         if self.buffer is None:
-            size = self.capacity * vocab
+            size = aligned(self.capacity) * vocab
             self.buffer = torch.empty(size, dtype=self.dtype, device=self._device)
-        self.x, self.z = x.to(self.dtype), self.buffer[: vocab * n].view(vocab, n)
+        self.x, self.z = x.to(self.dtype), _transposed(self.buffer, vocab, n)
         if lse is None:
             return self._reduce(self.x, target, self.z)[0]
         *_, self.total = self._sweep(self.x, target, lse, self.z)
@@ -189,3 +192,8 @@ class TorchEngine:
         if self.need_weight:
             dweight = torch.zeros_like(weight) if dweight is None else dweight.to(weight.dtype)
         return dweight, None if self.dbias is None or bias is None else self.dbias.to(bias.dtype)
+
+
+def _transposed(memory: Tensor, words: int, n: int) -> Tensor:
+    """(words, n) in `memory`, each word's logits on their own lines of cache."""
+    return memory[: words * aligned(n)].view(words, aligned(n))[:, :n]
