@@ -1,8 +1,9 @@
 """The engine in plain torch: BLAS products, and an epilogue on logits that are still in cache.
 
 The logits lie transposed, (V, n): all three products are faster so on a CPU, and a slice of the
-vocabulary is one block of memory, its rows on lines of cache. Each slice becomes exp(z − top) right after its product; 1 / Σ
-and the per-row coefficient are applied to x and dx, H wide, rather than to the logits, V wide.
+vocabulary is one block of memory, its rows on lines of cache. Each slice becomes exp(z − top) right
+after its product; 1 / Σ and the per-row coefficient are applied to x and dx, H wide, rather than to
+the logits, V wide.
 """
 
 from __future__ import annotations
