@@ -136,7 +136,6 @@ class Trainer:
                 f"{config.seed} train {iteration} {epoch}",
             )
         ]
-        self.lengths = {row: len(s) for row, s in sequences.items()}
         self.step = 0
         self._packed = packed_attention(model, config.model.attn_implementation)
 
@@ -177,16 +176,14 @@ class Trainer:
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
         totals: dict[str, Tensor] = {}
-        tokens = 0
         weights = self._weights(batch)
         for micro in micro_batches(
             batch,
             self.items.chosen,
             self.items.rejected,
-            self.lengths,
+            self.sequences,
             config.max_tokens_per_microbatch,
         ):
-            tokens += sum(self.lengths[row] for row in micro.rows)
             for name, value in self._backward(micro, weights).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
         limit = config.max_grad_norm or float("inf")
@@ -208,7 +205,7 @@ class Trainer:
                 f"{float(norm)}; lower training.learning_rate or look at the data of this batch"
             )
         seconds = time.monotonic() - start
-        row |= {"perf/seconds": seconds, "perf/tokens_per_s": tokens / seconds}
+        row |= {"perf/seconds": seconds, "perf/tokens_per_s": row["perf/tokens"] / seconds}
         row["mem/peak_gib"] = self._peak_bytes() / 2**30
         return row
 
@@ -263,6 +260,7 @@ class Trainer:
         result = {
             "loss": output.loss.detach(),
             "rewards/accuracies": (shares["loss"] * gained).sum(),
+            "perf/tokens": torch.tensor(packed.tokens),
         }
         sides = {"chosen": chosen, "rejected": chosen if rejected is None else rejected}
         for side, rows in sides.items():
