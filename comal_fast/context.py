@@ -36,6 +36,7 @@ from comal_fast.model.load import (
     resolve_source,
     weight_files,
 )
+from comal_fast.optim import check_installed
 from comal_fast.terminal import console
 
 PACKAGES = ("comal-fast", "torch", "triton", "transformers", "numpy")
@@ -52,6 +53,7 @@ class Context:
             keep_freed_memory()
         self._models: OrderedDict[int, Any] = OrderedDict()
         self.source = resolve_source(config.model)
+        check_installed(config.training)
 
     def write_headers(self) -> None:
         """config.yaml and env.json."""

@@ -26,6 +26,7 @@ from comal_fast.model.packed import (
     packed_attention,
     predictor_states,
 )
+from comal_fast.optim import make_optimizer
 from comal_fast.phases import generate, judge, logps, pair
 from comal_fast.phases.batches import Group, MicroBatch, epoch_batches, micro_batches
 from comal_fast.phases.items import Items, hyperparameters, implicit_rewards, make_items
@@ -120,13 +121,8 @@ class Trainer:
         self.config, self.model, self.iteration = config, model, iteration
         self.items, self.sequences = items, sequences
         training = config.training
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(trained, training)
         self.schedule = [
             (epoch, batch)
             for epoch in range(training.num_train_epochs)
@@ -171,28 +167,27 @@ class Trainer:
         start = time.monotonic()
         config = self.config.training
         epoch, batch = self.schedule[self.step]
-        seed = f"{self.config.seed} step {self.iteration} {self.step}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
+        text = f"{self.config.seed} step {self.iteration} {self.step}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        torch.manual_seed(seed)
+        rate = self.learning_rate(self.step)
         if self.model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.model.device)
         totals: dict[str, Tensor] = {}
         weights = self._weights(batch)
-        for micro in micro_batches(
+        micros = micro_batches(
             batch,
             self.items.chosen,
             self.items.rejected,
             self.sequences,
             config.max_tokens_per_microbatch,
-        ):
+        )
+        for micro in micros:
+            if micro is micros[-1]:
+                self.optimizer.arm(rate, seed)
             for name, value in self._backward(micro, weights).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
-        limit = config.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        rate = self.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self.optimizer.step()
         self.step += 1
         row: dict[str, Any] = {"step": self.step, "epoch": epoch + 1}
         row |= {name: float(value) for name, value in totals.items()}
@@ -282,7 +277,7 @@ class Trainer:
 
     def restore(self, folder: Path) -> list[dict[str, Any]]:
         """Continue from a checkpoint; the metrics rows up to it."""
-        state = torch.load(folder / "state.pt", map_location=self.model.device, weights_only=True)
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
