@@ -9,6 +9,7 @@ Prox = Literal["inpo", "ipo", "dpo", "sppo", "dro", "rebel"]
 Strategy = Literal["best_worst", "best_second", "all"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["auto", "torch", "triton"]
+Attention = Literal["auto", "flash_attention_2", "torch_varlen", "flex_attention", "sdpa"]
 Action = Literal["off", "warn", "stop", "rollback"]
 
 
@@ -26,8 +27,10 @@ class ModelConfig:
     """Dtype of weights and activations."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`; `auto` takes CUDA where there is one."""
-    attn_implementation: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
-    """Attention over packed sequences: `auto` takes flash-attn on CUDA where it is installed."""
+    attn_implementation: Attention = "auto"
+    """Attention over packed sequences. `auto`: on CUDA the first of flash-attn where it is
+    installed, torch's `varlen_attn` and FlexAttention that can run the model exactly; on a CPU
+    SDPA, a call per sequence. The first two take bfloat16 and float16, torch's no soft-capping."""
 
 
 @dataclass(frozen=True)
