@@ -142,8 +142,12 @@ class TrainingConfig:
     train_batch_size: int = 32
     """Distinct pairs of an optimiser step (sppo, dro: responses; dro keeps a prompt's together)."""
     max_tokens_per_microbatch: int = 16384
-    """Token budget of one packed forward and backward pass; pairs, and dro's responses to one
-    prompt, are never split."""
+    """Token budget of one packed forward and backward pass, a prompt counted once for all of its
+    responses; pairs, and dro's responses to one prompt, are never split."""
+    shuffle: Literal["items", "prompts"] = "items"
+    """What is shuffled in an epoch: single pairs (sppo, dro: responses), or prompts, whose pairs
+    then come in one step: prompt and responses are run once for all of them, but steps are less
+    mixed."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     backend: Backend = "auto"

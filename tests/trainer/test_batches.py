@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise as neighbours
 
 import torch
 from hypothesis import given
@@ -100,3 +101,14 @@ def test_epochs(sizes: list[int], batch_size: int, seed: int) -> None:
         assert filled <= batch_size or len(batch) == 1
         assert following is None or filled + len(following[0]) > batch_size
     assert batches == list(epoch_batches(groups, batch_size, str(seed)))
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 9))
+def test_prompts_stay_together(prompts: list[int], batch_size: int) -> None:
+    groups = [[item] for item in range(len(prompts))]
+    batches = list(epoch_batches(groups, batch_size, "0", lambda group: prompts[group[0]]))
+    order = [item for batch in batches for (item,) in batch]
+    assert sorted(order) == list(range(len(prompts)))
+    changes = sum(prompts[a] != prompts[b] for a, b in neighbours(order))
+    assert changes == len(set(prompts)) - 1
+    assert all(len(batch) == batch_size for batch in batches[:-1])
