@@ -21,7 +21,7 @@ from comal_fast.model.attention import Layout, Options, choose_engine, interface
 from comal_fast.model.attention.flex import BLOCK, block_mask, flex
 from comal_fast.model.attention.layout import Engine
 from comal_fast.model.attention.sdpa import sdpa
-from comal_fast.model.attention.varlen import Bounds, torch_has_varlen, varlen
+from comal_fast.model.attention.varlen import Bounds, torch_has_varlen, torch_varlen, varlen
 from comal_fast.model.packed import PromptResponse, pack
 from plain import plain_kernel
 
@@ -150,6 +150,27 @@ def test_made_once_a_pass() -> None:
             engine(x, x, x, layout, options)
         assert made.keys() == layout._made.keys()
         assert all(layout._made[key] is value for key, value in made.items())
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_torchs_kernel_takes_what_it_is_given(window: int | None) -> None:
+    """Its shapes and arguments, both ways, on tensors without data: it runs on CUDA alone."""
+    meta = torch.device("meta")
+    layout = Layout(layout_of([(5, [4, 3]), (2, [6, 2, 2])]).segments, meta)
+    q, k, v = (
+        torch.empty(1, heads, layout.segments[-1].stop, 8, device=meta, requires_grad=True)
+        for heads in (4, 2, 2)
+    )
+    options = Options(0.5, None, window)
+    out = varlen(torch_varlen)(q, k, v, layout, options)
+    assert out.shape == q.transpose(1, 2).shape
+    gradients = torch.autograd.grad(out.sum(), (q, k, v))
+    assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
+    for refused in (options._replace(softcap=1.0), options._replace(dropout=0.1)):
+        with pytest.raises(
+            ValueError, match="torch_varlen has no attention (soft-capping|dropout)"
+        ):
+            varlen(torch_varlen)(q, k, v, layout, refused)
 
 
 def test_shared_keys_add_up_in_float32() -> None:
