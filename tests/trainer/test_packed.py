@@ -20,7 +20,7 @@ from comal_fast.model.attention.flex import flex
 from comal_fast.model.attention.varlen import varlen
 from comal_fast.model.load import load_model, load_tokenizer
 from comal_fast.model.logps import passed_tokens, response_logps
-from comal_fast.model.packed import PromptResponse, pack, packed_attention
+from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
 from comal_fast.phases.batches import micro_batches
 from plain import (
     gradients,
@@ -184,6 +184,18 @@ def test_any_lengths_groups_pairings_and_budgets(
 
 
 MODELS: dict[str, Any] = {}
+
+
+def test_one_packing_serves_passes_with_and_without_gradients() -> None:
+    model, sequences = tiny_model(), random_sequences()
+    for implementation in ("comal_segments", REFERENCE):
+        model.set_attn_implementation(implementation)
+        packed = pack(sequences, model.device)
+        with torch.inference_mode():
+            before = predictor_states(model, packed)
+        after = predictor_states(model, packed)
+        after.sum().backward()
+        assert torch.equal(before, after.detach())
 
 
 def test_a_model_without_sdpa_is_loaded(tmp_path: Path) -> None:
