@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -150,13 +151,18 @@ def drawn_sequences(groups: list[tuple[int, list[int]]], draw: Callable) -> list
     return [PromptResponse(prompt, some(size)) for prompt, sizes in prompts for size in sizes]
 
 
+@cache
+def llama() -> Any:
+    return tiny_model()
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data(), GROUPS, st.integers(1, 80))
 def test_any_lengths_groups_pairings_and_budgets(
     data: st.DataObject, groups: list[tuple[int, list[int]]], budget: int
 ) -> None:
     """Σ (log-prob of one − log-prob of the other)² over pairs: the sum over packed passes."""
-    model = MODELS.setdefault("llama", tiny_model())
+    model = llama()
     sequences = drawn_sequences(groups, data.draw)
     numbers = st.integers(0, len(sequences) - 1)
     pairs = data.draw(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6))
@@ -179,11 +185,9 @@ def test_any_lengths_groups_pairings_and_budgets(
     with packed_attention(model, "auto"):
         got = gradients(model, packed)
     scale = max(float(w.norm()) for w in wanted.values())
-    for name, gradient in wanted.items():  # of pairs of one response nothing may be left
-        assert float((got[name] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), scale)
-
-
-MODELS: dict[str, Any] = {}
+    for name, gradient in wanted.items():  # a parameter may have next to none
+        error = float((got[name] - gradient).norm())
+        assert error <= 1e-5 * float(gradient.norm()) + 1e-6 * scale, name
 
 
 def test_one_packing_serves_passes_with_and_without_gradients() -> None:
