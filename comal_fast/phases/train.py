@@ -6,7 +6,7 @@ import hashlib
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -130,10 +130,14 @@ class Trainer:
                 items.groups,
                 training.train_batch_size,
                 f"{config.seed} train {iteration} {epoch}",
+                self._prompt if training.shuffle == "prompts" else None,
             )
         ]
         self.step = 0
         self._packed = packed_attention(model, config.model.attn_implementation)
+
+    def _prompt(self, group: Group) -> Hashable:
+        return self.sequences[self.items.chosen[group[0]]].prompt
 
     @property
     def steps(self) -> int:
