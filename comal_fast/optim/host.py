@@ -33,16 +33,21 @@ class Lane:
 
     def __call__(self) -> Any:
         """A context in which work goes to this lane."""
-        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
 
     def mark(self) -> Any:
         """What `wait` waits for: all work of this lane so far."""
-        return self.stream.record_event() if self.stream else None
+        return self.stream.record_event() if self.stream is not None else None
 
     def wait(self, mark: Any) -> None:
         """This lane's work from now on starts after the mark."""
-        if self.stream and mark is not None:
+        if self.stream is not None and mark is not None:
             self.stream.wait_event(mark)
+
+    def synchronize(self) -> None:
+        """Return once all work of this lane is done."""
+        if self.stream is not None:
+            self.stream.synchronize()
 
 
 @dataclass
@@ -89,7 +94,8 @@ class HostState:
             yield
         self.waiting.append((self.updates.mark(), gradient))
         while len(self.waiting) > ALIVE:
-            current.wait(self.waiting.popleft()[0])
+            current.wait(self.waiting[0][0])
+            self.waiting.popleft()
 
     @contextmanager
     def lent(self, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -116,5 +122,4 @@ class HostState:
 
     def synchronize(self) -> None:
         """Return once host memory holds what the last update wrote."""
-        if self.updates.stream:
-            self.updates.stream.synchronize()
+        self.updates.synchronize()

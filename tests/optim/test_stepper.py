@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 import comal_fast.optim.adamw as adamw
 from comal_fast.config.schema import TrainingConfig
@@ -148,6 +150,20 @@ def test_state_keeps_its_dtype_when_loaded() -> None:
     optimizer.load_state_dict(optimizer.state_dict())
     (state, *_) = optimizer.inner.state.values()
     assert state["exp_avg"].dtype is state["exp_avg_sq"].dtype is torch.float32
+
+
+def test_resumes_from_a_state_dict_by_parameter_names() -> None:
+    """That of torch.distributed.checkpoint."""
+    model, optimizer = make(tied=True, optimizer_state="float32", **IN_BACKWARD | OFFLOAD)
+    train(model, optimizer, steps=2)
+    weights, state = get_state_dict(model, optimizer.inner)
+    assert "model.embed_tokens.weight" in state["state"]
+    kept = copy.deepcopy([weights, state])
+    train(model, optimizer, steps=4, begin=2)
+    again, optimizer = make(tied=True, optimizer_state="float32", **IN_BACKWARD | OFFLOAD)
+    set_state_dict(again, optimizer.inner, model_state_dict=kept[0], optim_state_dict=kept[1])
+    train(again, optimizer, steps=4, begin=2)
+    assert_same(again, model)
 
 
 def test_gradients_are_freed_in_the_backward_pass() -> None:
