@@ -77,10 +77,9 @@ class HostState:
         self.slots = deque(_Slot() for _ in range(SLOTS))
         self.waiting: deque[tuple[Any, Tensor]] = deque()
 
-    def home(self, state: Tensor) -> Tensor:
-        """The same numbers in host memory, pinned where a device copies from it."""
-        pinned = self.device.type == "cuda"
-        return torch.empty(state.shape, dtype=state.dtype, pin_memory=pinned).copy_(state)
+    def empty(self, like: Tensor) -> Tensor:
+        """Host memory for such a tensor, pinned where a device copies from it."""
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=self.device.type == "cuda")
 
     @contextmanager
     def updating(self, gradient: Tensor) -> Iterator[None]:
@@ -98,8 +97,8 @@ class HostState:
             self.waiting.popleft()
 
     @contextmanager
-    def lent(self, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """A slice of state (1-dimensional host tensors) on the device; copied back at the end."""
+    def lent(self, state: Mapping[str, Tensor], back: bool = True) -> Iterator[dict[str, Tensor]]:
+        """A slice of host tensors (each 1-dimensional) on the device; copied back at the end."""
         slot = self.slots[0]
         self.slots.rotate(-1)
         with self.copies():
@@ -109,12 +108,13 @@ class HostState:
                 lent[name].copy_(x, non_blocking=True)
         self.updates.wait(self.copies.mark())
         yield lent
-        for name, x in state.items():
-            x.copy_(lent[name], non_blocking=True)
+        if back:
+            for name, x in state.items():
+                x.copy_(lent[name], non_blocking=True)
         slot.free = self.updates.mark()
 
     def finish(self) -> None:
-        """Let the current stream, and the copies of the next step, come after all updates."""
+        """Let the current stream, and the copies that follow, come after all updates."""
         end = self.updates.mark()
         Lane.current(self.device).wait(end)
         self.copies.wait(end)

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import comal_fast.optim.adamw as adamw
 import comal_fast.optim.host as host
+import comal_fast.optim.slices as slices
 from comal_fast.optim import AdamW
 
 Clock = Counter  # lane → how much of its work surely came before
@@ -105,8 +105,8 @@ class RecordedLane:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, deaf: tuple[str, str] | None, state: Any) -> Recorder:
-    """Three steps of a few parameters, whose gradients' memory is used anew once it is free."""
-    monkeypatch.setattr(adamw, "SLICE", 4096)
+    """Two steps of three backward passes; gradients' memory is used anew once it is free."""
+    monkeypatch.setattr(slices, "SLICE", 4096)
     monkeypatch.setattr(host, "Lane", RecordedLane)
     RecordedLane.recorder = recorder = Recorder(deaf)
     RecordedLane.sides = ["copies", "updates"]
@@ -115,14 +115,15 @@ def run(monkeypatch: pytest.MonkeyPatch, deaf: tuple[str, str] | None, state: An
     optimizer = AdamW(weights, lr=1e-3, state=state, stochastic_rounding=True, offload=True)
     assert optimizer.host is not None
     with recorder:
-        for step in range(3):
+        for number in range(6):
             gradients = []
-            optimizer.param_groups[0]["seed"] = step
+            optimizer.param_groups[0]["seed"] = number
+            update = optimizer.update if number % 3 == 2 else optimizer.put_away
             for w in weights:
                 with torch.no_grad():
                     w.grad = w * 0.5  # the backward pass reads the weights
                 gradients.append(w.grad)
-                optimizer.update(w)
+                update(w)
                 w.grad = None
                 waiting = {g.untyped_storage()._cdata for _, g in optimizer.host.waiting}
                 free = [g for g in gradients if g.untyped_storage()._cdata not in waiting]
