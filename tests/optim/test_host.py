@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 import comal_fast.optim.host as host
 import comal_fast.optim.slices as slices
-from comal_fast.optim import AdamW
+from comal_fast.config.schema import TrainingConfig
+from comal_fast.optim import AdamW, make_optimizer
 
 Clock = Counter  # lane → how much of its work surely came before
 
@@ -153,3 +154,34 @@ def test_no_race(monkeypatch: pytest.MonkeyPatch, state: str) -> None:
 def test_no_wait_is_one_too_many(monkeypatch: pytest.MonkeyPatch, deaf: tuple[str, str]) -> None:
     """Without it there is a race, and this test sees it."""
     assert run(monkeypatch, deaf, "float32").races
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("state", ["float32", "8bit"])
+def test_the_same_weights_on_a_gpu(state: Any) -> None:
+    """Of state on the device and of state in host memory, over passes that keep the GPU busy."""
+    if state == "8bit":
+        pytest.importorskip("bitsandbytes")
+
+    def train(offload: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        shapes = [(5000, 5000), (7,), (3000, 3001), (20_000_000,)]
+        weights = [torch.randn(s, device="cuda", dtype=torch.bfloat16) for s in shapes]
+        weights = [torch.nn.Parameter(w) for w in weights]
+        config = TrainingConfig(
+            optimizer_state=state,
+            stochastic_rounding=True,
+            optimizer_in_backward=True,
+            optimizer_offload=offload,
+            max_grad_norm=0.0,
+        )
+        optimizer = make_optimizer(weights, config)
+        for step in range(5):
+            for micro in range(3):
+                optimizer.arm(1e-2, step, last=micro == 2)
+                sum((w.float() - micro).square().sum() for w in weights).backward()
+            optimizer.step()
+        return weights
+
+    for ours, theirs in zip(train(True), train(False), strict=True):
+        assert torch.equal(ours, theirs)
