@@ -145,10 +145,11 @@ class TrainingConfig:
     """bfloat16 weights: round each update up or down at random, so that none is lost on average."""
     optimizer_in_backward: bool = False
     """Update each weight inside the backward pass and free its gradient at once. Of several
-    micro-batches in the last only: memory is saved where `max_tokens_per_microbatch` holds a whole
-    step. Gradients can't be clipped."""
+    micro-batches in the last, so memory is saved where `max_tokens_per_microbatch` holds a whole
+    step, or with `optimizer_offload`. Gradients can't be clipped."""
     optimizer_offload: bool = False
-    """Keep the moments in host memory, copied to the GPU and back beside the backward pass."""
+    """Keep the moments in host memory, copied to the GPU and back beside the backward pass; with
+    `optimizer_in_backward` the sums of the micro-batches' gradients too."""
     num_train_epochs: int = 3
     """Passes over the iteration's pairs (sppo, dro: responses)."""
     train_batch_size: int = 32

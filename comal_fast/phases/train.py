@@ -187,8 +187,7 @@ class Trainer:
             config.max_tokens_per_microbatch,
         )
         for micro in micros:
-            if micro is micros[-1]:
-                self.optimizer.arm(rate, seed)
+            self.optimizer.arm(rate, seed, last=micro is micros[-1])
             for name, value in self._backward(micro, weights).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
         norm = self.optimizer.step()
