@@ -28,6 +28,7 @@ from comal_fast.artefacts import (
 from comal_fast.config import Config, to_dict
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
+from comal_fast.distributed.ranks import is_main, world
 from comal_fast.metrics import PhaseMetrics
 from comal_fast.model.load import (
     load_model,
@@ -61,6 +62,7 @@ class Context:
             "versions": self.versions(),
             "python": platform.python_version(),
             "device": self.device_name(),
+            "ranks": world(),
             "threads": torch.get_num_threads(),
             "command": ["comal-fast", *sys.argv[1:]],
         }
@@ -145,7 +147,9 @@ class Context:
             model = load_model(self.config.model, str(folder))
         else:
             model = load_model(self.config.model)
-            if self.config.model.gguf_file is not None:  # slow to dequantise: once per run
+            if (
+                self.config.model.gguf_file is not None and is_main()
+            ):  # slow to dequantise: once per run
                 with write_folder(folder, self._initial_key) as temporary:
                     model.save_pretrained(temporary)
                     self.tokenizer.save_pretrained(temporary)
@@ -185,7 +189,8 @@ class Context:
 
     def metrics(self, phase: str, iteration: int) -> PhaseMetrics:
         """The rows of this phase."""
-        return PhaseMetrics(self.directory / "metrics.jsonl", phase, iteration)
+        path = self.directory / "metrics.jsonl" if is_main() else None
+        return PhaseMetrics(path, phase, iteration)
 
     def note(self, phase: str, iteration: int) -> None:
         """Say in state.json what was finished last."""

@@ -13,6 +13,8 @@ from rich.table import Table
 from comal_fast.artefacts import read_json, write_json
 from comal_fast.config import Config
 from comal_fast.context import Context
+from comal_fast.distributed import collective
+from comal_fast.distributed.collective import dismiss
 from comal_fast.metrics import read_metrics
 from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
 from comal_fast.phases.diagnose import Ending
@@ -93,6 +95,12 @@ def open_run(config: Config) -> Iterator[Context]:
             ) from None
         context.write_headers()
         yield context
+    dismiss()
+
+
+def serve(config: Config) -> None:
+    """On ranks other than 0: their part of what rank 0 runs, until it is done."""
+    collective.serve(Context(config))
 
 
 def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, Any]:

@@ -21,11 +21,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class PhaseMetrics:
-    """The rows of one phase of one iteration, replacing what an earlier attempt left."""
+    """The rows of one phase of one iteration, replacing what an earlier attempt left.
 
-    def __init__(self, path: Path, phase: str, iteration: int) -> None:
+    Without a path they are made, but not written.
+    """
+
+    def __init__(self, path: Path | None, phase: str, iteration: int) -> None:
         self.path = path
         self._head = {"phase": phase, "iteration": iteration}
+        if path is None:
+            return
         rows = read_metrics(path)
         kept = [r for r in rows if (r["phase"], r["iteration"]) != (phase, iteration)]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -38,5 +43,7 @@ class PhaseMetrics:
 
     def replay(self, rows: list[dict[str, Any]]) -> None:
         """Append rows as they are."""
+        if self.path is None:
+            return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in rows)

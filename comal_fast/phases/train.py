@@ -15,10 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_fast.artefacts import folder_key, make_key, read_table, table_key, write_folder
+from comal_fast.artefacts import (
+    folder_key,
+    make_key,
+    read_json,
+    read_table,
+    table_key,
+    write_folder,
+    write_json,
+)
 from comal_fast.config import Config
 from comal_fast.config.validate import prox_options
 from comal_fast.context import Context
+from comal_fast.distributed import checkpoint
+from comal_fast.distributed.collective import collective
+from comal_fast.distributed.group import summed
+from comal_fast.distributed.ranks import is_main, world
+from comal_fast.distributed.sharding import forward_pass, shard, whole_state
+from comal_fast.distributed.share import my_passes
 from comal_fast.model.packed import (
     PromptResponse,
     head_arguments,
@@ -31,6 +45,7 @@ from comal_fast.phases.batches import Group, MicroBatch, epoch_batches, micro_ba
 from comal_fast.phases.items import Items, hyperparameters, implicit_rewards, make_items
 from comal_fast.terminal import progress
 from comal_kernels import prox_loss
+from comal_kernels.sharded import whole
 
 
 class Diverged(ValueError):
@@ -58,14 +73,35 @@ def run(context: Context, iteration: int) -> None:
     )
     if folder_key(path(context, iteration)) == wanted:
         return
-    metrics = context.metrics("train", iteration)
     items, sequences = _load(context, iteration)
+    resumed = folder_key(_checkpoint(context, iteration)) == wanted
+    fit(context, iteration, items, sequences, wanted, resumed, save_steps)
+    context.discard(_checkpoint(context, iteration))
+    context.note("train", iteration)
+
+
+def _checkpoint(context: Context, iteration: int) -> Path:
+    return context.folder(iteration) / "checkpoint"
+
+
+@collective
+def fit(
+    context: Context,
+    iteration: int,
+    items: Items,
+    sequences: dict[int, PromptResponse],
+    key: str,
+    resumed: bool,
+    save_steps: int,
+) -> None:
+    """Train π_{iteration−1} into π_iteration and write it, with a checkpoint every `save_steps`."""
+    config = context.config
+    metrics = context.metrics("train", iteration)
     model = context.take_model(iteration - 1)
     trainer = Trainer(config, model, items, sequences, iteration)
-    checkpoint = context.folder(iteration) / "checkpoint"
     rows: list[dict[str, Any]] = []
-    if folder_key(checkpoint) == wanted:
-        rows = trainer.restore(checkpoint)
+    if resumed:
+        rows = trainer.restore(_checkpoint(context, iteration))
         metrics.replay(rows)
     description = f"train π_{iteration} ({config.algorithm.prox})"
     with progress(description, trainer.steps, "steps") as advance, trainer:
@@ -74,14 +110,15 @@ def run(context: Context, iteration: int) -> None:
             rows.append(metrics.log(**trainer.optimiser_step()))
             advance()
             if save_steps and trainer.step % save_steps == 0 and trainer.step < trainer.steps:
-                with write_folder(checkpoint, wanted) as temporary:
+                with checkpoint.write_together(_checkpoint(context, iteration), key) as temporary:
                     trainer.save(temporary, rows)
-    with write_folder(path(context, iteration), wanted) as temporary:
-        model.save_pretrained(temporary)
-        context.tokenizer.save_pretrained(temporary)
-    context.discard(checkpoint)
-    context.put_model(iteration, model)
-    context.note("train", iteration)
+    weights = whole_state(model) if world() > 1 else None
+    if is_main():
+        with write_folder(path(context, iteration), key) as temporary:
+            model.save_pretrained(temporary, state_dict=weights)
+            context.tokenizer.save_pretrained(temporary)
+    if world() == 1:
+        context.put_model(iteration, model)
 
 
 def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResponse]]:
@@ -107,7 +144,10 @@ def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResp
 
 
 class Trainer:
-    """AdamW steps on one iteration's items. A context manager: packed attention is on inside."""
+    """AdamW steps on one iteration's items. A context manager: packed attention is on inside.
+
+    Under torchrun the model is sharded, and every rank makes a share of each step's passes.
+    """
 
     def __init__(
         self,
@@ -120,6 +160,7 @@ class Trainer:
         self.config, self.model, self.iteration = config, model, iteration
         self.items, self.sequences = items, sequences
         training = config.training
+        shard(model)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -139,6 +180,7 @@ class Trainer:
         self.lengths = {row: len(s) for row, s in sequences.items()}
         self.step = 0
         self._packed = packed_attention(model, config.model.attn_implementation)
+        self._states = forward_pass(model, predictor_states)
 
     @property
     def steps(self) -> int:
@@ -179,18 +221,14 @@ class Trainer:
         totals: dict[str, Tensor] = {}
         tokens = 0
         weights = self._weights(batch)
-        for micro in micro_batches(
-            batch,
-            self.items.chosen,
-            self.items.rejected,
-            self.lengths,
-            config.max_tokens_per_microbatch,
-        ):
-            tokens += sum(self.lengths[row] for row in micro.rows)
-            for name, value in self._backward(micro, weights).items():
+        nothing = {name: torch.zeros_like(x) for name, x in weights.items()}
+        for micro, counts in my_passes(batch, self._rows, self.lengths, self._pack):
+            if counts:
+                tokens += sum(self.lengths[row] for row in micro.rows)
+            for name, value in self._backward(micro, weights if counts else nothing).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value
         limit = config.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         rate = self.learning_rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -198,7 +236,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         row: dict[str, Any] = {"step": self.step, "epoch": epoch + 1}
-        row |= {name: float(value) for name, value in totals.items()}
+        row |= summed({name: float(value) for name, value in totals.items()})
         if {"rewards/chosen", "rewards/rejected"} <= row.keys():
             row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
         row |= {"grad_norm": float(norm), "learning_rate": rate}
@@ -208,7 +246,8 @@ class Trainer:
                 f"{float(norm)}; lower training.learning_rate or look at the data of this batch"
             )
         seconds = time.monotonic() - start
-        row |= {"perf/seconds": seconds, "perf/tokens_per_s": tokens / seconds}
+        speed = summed({"tokens": tokens})["tokens"] / seconds
+        row |= {"perf/seconds": seconds, "perf/tokens_per_s": speed}
         row["mem/peak_gib"] = self._peak_bytes() / 2**30
         return row
 
@@ -218,6 +257,20 @@ class Trainer:
             return torch.cuda.max_memory_allocated(self.model.device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+    def _rows(self, items: Group) -> set[int]:
+        """The responses that stand in these items."""
+        sides = (self.items.chosen, self.items.rejected or [])
+        return {side[item] for side in sides if side for item in items}
+
+    def _pack(self, batch: Sequence[Group]) -> list[MicroBatch]:
+        return micro_batches(
+            batch,
+            self.items.chosen,
+            self.items.rejected,
+            self.lengths,
+            self.config.training.max_tokens_per_microbatch,
+        )
 
     def _weights(self, batch: Sequence[Group]) -> dict[str, Tensor]:
         """(P,) share of each item in the step's loss, and in the means of either side, by counts.
@@ -238,7 +291,7 @@ class Trainer:
         """Accumulate the gradients of one packed pass; its share of the step's means."""
         config, device = self.config, self.model.device
         packed = pack([self.sequences[row] for row in micro.rows], device)
-        hidden = predictor_states(self.model, packed)
+        hidden = self._states(packed)
         chosen = torch.tensor(micro.chosen)
         rejected = torch.tensor(micro.rejected) if micro.rejected else None
         cached = self.items.cached(micro, device)
@@ -273,19 +326,14 @@ class Trainer:
         return result
 
     def save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
-        """What `restore` needs to go on as if nothing had happened."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "rows": rows,
-        }
-        torch.save(state, folder / "state.pt")
+        """What `restore` needs to go on as if nothing had happened. All ranks call it."""
+        checkpoint.save(folder, self.model, self.optimizer)
+        if is_main():
+            write_json(folder / "trainer.json", {"step": self.step, "rows": rows})
 
     def restore(self, folder: Path) -> list[dict[str, Any]]:
-        """Continue from a checkpoint; the metrics rows up to it."""
-        state = torch.load(folder / "state.pt", map_location=self.model.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continue from a checkpoint, of any number of ranks; the metrics rows up to it."""
+        checkpoint.load(folder, self.model, self.optimizer)
+        state = read_json(folder / "trainer.json")
         self.step = state["step"]
         return state["rows"]
