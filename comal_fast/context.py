@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections import OrderedDict
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from comal_fast.config import Config, to_dict
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
 from comal_fast.distributed.ranks import is_main, world
+from comal_fast.memory import peak_gib
 from comal_fast.metrics import PhaseMetrics
 from comal_fast.model.load import (
     load_model,
@@ -49,10 +50,21 @@ class Context:
         self.config = config
         self.directory = Path(config.output_dir)
         self.device = pick_device(config.model.device)
+        self.source = resolve_source(config.model)
+        self._start()
+
+    def _start(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._models: OrderedDict[int, Any] = OrderedDict()
-        self.source = resolve_source(config.model)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the models goes to a phase's own process."""
+        return {name: x for name, x in self.__dict__.items() if name != "_models"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._start()
 
     def write_headers(self) -> None:
         """config.yaml and env.json."""
@@ -190,7 +202,7 @@ class Context:
     def metrics(self, phase: str, iteration: int) -> PhaseMetrics:
         """The rows of this phase."""
         path = self.directory / "metrics.jsonl" if is_main() else None
-        return PhaseMetrics(path, phase, iteration)
+        return PhaseMetrics(path, phase, iteration, partial(peak_gib, self.device))
 
     def note(self, phase: str, iteration: int) -> None:
         """Say in state.json what was finished last."""

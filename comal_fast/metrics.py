@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class PhaseMetrics:
     """The rows of one phase of one iteration, replacing what an earlier attempt left.
 
-    Without a path they are made, but not written.
+    Without a path they are made, but not written. `peak`: peak memory of the phase so far, GiB.
     """
 
-    def __init__(self, path: Path | None, phase: str, iteration: int) -> None:
-        self.path = path
+    def __init__(
+        self, path: Path | None, phase: str, iteration: int, peak: Callable[[], float]
+    ) -> None:
+        self.path, self._peak = path, peak
         self._head = {"phase": phase, "iteration": iteration}
         if path is None:
             return
@@ -38,6 +41,7 @@ class PhaseMetrics:
     def log(self, **values: Any) -> dict[str, Any]:
         """Append one row, and return it. Names carry `__` for `/`."""
         row = {**self._head, **{name.replace("__", "/"): v for name, v in values.items()}}
+        row["mem/peak_gib"] = self._peak()
         self.replay([row])
         return row
 

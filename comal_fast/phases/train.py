@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -216,8 +214,6 @@ class Trainer:
         epoch, batch = self.schedule[self.step]
         seed = f"{self.config.seed} step {self.iteration} {self.step}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
-        if self.model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.model.device)
         totals: dict[str, Tensor] = {}
         tokens = 0
         weights = self._weights(batch)
@@ -248,15 +244,7 @@ class Trainer:
         seconds = time.monotonic() - start
         speed = summed({"tokens": tokens})["tokens"] / seconds
         row |= {"perf/seconds": seconds, "perf/tokens_per_s": speed}
-        row["mem/peak_gib"] = self._peak_bytes() / 2**30
         return row
-
-    def _peak_bytes(self) -> int:
-        """Of this step on a GPU; of the process so far on the CPU."""
-        if self.model.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.model.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
 
     def _rows(self, items: Group) -> set[int]:
         """The responses that stand in these items."""
