@@ -110,4 +110,5 @@ def summed(values: Mapping[str, float]) -> dict[str, float]:
     names = sorted(values)
     sums = torch.tensor([values[name] for name in names], dtype=torch.float64)
     dist.all_reduce(sums, group=_control)
-    return dict(zip(names, sums.tolist(), strict=True))
+    total = dict(zip(names, sums.tolist(), strict=True))
+    return {name: total[name] for name in values}

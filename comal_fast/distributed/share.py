@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from comal_fast.distributed.ranks import rank, world
+from comal_fast.model.packed import PromptResponse
 from comal_fast.phases.batches import Group, MicroBatch
-
-
-def deal(
-    batch: Sequence[Group],
-    rows: Callable[[Group], Iterable[int]],
-    lengths: Mapping[int, int],
-    ranks: int,
-) -> list[list[Group]]:
-    """The groups of a step dealt to `ranks`, each about equally many tokens.
-
-    `rows`: the responses of a group; groups that share one stay together, so that none is computed
-    twice. The longest bundle goes first, each to the rank that has least.
-    """
-    bundles: list[tuple[set[int], list[Group]]] = []
-    for group in batch:
-        seen, together = set(rows(group)), [group]
-        apart = []
-        for other, groups in bundles:
-            if other.isdisjoint(seen):
-                apart.append((other, groups))
-            else:
-                seen, together = seen | other, groups + together
-        bundles = [*apart, (seen, together)]
-    sizes = [sum(lengths[row] for row in seen) for seen, _ in bundles]
-    shares: list[list[Group]] = [[] for _ in range(ranks)]
-    filled = [0] * ranks
-    for index in sorted(range(len(bundles)), key=lambda i: (-sizes[i], min(bundles[i][0]))):
-        least = filled.index(min(filled))
-        shares[least] += bundles[index][1]
-        filled[least] += sizes[index]
-    return shares
 
 
 def my_passes(
     batch: Sequence[Group],
-    rows: Callable[[Group], Iterable[int]],
-    lengths: Mapping[int, int],
+    chosen: Sequence[int],
+    rejected: Sequence[int] | None,
+    sequences: Mapping[int, PromptResponse],
     pack: Callable[[Sequence[Group]], list[MicroBatch]],
 ) -> list[tuple[MicroBatch, bool]]:
     """(a packed pass, whether it counts) of this rank's share of a step.
@@ -52,7 +23,40 @@ def my_passes(
     """
     if world() == 1:
         return [(micro, True) for micro in pack(batch)]
-    parts = [pack(share) for share in deal(batch, rows, lengths, world())]
+    parts = [pack(share) for share in deal(batch, chosen, rejected, sequences, world())]
     mine = [(micro, True) for micro in parts[rank()]]
-    filler = min((m for part in parts for m in part), key=lambda m: sum(lengths[r] for r in m.rows))
+    every = (micro for part in parts for micro in part)
+    filler = min(every, key=lambda micro: sum(len(sequences[row]) for row in micro.rows))
     return mine + [(filler, False)] * (max(map(len, parts)) - len(mine))
+
+
+def deal(
+    batch: Sequence[Group],
+    chosen: Sequence[int],
+    rejected: Sequence[int] | None,
+    sequences: Mapping[int, PromptResponse],
+    ranks: int,
+) -> list[list[Group]]:
+    """The groups of a step dealt to `ranks`, each about equally many tokens.
+
+    Groups of one prompt stay together, so that nothing is computed twice. The longest bundle goes
+    first, each to the rank that has least.
+    """
+    sides = (chosen,) if rejected is None else (chosen, rejected)
+    bundles: dict[tuple[int, ...], list[Group]] = {}
+    rows: dict[tuple[int, ...], set[int]] = {}
+    for group in batch:
+        prompt = tuple(sequences[chosen[group[0]]].prompt_ids)
+        bundles.setdefault(prompt, []).append(group)
+        rows.setdefault(prompt, set()).update(side[item] for item in group for side in sides)
+    tokens = {
+        prompt: len(prompt) + sum(len(sequences[row].response_ids) for row in rows[prompt])
+        for prompt in bundles
+    }
+    shares: list[list[Group]] = [[] for _ in range(ranks)]
+    filled = [0] * ranks
+    for prompt in sorted(bundles, key=lambda p: (-tokens[p], min(rows[p]))):
+        least = filled.index(min(filled))
+        shares[least] += bundles[prompt]
+        filled[least] += tokens[prompt]
+    return shares

@@ -215,14 +215,12 @@ class Trainer:
         seed = f"{self.config.seed} step {self.iteration} {self.step}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
         totals: dict[str, Tensor] = {}
-        tokens = 0
         weights = self._weights(batch)
         nothing = {name: torch.zeros_like(x) for name, x in weights.items()}
-        for micro, counts in my_passes(batch, self._rows, self.lengths, self._pack):
-            if counts:
-                tokens += sum(self.lengths[row] for row in micro.rows)
+        both = self.items.chosen, self.items.rejected
+        for micro, counts in my_passes(batch, *both, self.sequences, self._pack):
             for name, value in self._backward(micro, weights if counts else nothing).items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value * counts
         limit = config.max_grad_norm or float("inf")
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
         rate = self.learning_rate(self.step)
@@ -242,14 +240,8 @@ class Trainer:
                 f"{float(norm)}; lower training.learning_rate or look at the data of this batch"
             )
         seconds = time.monotonic() - start
-        speed = summed({"tokens": tokens})["tokens"] / seconds
-        row |= {"perf/seconds": seconds, "perf/tokens_per_s": speed}
+        row |= {"perf/seconds": seconds, "perf/tokens_per_s": row["perf/tokens"] / seconds}
         return row
-
-    def _rows(self, items: Group) -> set[int]:
-        """The responses that stand in these items."""
-        sides = (self.items.chosen, self.items.rejected or [])
-        return {side[item] for side in sides if side for item in items}
 
     def _pack(self, batch: Sequence[Group]) -> list[MicroBatch]:
         return micro_batches(
@@ -304,6 +296,7 @@ class Trainer:
         result = {
             "loss": output.loss.detach(),
             "rewards/accuracies": (shares["loss"] * gained).sum(),
+            "perf/tokens": torch.tensor(sum(packed.segments)),
         }
         sides = {"chosen": chosen, "rejected": chosen if rejected is None else rejected}
         for side, rows in sides.items():
