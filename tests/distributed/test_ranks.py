@@ -81,8 +81,8 @@ def test_steps_equal_one_ranks(prepared: Path, tmp_path: Path) -> None:
         for row, wanted in zip(rows, expected_rows, strict=True):
             assert row.keys() == wanted.keys()
             for name, value in wanted.items():
-                if not name.startswith(("perf/", "mem/")):
-                    assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (case, name)
+                if not name.startswith(("perf/", "mem/")):  # rewards: gains on log-probs of −40
+                    assert row[name] == pytest.approx(value, rel=1e-4, abs=2e-5), (case, name)
 
 
 @pytest.mark.slow
