@@ -38,6 +38,7 @@ from comal_fast.model.load import (
     resolve_source,
     weight_files,
 )
+from comal_fast.optim import check_installed
 from comal_fast.terminal import console
 
 PACKAGES = ("comal-fast", "torch", "triton", "transformers", "numpy")
@@ -51,6 +52,7 @@ class Context:
         self.directory = Path(config.output_dir)
         self.device = pick_device(config.model.device)
         self.source = resolve_source(config.model)
+        check_installed(config.training)
         self._start()
 
     def _start(self) -> None:

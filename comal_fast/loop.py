@@ -17,6 +17,7 @@ from comal_fast.context import Context
 from comal_fast.distributed import collective
 from comal_fast.distributed.collective import dismiss
 from comal_fast.distributed.ranks import world
+from comal_fast.distributed.rules import check_ranks
 from comal_fast.memory import reset_peak
 from comal_fast.metrics import read_metrics
 from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
@@ -89,11 +90,8 @@ def run_phase(config: Config, phase: str, iteration: int | None) -> None:
 def phase_runner(context: Context) -> Callable[[str, int], None]:
     """What runs a phase of an iteration: here, or in a process of its own (`phases`)."""
     wanted, here = context.config.phases, partial(run_here, context)
-    if world() > 1:
-        if wanted == "process":
-            raise ValueError("phases: process under torchrun, where they are inline; use auto")
-        return here
-    if wanted == "process" or (wanted == "auto" and context.device.type == "cuda"):
+    cuda = context.device.type == "cuda" and world() == 1
+    if wanted == "process" or (wanted == "auto" and cuda):
         return partial(run_apart, run_here, context)
     return here
 
@@ -107,6 +105,7 @@ def run_here(context: Context, phase: str, iteration: int) -> None:
 @contextmanager
 def open_run(config: Config) -> Iterator[Context]:
     """The run directory, for one process at a time; its inputs are read before it is written."""
+    check_ranks(config)
     context = Context(config)
     context.held_out_prompts()
     context.directory.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ Prox = Literal["inpo", "ipo", "dpo", "sppo", "dro", "rebel"]
 Strategy = Literal["best_worst", "best_second", "all"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["auto", "torch", "triton"]
+OptimizerState = Literal["model", "float32", "8bit"]
 Action = Literal["off", "warn", "stop", "rollback"]
 
 
@@ -134,6 +135,17 @@ class TrainingConfig:
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0: never."""
+    optimizer_state: OptimizerState = "model"
+    """AdamW's two moments: in the dtype of the weights, in float32 (8 bytes per parameter), or in 8
+    bits (2 bytes; needs bitsandbytes)."""
+    stochastic_rounding: bool = False
+    """bfloat16 weights: round each update up or down at random, so that none is lost on average."""
+    optimizer_in_backward: bool = False
+    """Update each weight inside the backward pass and free its gradient at once. Of several
+    micro-batches in the last only: memory is saved where `max_tokens_per_microbatch` holds a whole
+    step. Gradients can't be clipped."""
+    optimizer_offload: bool = False
+    """Keep the moments in host memory, copied to the GPU and back beside the backward pass."""
     num_train_epochs: int = 3
     """Passes over the iteration's pairs (sppo, dro: responses)."""
     train_batch_size: int = 32

@@ -61,6 +61,7 @@ def validate(config: Config, given: set[str]) -> None:
     _ignored("prox", config.algorithm.prox, PROX_OPTIONS, given)
     _baseline(config)
     _diagnostics(config, given)
+    _optimizer(config)
     if config.model.device == "cpu" and config.model.attn_implementation == "flash_attention_2":
         raise ValueError("model.attn_implementation: flash_attention_2 needs model.device=cuda")
     if not config.output_dir:
@@ -170,6 +171,26 @@ def _oracle(c: Config) -> None:
                 raise ValueError(f"oracle.{group}.{name}: {value} must be positive")
     if c.oracle.weights and sum(c.oracle.weights.values()) <= 0:
         raise ValueError("oracle.weights: all are zero; at least one must be positive")
+
+
+def _optimizer(c: Config) -> None:
+    t = c.training
+    if t.optimizer_in_backward and t.max_grad_norm:
+        raise ValueError(
+            f"training.max_grad_norm: {t.max_grad_norm:g} can't be kept with "
+            "training.optimizer_in_backward, whose updates come before the norm of all gradients "
+            "is known; write max_grad_norm: 0"
+        )
+    if t.stochastic_rounding and c.model.dtype != "bfloat16":
+        raise ValueError(
+            f"training.stochastic_rounding: it is for bfloat16 weights, and model.dtype is "
+            f"{c.model.dtype}; leave it out"
+        )
+    if t.stochastic_rounding and t.optimizer_state == "model":
+        raise ValueError(
+            "training.stochastic_rounding: with optimizer_state=model the moments would still be "
+            "rounded to nearest in bfloat16; use optimizer_state=8bit or float32"
+        )
 
 
 def _diagnostics(c: Config, given: set[str]) -> None:

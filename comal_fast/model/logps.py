@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from comal_fast.model.bins import fill_bins
 from comal_fast.model.packed import (
     PromptResponse,
     head_arguments,
     pack,
     packed_attention,
     predictor_states,
-    token_budget_batches,
 )
 from comal_kernels import linear_logprob
 
@@ -33,22 +33,36 @@ def response_logps(
     """(S,) float64: sum of the log-probs of each response's tokens, in nats.
 
     Sequences run through the model packed, at most `max_tokens` tokens at a time; `advance` is
-    told the tokens done. `share` (r, n): only the passes whose number is r modulo n; 0 elsewhere.
+    told the tokens that went through it. `share` (r, n): only the passes whose number is r modulo
+    n; 0 elsewhere.
     """
     result = np.zeros(len(sequences))
     head = head_arguments(model)
     with packed_attention(model, attn_implementation):
-        batches = token_budget_batches([len(s) for s in sequences], max_tokens)
-        for batch in batches[share[0] :: share[1]]:
-            packed = pack([sequences[i] for i in batch], model.device)
-            hidden = predictor_states(model, packed)
+        for numbers in _passes(sequences, max_tokens)[share[0] :: share[1]]:
+            packed = pack([sequences[i] for i in numbers], model.device)
             logp = linear_logprob(
-                hidden,
+                predictor_states(model, packed),
                 target=packed.target,
                 cu_seqlens=packed.response_cu_seqlens,
                 backend=backend,
                 **head,
             )
-            result[batch] = logp.double().cpu().numpy()
-            advance(sum(packed.segments))
+            result[numbers] = logp.double().cpu().numpy()
+            advance(packed.tokens)
     return result
+
+
+def passed_tokens(sequences: Sequence[PromptResponse], max_tokens: int) -> int:
+    """What `advance` is told in all."""
+    return sum(
+        sum(map(len, {sequences[i].prompt for i in numbers}))
+        + sum(len(sequences[i].inputs) for i in numbers)
+        for numbers in _passes(sequences, max_tokens)
+    )
+
+
+def _passes(sequences: Sequence[PromptResponse], max_tokens: int) -> list[list[int]]:
+    """Numbers of the sequences that go through the model together."""
+    every = range(len(sequences))
+    return fill_bins([[i] for i in every], dict(enumerate(sequences)), max_tokens)

@@ -1,4 +1,9 @@
-"""Packing: many sequences in one row, without padding and without seeing one another."""
+"""Packing: many responses in one row, every distinct prompt once, nobody seeing a neighbour.
+
+A prompt is followed by its responses. Each of them continues at its prompt's end, in positions and
+in what it sees, as if the others were not there. A response's last token predicts nothing that is
+asked for, so it is left out.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comal_fast.model.attention import choose_packed
+from comal_fast.model.attention import ENGINES, Layout, Segment, choose_engine, refuse
+
+MOVING_ROPES = {"dynamic", "longrope"}  # their angles depend on the longest sequence of a pass
 
 
 @dataclass(frozen=True)
@@ -24,37 +31,71 @@ class PromptResponse:
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What tells prompts apart."""
+        return tuple(self.prompt_ids)
+
+    @property
+    def inputs(self) -> Sequence[int]:
+        """The response's tokens that go through the model."""
+        return self.response_ids[:-1]
+
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences in one row. `predictors`: the positions whose next token is a response token."""
+    """S responses in one row of T tokens.
+
+    `predictors`: the positions whose next token is a response token, response by response; a
+    prompt's last position predicts the first token of each of its responses.
+    """
 
     input_ids: Tensor  # (1, T)
     position_ids: Tensor  # (1, T)
-    segments: list[int]
+    layout: Layout
     predictors: Tensor  # (N,)
     target: Tensor  # (N,) int64
     response_cu_seqlens: Tensor  # (S + 1,) int32, on the CPU
 
+    @property
+    def tokens(self) -> int:
+        """T, what goes through the model."""
+        return self.input_ids.shape[1]
+
 
 def pack(sequences: Sequence[PromptResponse], device: torch.device) -> Packed:
-    """Put the sequences behind one another. Every prompt has at least one token."""
+    """Put the sequences into one row. Every prompt has at least one token."""
+    members: dict[tuple[int, ...], list[int]] = {}
+    for number, s in enumerate(sequences):
+        members.setdefault(s.prompt, []).append(number)
     ids: list[int] = []
     positions: list[int] = []
-    predictors: list[int] = []
-    target: list[int] = []
-    for s in sequences:
-        start = len(ids) + len(s.prompt_ids) - 1
-        predictors += range(start, start + len(s.response_ids))
-        target += s.response_ids
-        positions += range(len(s))
-        ids += [*s.prompt_ids, *s.response_ids]
+    segments: list[Segment] = []
+    predictors: list[list[int]] = [[] for _ in sequences]
+    for numbers in members.values():
+        prompt = sequences[numbers[0]].prompt_ids
+        first, start = len(ids), len(ids)  # of the prompt; of the segment
+        ids += prompt
+        positions += range(len(prompt))
+        end = len(ids)
+        for number in numbers:
+            inputs = sequences[number].inputs
+            if sequences[number].response_ids:
+                predictors[number] = [end - 1, *range(len(ids), len(ids) + len(inputs))]
+            ids += inputs
+            positions += range(len(prompt), len(prompt) + len(inputs))
+            # the first response and its prompt are one sequence: no prefix to look up
+            prefix = (0, 0) if start == first else (first, end)
+            if len(ids) > start:
+                segments.append(Segment(start, len(ids), prefix))
+            start = len(ids)
     bounds = [0, *accumulate(len(s.response_ids) for s in sequences)]
+    target = [token for s in sequences for token in s.response_ids]
     return Packed(
         torch.tensor([ids], device=device),
         torch.tensor([positions], device=device),
-        [len(s) for s in sequences],
-        torch.tensor(predictors, dtype=torch.int64, device=device),
+        Layout(segments, device),
+        torch.tensor([p for row in predictors for p in row], dtype=torch.int64, device=device),
         torch.tensor(target, dtype=torch.int64, device=device),
         torch.tensor(bounds, dtype=torch.int32),
     )
@@ -62,9 +103,14 @@ def pack(sequences: Sequence[PromptResponse], device: torch.device) -> Packed:
 
 @contextmanager
 def packed_attention(model: Any, requested: str) -> Iterator[None]:
-    """Within the block, `model` attends within sequences only."""
+    """Within the block, `model` attends as `predictor_states` lays it out.
+
+    `requested`: `model.attn_implementation`. Raises ValueError where the model can't be packed
+    exactly or the engine can't run it.
+    """
+    refuse(model)
     before = model.config._attn_implementation
-    model.set_attn_implementation(choose_packed(requested, model.device))
+    model.set_attn_implementation(ENGINES[choose_engine(requested, model)])
     try:
         yield
     finally:
@@ -76,20 +122,29 @@ def predictor_states(model: Any, packed: Packed) -> Tensor:
 
     Call it inside `packed_attention`.
     """
-    bounds = torch.tensor([0, *accumulate(packed.segments)], dtype=torch.int32)
-    bounds = bounds.to(model.device)
-    longest = max(packed.segments)
+    _refuse_moving_rope(model, packed)
     output = model.base_model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
         use_cache=False,
-        segments=packed.segments,
-        cu_seq_lens_q=bounds,
-        cu_seq_lens_k=bounds,
-        max_length_q=longest,
-        max_length_k=longest,
+        layout=packed.layout,
     )
     return output.last_hidden_state[0].index_select(0, packed.predictors)
+
+
+def _refuse_moving_rope(model: Any, packed: Packed) -> None:
+    """ValueError where one long sequence would change the positions of its short neighbours."""
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    if rope.get("rope_type") not in MOVING_ROPES:
+        return
+    limit = rope.get("original_max_position_embeddings") or model.config.max_position_embeddings
+    longest = max(s.keys for s in packed.layout.segments) + 1
+    if longest > limit:
+        raise ValueError(
+            f"packed attention can't do {rope['rope_type']} positions beyond {limit} tokens, where "
+            f"they change for a whole pass; {type(model).__name__} has them, and a sequence has "
+            f"{longest}; lower data.max_length"
+        )
 
 
 def head_arguments(model: Any) -> dict[str, Any]:
@@ -104,16 +159,3 @@ def head_arguments(model: Any) -> dict[str, Any]:
         "softcap": getattr(config, "final_logit_softcapping", None),
         "logit_scale": float(scale),
     }
-
-
-def token_budget_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices in order, in runs of at most `budget` tokens (a longer one stands alone)."""
-    batches: list[list[int]] = []
-    filled = budget + 1
-    for index, length in enumerate(lengths):
-        if filled + length > budget:
-            batches.append([])
-            filled = 0
-        batches[-1].append(index)
-        filled += length
-    return batches

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from comal_fast.model.bins import fill_bins
+from comal_fast.model.packed import PromptResponse
 
 Group = Sequence[int]  # item numbers
 
@@ -16,10 +19,10 @@ Group = Sequence[int]  # item numbers
 class MicroBatch:
     """Rows of `samples`, each once, and the items among them as positions in `rows`."""
 
-    rows: list[int] = field(default_factory=list)
-    items: list[int] = field(default_factory=list)
-    chosen: list[int] = field(default_factory=list)
-    rejected: list[int] = field(default_factory=list)  # empty where items are single responses
+    rows: list[int]
+    items: list[int]
+    chosen: list[int]
+    rejected: list[int]  # empty where items are single responses
 
 
 def epoch_batches(groups: Sequence[Group], batch_size: int, seed: str) -> Iterator[list[Group]]:
@@ -42,35 +45,20 @@ def micro_batches(
     batch: Sequence[Group],
     chosen: Sequence[int],
     rejected: Sequence[int] | None,
-    lengths: Mapping[int, int],
+    sequences: Mapping[int, PromptResponse],
     max_tokens: int,
 ) -> list[MicroBatch]:
-    """Pack the items of a batch under the token budget; a group is never split.
+    """Pack the items of a batch under the token budget (`fill_bins`); a group is never split.
 
-    `chosen`, `rejected`: the sample rows of each item; `lengths`: tokens of each row. Groups that
-    share responses come together (ordered by their rows), so each response is packed once.
+    `chosen`, `rejected`: the sample rows of each item; `sequences`: of each row.
     """
     sides = (chosen,) if rejected is None else (chosen, rejected)
-
-    def rows(group: Group) -> list[int]:
-        return list(dict.fromkeys(side[item] for item in group for side in sides))
-
-    result: list[MicroBatch] = []
-    places: dict[int, int] = {}  # row → its position in the micro-batch being filled
-    filled = 0
-    for group in sorted(batch, key=lambda g: (min(rows(g)), g[0])):
-        wanted = rows(group)
-        new = [row for row in wanted if row not in places]
-        if not result or filled + sum(lengths[row] for row in new) > max_tokens:
-            result.append(MicroBatch())
-            places, filled, new = {}, 0, wanted
-        current = result[-1]
-        for row in new:
-            places[row] = len(current.rows)
-            current.rows.append(row)
-            filled += lengths[row]
-        current.items.extend(group)
-        current.chosen.extend(places[chosen[item]] for item in group)
-        if rejected is not None:
-            current.rejected.extend(places[rejected[item]] for item in group)
+    units = [list(dict.fromkeys(side[i] for i in group for side in sides)) for group in batch]
+    result = []
+    for numbers in fill_bins(units, sequences, max_tokens):
+        rows = list(dict.fromkeys(row for n in numbers for row in units[n]))
+        place = {row: position for position, row in enumerate(rows)}
+        items = [item for n in numbers for item in batch[n]]
+        lost = [] if rejected is None else [place[rejected[item]] for item in items]
+        result.append(MicroBatch(rows, items, [place[chosen[item]] for item in items], lost))
     return result

@@ -13,7 +13,7 @@ from comal_fast.context import Context
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
 from comal_fast.distributed.ranks import rank, world
-from comal_fast.model.logps import response_logps
+from comal_fast.model.logps import passed_tokens, response_logps
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import generate, pair
 from comal_fast.terminal import progress
@@ -56,7 +56,7 @@ def run(context: Context, iteration: int) -> None:
     spread = {n: _spread(x, used, firsts) for n, x in (("ref", ref_logp), ("last", last_logp))}
     metrics.log(
         comal__kl_to_reference=float(np.nanmean(spread["last"] - spread["ref"])),
-        perf__tokens_per_s=passes * sum(map(len, sequences)) / seconds,
+        perf__tokens_per_s=passes * _tokens(context, sequences) / seconds,
         perf__seconds=seconds,
     )
     table = pa.table({f"{n}_logp": pa.array(x, from_pandas=True) for n, x in spread.items()})
@@ -76,7 +76,7 @@ def model_logps(
 ) -> tuple[np.ndarray, float]:
     """((S,) sums of log-probs under π_iterate, seconds); ranks take every so many passes each."""
     config, model = context.config, context.model(iterate)
-    total = sum(map(len, sequences))
+    total = _tokens(context, sequences)
     with progress(description, total, "tokens") as advance:
         values = response_logps(
             model,
@@ -90,6 +90,11 @@ def model_logps(
         values = np.sum(gather(values), axis=0)
         advance(total - advance.done)
     return values, advance.seconds
+
+
+def _tokens(context: Context, sequences: list[PromptResponse]) -> int:
+    """That go through a model for these log-probs."""
+    return passed_tokens(sequences, context.config.training.max_tokens_per_microbatch)
 
 
 def _spread(values: np.ndarray, rows: list[int], firsts: list[int]) -> np.ndarray:

@@ -38,6 +38,7 @@ from comal_fast.model.packed import (
     packed_attention,
     predictor_states,
 )
+from comal_fast.optim import make_optimizer
 from comal_fast.phases import generate, judge, logps, pair
 from comal_fast.phases.batches import Group, MicroBatch, epoch_batches, micro_batches
 from comal_fast.phases.items import Items, hyperparameters, implicit_rewards, make_items
@@ -159,13 +160,8 @@ class Trainer:
         self.items, self.sequences = items, sequences
         training = config.training
         shard(model)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(trained, training)
         self.schedule = [
             (epoch, batch)
             for epoch in range(training.num_train_epochs)
@@ -175,7 +171,6 @@ class Trainer:
                 f"{config.seed} train {iteration} {epoch}",
             )
         ]
-        self.lengths = {row: len(s) for row, s in sequences.items()}
         self.step = 0
         self._packed = packed_attention(model, config.model.attn_implementation)
         self._states = forward_pass(model, predictor_states)
@@ -210,24 +205,22 @@ class Trainer:
     def optimiser_step(self) -> dict[str, Any]:
         """Forward, backward and update for the next batch; its metrics row."""
         start = time.monotonic()
-        config = self.config.training
         epoch, batch = self.schedule[self.step]
-        seed = f"{self.config.seed} step {self.iteration} {self.step}"
-        torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
+        text = f"{self.config.seed} step {self.iteration} {self.step}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        torch.manual_seed(seed)
+        rate = self.learning_rate(self.step)
         totals: dict[str, Tensor] = {}
         weights = self._weights(batch)
         nothing = {name: torch.zeros_like(x) for name, x in weights.items()}
         both = self.items.chosen, self.items.rejected
-        for micro, counts in my_passes(batch, *both, self.sequences, self._pack):
+        passes = my_passes(batch, *both, self.sequences, self._pack)
+        for number, (micro, counts) in enumerate(passes):
+            if number == len(passes) - 1:
+                self.optimizer.arm(rate, seed)
             for name, value in self._backward(micro, weights if counts else nothing).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * counts
-        limit = config.max_grad_norm or float("inf")
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
-        rate = self.learning_rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = whole(self.optimizer.step())
         self.step += 1
         row: dict[str, Any] = {"step": self.step, "epoch": epoch + 1}
         row |= summed({name: float(value) for name, value in totals.items()})
@@ -248,7 +241,7 @@ class Trainer:
             batch,
             self.items.chosen,
             self.items.rejected,
-            self.lengths,
+            self.sequences,
             self.config.training.max_tokens_per_microbatch,
         )
 
@@ -296,7 +289,7 @@ class Trainer:
         result = {
             "loss": output.loss.detach(),
             "rewards/accuracies": (shares["loss"] * gained).sum(),
-            "perf/tokens": torch.tensor(sum(packed.segments)),
+            "perf/tokens": torch.tensor(packed.tokens),
         }
         sides = {"chosen": chosen, "rejected": chosen if rejected is None else rejected}
         for side, rows in sides.items():
@@ -308,13 +301,13 @@ class Trainer:
 
     def save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         """What `restore` needs to go on as if nothing had happened. All ranks call it."""
-        checkpoint.save(folder, self.model, self.optimizer)
+        checkpoint.save(folder, self.model, self.optimizer.inner)
         if is_main():
             write_json(folder / "trainer.json", {"step": self.step, "rows": rows})
 
     def restore(self, folder: Path) -> list[dict[str, Any]]:
         """Continue from a checkpoint, of any number of ranks; the metrics rows up to it."""
-        checkpoint.load(folder, self.model, self.optimizer)
+        checkpoint.load(folder, self.model, self.optimizer.inner)
         state = read_json(folder / "trainer.json")
         self.step = state["step"]
         return state["rows"]

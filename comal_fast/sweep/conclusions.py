@@ -11,6 +11,7 @@ from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.results import Effect, Result, Sweep
 
 INTERVAL = "ref_update_interval"
+EXACT = ("duality gap", "total variation from Nash")
 
 
 def conclusions(sweep: Sweep) -> list[str]:
@@ -20,6 +21,7 @@ def conclusions(sweep: Sweep) -> list[str]:
         *_best(sweep.results),
         *(_effect(e, sweep.cells[0]) for e in sweep.effects),
         *_nash(sweep),
+        *_exact(sweep.results),
         *_trouble(sweep),
         _limits(sweep),
     ]
@@ -108,6 +110,21 @@ def _nash(sweep: Sweep) -> list[str]:
     ]
 
 
+def _exact(results: list[Result]) -> list[str]:
+    gaps = {r.cell.name: r.exact.gap for r in results if r.exact}
+    if len(gaps) < 2:
+        return []
+    least, most = (pick(gaps, key=lambda name: gaps[name].mean) for pick in (min, max))
+    near = [n for n, gap in gaps.items() if n != least and gap.low <= gaps[least].high]
+    text = (
+        f"Computed exactly in the known game, the duality gap is least at `{least}`, "
+        f"{three(gaps[least])}, and largest at `{most}`, {three(gaps[most])}"
+    )
+    if near:
+        text += f"; the intervals of {len(near)} of the others reach down to the least one's"
+    return [text + "."]
+
+
 def _trouble(sweep: Sweep) -> list[str]:
     fired = [r for r in sweep.results if r.findings]
     sentences = [
@@ -141,6 +158,17 @@ def rate(value: Interval) -> str:
     if not np.isfinite(value.mean):
         return "–"
     return f"{100 * value.mean:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def exact_columns(result: Result) -> list[str]:
+    """The values of EXACT, where the game is known."""
+    exact = result.exact
+    return [three(exact.gap), three(exact.total_variation)] if exact else []
+
+
+def three(value: Interval) -> str:
+    """0.030 [0.025, 0.036]."""
+    return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def points(value: Interval) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from comal_fast.report.facts import duration
-from comal_fast.sweep.conclusions import conclusions, points, rate
+from comal_fast.sweep.conclusions import EXACT, conclusions, exact_columns, points, rate
 from comal_fast.sweep.results import Sweep
 
 NONE = "–"
@@ -35,13 +35,13 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
         "Seconds are what the cell itself took; it starts from what it shares with another.",
         _table(
             [*(a.short for a in sweep.axes), "win rate", "at equal length", "KL to initial, nats",
-             "tokens", "diagnostics", "seconds"],
+             "tokens", "diagnostics", *(EXACT if sweep.game_known else ()), "seconds"],
             [
                 [
                     *(r.cell.settings[a.key] for a in sweep.axes), rate(r.win_rate),
                     rate(r.controlled),
                     f"{r.kl.mean:.2f} [{r.kl.low:.2f}, {r.kl.high:.2f}]", f"{r.tokens:.1f}",
-                    _diagnostics(r.findings, r.ended), f"{r.seconds:.0f}",
+                    _diagnostics(r.findings, r.ended), *exact_columns(r), f"{r.seconds:.0f}",
                 ]
                 for r in sweep.results
             ],

@@ -14,6 +14,7 @@ import numpy as np
 from comal_fast.artefacts import read_json, table_key
 from comal_fast.compare.entrants import SAMPLES, load_entrants
 from comal_fast.compare.tournament import Standing, Tournament, nash_support, play, standings
+from comal_fast.lm_game.measure import measure
 from comal_fast.oracles import make_oracle
 from comal_fast.report.load import Interval, to_interval
 from comal_fast.statistics import Array, bootstrap_interval
@@ -22,6 +23,15 @@ from comal_fast.sweep.runs import is_finished, spent_seconds
 from comal_fast.terminal import progress
 
 NOWHERE = Interval(float("nan"), float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """How far an iterate is from the Nash policy of a known game: means over the run's prompts."""
+
+    gap: Interval
+    """Duality gap."""
+    total_variation: Interval
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,8 @@ class Result:
     prompts: str
     """Same in cells that one oracle evaluated against the same responses to the same prompts."""
     seconds: float
+    exact: Exact | None = None
+    """Where the oracle is a known game."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,11 @@ class Sweep:
     """Per cell: share of resamples of the prompts whose Nash mixture holds it."""
     summary: dict[str, Any]
     """Of the first finished cell: versions, device, model."""
+
+    @property
+    def game_known(self) -> bool:
+        """Whether exact distances were measured."""
+        return any(r.exact for r in self.results)
 
 
 def collect(folder: Path, axes: list[Axis], cells: list[Cell], failed: dict[str, str]) -> Sweep:
@@ -127,7 +144,20 @@ def _result(cell: Cell, seconds: float) -> Result:
         ended=(summary["ended"] or {}).get("by"),
         prompts=f"{table_key(folder / '0000' / SAMPLES)} {cell.config.oracle}",
         seconds=seconds,
+        exact=_exact(cell, summary["result"]),
     )
+
+
+def _exact(cell: Cell, iterate: int) -> Exact | None:
+    if cell.config.oracle.name != "matrix":
+        return None
+    measured = measure(cell.config)
+    settings = cell.config.evaluation.bootstrap, cell.config.seed
+    gap, away = (
+        Interval(values.mean(), *bootstrap_interval(values, *settings))
+        for values in (measured.gap[iterate], measured.total_variation[iterate])
+    )
+    return Exact(gap, away)
 
 
 def _head_to_head(results: Sequence[Result]) -> Tournament:
@@ -200,6 +230,8 @@ def to_json(sweep: Sweep) -> dict[str, Any]:
                 "findings": r.findings,
                 "ended": r.ended,
                 "seconds": r.seconds,
+                "duality_gap": _plain(r.exact.gap) if r.exact else None,
+                "total_variation": _plain(r.exact.total_variation) if r.exact else None,
             }
             for r in sweep.results
         ],

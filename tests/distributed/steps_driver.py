@@ -20,6 +20,8 @@ CASES: dict[str, list[str]] = {
     "a pass each": ["training.max_tokens_per_microbatch=100000"],
     "a pair a pass": ["training.max_tokens_per_microbatch=1"],
     "fewer prompts than ranks": ["training.train_batch_size=1"],
+    "float32 moments": ["training.optimizer_state=float32"],
+    "in backward": ["training.optimizer_in_backward=true", "training.max_grad_norm=0"],
 }
 STEPS = 4
 

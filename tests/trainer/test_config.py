@@ -92,12 +92,28 @@ def test_overrides_win(tiny_run: Path) -> None:
             "model.attn_implementation=flash_attention_2",
             r"flash_attention_2 needs model\.device=cuda",
         ),
+        (
+            "training.optimizer_in_backward=true",
+            r"training\.max_grad_norm: 1 can't be kept .* write max_grad_norm: 0",
+        ),
+        (
+            "training.stochastic_rounding=true",
+            r"training\.stochastic_rounding: .* model\.dtype is float32; leave it out",
+        ),
+        ("training.optimizer_state=4bit", r"optimizer_state: '4bit' is not one of model, float32"),
     ],
 )
 def test_bad_option(tiny_run: Path, override: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         load_config(tiny_run, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_stochastic_rounding_of_weights_alone(tiny_run: Path) -> None:
+    options = ["model.dtype=bfloat16", "training.stochastic_rounding=true"]
+    with pytest.raises(ValueError, match=r"use optimizer_state=8bit or float32"):
+        load_config(tiny_run, options)
+    load_config(tiny_run, [*options, "training.optimizer_state=8bit"])
 
 
 @pytest.mark.parametrize(

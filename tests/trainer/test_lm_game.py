@@ -158,3 +158,25 @@ def test_bad_input(played: list[str], tmp_path: Path, capsys: pytest.CaptureFixt
         assert main(["lm-game", *given]) == 2
         error = capsys.readouterr().err.strip()
         assert words in error and "\n" not in error
+
+
+@pytest.mark.slow
+def test_a_sweep_reports_the_exact_gap(
+    played: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
+    page = tmp_path / "page.md"
+    grid = ["--grid", "tau_eta_ratio=0.2,1", "--markdown", str(page)]
+    brief = ["algorithm.iterations=1", f"output_dir={tmp_path / 'sweep'}"]
+    assert main(["sweep", str(REPO / "configs/lm-game/inpo.yaml"), *grid, *played, *brief]) == 0
+    cells = json.loads((tmp_path / "sweep/sweep.json").read_text())["cells"]
+    for cell in cells:
+        folder = tmp_path / "sweep/cells" / cell["name"]
+        last = json.loads((folder / "lm_game.json").read_text())["iterates"][-1]
+        assert cell["duality_gap"]["mean"] == pytest.approx(last["duality_gap"])
+        assert cell["total_variation"]["mean"] == pytest.approx(last["total_variation"])
+        low, high = cell["duality_gap"]["ci95"]
+        assert low <= last["duality_gap"] <= high
+    text = page.read_text()
+    assert "| duality gap | total variation from Nash |" in text
+    assert "the duality gap is least at" in text

@@ -1,119 +1,232 @@
-"""Packed log-probs against the plain model, one response at a time."""
+"""Packed passes that share prompts against the plain model, one response at a time."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from comal_fast.config.schema import ModelConfig
 from comal_fast.model.load import load_model, load_tokenizer
-from comal_fast.model.logps import response_logps
-from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.model.logps import passed_tokens, response_logps
+from comal_fast.model.packed import PromptResponse, pack, packed_attention
+from comal_fast.phases.batches import micro_batches
+from plain import gradients, packed_logps, plain_gradients, plain_logp, plain_logps, relative_error
 from tiny import tiny_model
 
-FAMILIES = {
-    "llama": {},
-    "qwen2": {},
-    "qwen3": {},
-    "mistral": {"sliding_window": None},
-    "phi3": {},
-    "granite": {"logits_scaling": 3.0},
-    "cohere": {"logit_scale": 0.25},
+# windows narrower than the sequences, caps that bite
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen2, window": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "mistral, window": ("mistral", {"sliding_window": 7}),
+    "gemma2": (
+        "gemma2",
+        {
+            "sliding_window": 7,
+            "query_pre_attn_scalar": 8,
+            "attn_logit_softcapping": 3.0,
+            "final_logit_softcapping": 20.0,
+        },
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "phi3": ("phi3", {}),
+    "phi3, window": ("phi3", {"sliding_window": 7}),
+    "granite": ("granite", {"logits_scaling": 3.0}),
+    "cohere": ("cohere", {"logit_scale": 0.25}),
 }
 
 
-def plain_logps(model: Any, sequences: list[PromptResponse]) -> np.ndarray:
-    """Log-probs from the whole logits of one sequence after another."""
-    result = []
-    for s in sequences:
-        ids = torch.tensor([[*s.prompt_ids, *s.response_ids]])
-        with torch.inference_mode():
-            logp = model(ids).logits[0].double().log_softmax(-1)
-        start = len(s.prompt_ids) - 1
-        picked = logp[range(start, start + len(s.response_ids)), s.response_ids]
-        result.append(picked.sum().item())
-    return np.array(result)
+def family_model(name: str) -> Any:
+    family, options = FAMILIES[name]
+    return tiny_model(family, **options)
 
 
-def random_sequences(count: int, seed: int = 0) -> list[PromptResponse]:
-    generator = np.random.default_rng(seed)
-    return [
-        PromptResponse(
-            generator.integers(5, 261, generator.integers(1, 30)).tolist(),
-            generator.integers(0, 261, generator.integers(1, 20)).tolist(),
-        )
-        for _ in range(count)
-    ]
+def random_sequences(
+    prompts: int = 4, responses: int = 3, seed: int = 0, longest: int = 20
+) -> list[PromptResponse]:
+    """Up to `responses` a prompt, mixed; a prompt of one token, a response of one among them."""
+    g = np.random.default_rng(seed)
+
+    def ids(length: int) -> list[int]:
+        return g.integers(5, 261, length).tolist()
+
+    sequences = []
+    for number in range(prompts):
+        prompt = ids(1 if number == 1 else g.integers(2, longest))
+        sequences += [PromptResponse(prompt, ids(g.integers(2, longest))) for _ in range(responses)]
+    sequences[-1] = PromptResponse(sequences[-1].prompt_ids, ids(1))
+    return [sequences[i] for i in g.permutation(len(sequences))]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_equals_one_at_a_time(family: str) -> None:
-    model = tiny_model(family, **FAMILIES[family])
-    sequences = random_sequences(9)
-    expected = plain_logps(model, sequences)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_equals_one_at_a_time(name: str) -> None:
+    """Log-probs at any budget, and the gradients of all parameters."""
+    model = family_model(name)
+    sequences = random_sequences()
+    expected = plain_logps(model, sequences).numpy()
     for budget in (1, 60, 10_000):  # one a pass, a few, all in one row
         packed = response_logps(model, sequences, max_tokens=budget)
-        np.testing.assert_allclose(packed, expected, atol=1e-4, rtol=1e-5)
+        np.testing.assert_allclose(packed, expected, rtol=1e-5)
+
+    weights = torch.linspace(-1, 1, len(sequences))
+    wanted = plain_gradients(model, sequences, weights)
+    with packed_attention(model.train(), "auto"):
+        found = gradients(
+            model, lambda: (weights * packed_logps(model, sequences)).sum().backward()
+        )
+        assert relative_error(found, wanted) <= 1e-5
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        again = gradients(
+            model, lambda: (weights * packed_logps(model, sequences)).sum().backward()
+        )
+    for parameter, gradient in found.items():
+        assert torch.equal(again[parameter], gradient), parameter
+
+
+LENGTHS = st.integers(1, 12)
+GROUPS = st.lists(
+    st.tuples(LENGTHS, st.lists(LENGTHS, min_size=1, max_size=4)), min_size=1, max_size=4
+)
+
+
+def drawn_sequences(groups: list[tuple[int, list[int]]], draw: Callable) -> list[PromptResponse]:
+    """Few distinct tokens, so that prompts coincide or begin alike."""
+    ids = st.integers(5, 6)
+
+    def some(length: int) -> list[int]:
+        return draw(st.lists(ids, min_size=length, max_size=length))
+
+    prompts = [(some(p), sizes) for p, sizes in groups]
+    return [PromptResponse(prompt, some(size)) for prompt, sizes in prompts for size in sizes]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data(), GROUPS, st.integers(1, 80))
+def test_any_lengths_groups_pairings_and_budgets(
+    data: st.DataObject, groups: list[tuple[int, list[int]]], budget: int
+) -> None:
+    """Σ (log-prob of one − log-prob of the other)² over pairs: the sum over packed passes."""
+    model = MODELS.setdefault("llama", tiny_model())
+    sequences = drawn_sequences(groups, data.draw)
+    numbers = st.integers(0, len(sequences) - 1)
+    pairs = data.draw(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6))
+    chosen, rejected = (list(side) for side in zip(*pairs, strict=True))
+    expected = plain_logps(model, sequences).numpy()
+    found = response_logps(model, sequences, max_tokens=budget)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    def plain() -> None:
+        logps = torch.stack([plain_logp(model, s) for s in sequences])
+        ((logps[chosen] - logps[rejected] - 1) ** 2).sum().backward()
+
+    def packed() -> None:
+        batch = [[i] for i in range(len(pairs))]
+        for part in micro_batches(batch, chosen, rejected, dict(enumerate(sequences)), budget):
+            logps = packed_logps(model, [sequences[row] for row in part.rows])
+            ((logps[part.chosen] - logps[part.rejected] - 1) ** 2).sum().backward()
+
+    wanted = gradients(model, plain)
+    with packed_attention(model, "auto"):
+        got = gradients(model, packed)
+    scale = max(float(w.norm()) for w in wanted.values())
+    for name, gradient in wanted.items():  # of pairs of one response nothing may be left
+        assert float((got[name] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), scale)
+
+
+MODELS: dict[str, Any] = {}
 
 
 def test_neighbours_do_not_leak() -> None:
+    """Neither strangers nor responses to the same prompt."""
     model = tiny_model()
-    sequences = random_sequences(3)
+    sequences = random_sequences(3, 1)
     alone = response_logps(model, sequences[1:2], max_tokens=10_000)
-    other = [random_sequences(3, seed=7)[0], sequences[1], random_sequences(3, seed=8)[2]]
-    for neighbours in (sequences, other):
+    sibling = PromptResponse(sequences[1].prompt_ids, [7, 8, 9])
+    other = [random_sequences(3, 1, seed=7)[0], sequences[1], random_sequences(3, 1, seed=8)[2]]
+    for neighbours in (sequences, other, [sibling, sequences[1], sibling]):
         assert response_logps(model, neighbours, max_tokens=10_000)[1] == pytest.approx(
-            alone[0], abs=1e-5
+            alone[0], rel=1e-6
         )
-
-
-def test_gradients_equal_one_at_a_time() -> None:
-    model = tiny_model()
-    sequences = random_sequences(4)
-
-    def gradient(groups: list[list[PromptResponse]]) -> torch.Tensor:
-        model.zero_grad()
-        with packed_attention(model, "auto"):
-            for group in groups:
-                predictor_states(model, pack(group, model.device)).square().sum().backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-
-    torch.testing.assert_close(
-        gradient([sequences]), gradient([[s] for s in sequences]), rtol=1e-4, atol=1e-3
-    )
 
 
 @pytest.mark.parametrize(
     ("family", "options", "words"),
     [
-        ("gemma2", {"attn_logit_softcapping": 50.0}, "soft-capping"),
-        ("mistral", {"sliding_window": 4}, "sliding window"),
+        ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1}, "attention sinks"),
+        ("falcon_h1", {"num_key_value_heads": 4}, "layers of the kind"),
+        ("qwen3_next", {"num_experts": 0, "mlp_only_layers": [0, 1]}, "linear_attention"),
+        ("bloom", {}, "an attention of the model's own"),
+        (
+            "phi3",
+            {
+                "max_position_embeddings": 64,
+                "original_max_position_embeddings": 16,
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    "short_factor": [1.0] * 4,
+                    "long_factor": [4.0] * 4,
+                },
+            },
+            "longrope positions beyond 16 tokens",
+        ),
     ],
 )
 def test_what_cannot_be_exact_is_refused(family: str, options: dict, words: str) -> None:
+    model = tiny_model(family, **options)
+    before = model.config._attn_implementation
     with pytest.raises(ValueError, match=words):
-        response_logps(tiny_model(family, **options), random_sequences(2), max_tokens=100)
+        response_logps(model, random_sequences(2), max_tokens=100)
+    assert model.config._attn_implementation == before
 
 
-def test_real_model_real_prompts(smollm2: ModelConfig, ultrafeedback: Path) -> None:
-    """SmolLM2-135M, float32, uneven UltraFeedback prompts: at most 1e-4 a sequence."""
-    tokenizer, model = load_tokenizer(smollm2), load_model(smollm2)
-    lines = ultrafeedback.read_text(encoding="utf-8").splitlines()
-    prompts = sorted((json.loads(line)["prompt"] for line in lines[:60]), key=len)[::8]
+def real_sequences(tokenizer: Any, prompts: list[str], responses: int) -> list[PromptResponse]:
+    """Chat prompts with pieces of text as responses."""
     sequences = []
+    words = max(prompts, key=len).split()
     for number, prompt in enumerate(prompts):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-        answer = " ".join(prompts[-1].split()[number * 3 : number * 7 + 2]) + "<|im_end|>"
-        ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, answer)]
-        sequences.append(PromptResponse(*ids))
+        for k in range(responses):
+            start = number * 3 + 5 * k
+            answer = " ".join(words[start : start + 4 + number * 4 + k]) + "<|im_end|>"
+            ids = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, answer)]
+            sequences.append(PromptResponse(*ids))
+    return sequences
+
+
+def test_real_model_real_prompts(smollm2: ModelConfig, ultrafeedback: Path) -> None:
+    """SmolLM2-135M, float32: at most 1e-4 a sequence, a prompt's tokens computed once."""
+    tokenizer, model = load_tokenizer(smollm2), load_model(smollm2)
+    lines = ultrafeedback.read_text(encoding="utf-8").splitlines()
+    prompts = sorted((json.loads(line)["prompt"] for line in lines[:60]), key=len)[::8]
+    sequences = real_sequences(tokenizer, prompts, responses=3)
     assert len({len(s) for s in sequences}) > 5
+    seen: list[int] = []
+    embedding = model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
     packed = response_logps(model, sequences, max_tokens=4096)
-    plain = plain_logps(model, sequences)
+    hook.remove()
+    once = sum(len(ids) for ids in {tuple(s.prompt_ids) for s in sequences})
+    responses = sum(len(s.response_ids) - 1 for s in sequences)  # the last one predicts nothing
+    assert sum(seen) == once + responses == passed_tokens(sequences, 4096)
+    assert pack(sequences, model.device).tokens == once + responses
+    plain = plain_logps(model, sequences).numpy()
     assert np.abs(packed - plain).max() <= 1e-4

@@ -85,7 +85,7 @@ def test_killed_child_and_killed_parent_end_as_inline(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    longer = "training.num_train_epochs=30"
+    longer = "training.num_train_epochs=12"
     output = tmp_path / "apart"
     arguments = (longer, f"output_dir={output}")
 
@@ -126,7 +126,7 @@ def test_killed_child_and_killed_parent_end_as_inline(
 @pytest.mark.slow
 def test_ctrl_c_ends_both(tiny_run: Path, tmp_path: Path) -> None:
     """Sent to the parent alone, as by `kill -INT`: one message, no traceback, nothing left."""
-    run = start(tiny_run, "training.num_train_epochs=100", f"output_dir={tmp_path / 'run'}")
+    run = start(tiny_run, "training.num_train_epochs=40", f"output_dir={tmp_path / 'run'}")
     wait_for((tmp_path / "run/iterations/0001/checkpoint").exists)
     family = children(run.pid)
     os.kill(run.pid, signal.SIGINT)
@@ -146,5 +146,12 @@ def test_who_runs_where(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     assert not apart()
-    with pytest.raises(ValueError, match="phases: process under torchrun"):
-        apart("phases=process")
+    from comal_fast.loop import open_run
+
+    for option, words in {
+        "phases=process": "phases: process under torchrun with 2 ranks",
+        "training.optimizer_offload=true": "training.optimizer_offload under torchrun",
+        "training.optimizer_state=8bit": "training.optimizer_state: 8bit under torchrun",
+    }.items():
+        with pytest.raises(ValueError, match=words), open_run(load_config(tiny_run, [option])):
+            pass

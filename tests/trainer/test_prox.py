@@ -130,7 +130,7 @@ def test_trains_by_the_papers_gradient(prox: str, tiny_run: Path) -> None:
         )
     trainer = Trainer(config, model, items, sequences, 2)
     with trainer:
-        parts = micro_batches(items.groups, items.chosen, items.rejected, trainer.lengths, 150)
+        parts = micro_batches(items.groups, items.chosen, items.rejected, trainer.sequences, 150)
         weights = trainer._weights(items.groups)
         loss = sum(trainer._backward(part, weights)["loss"].item() for part in parts)
     assert len(parts) > 1

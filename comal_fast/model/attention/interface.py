@@ -1,0 +1,108 @@
+"""The entry of transformers' attention interface, and which engine stands behind it."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from comal_fast.model.attention.flex import compiled, flex
+from comal_fast.model.attention.layout import Engine, Layout, Options
+from comal_fast.model.attention.sdpa import sdpa
+from comal_fast.model.attention.varlen import flash, torch_has_varlen, torch_varlen, varlen
+
+# Best on CUDA first. Their names in transformers, which holds a name with `flash`, `flex_attention`
+# or `sdpa` in it for its own.
+ENGINES = {
+    "flash_attention_2": "comal_fa2",
+    "torch_varlen": "comal_varlen",
+    "flex_attention": "comal_flex",
+    "sdpa": "comal_segments",
+}
+# what a layer may ask for beside `Options`, none of which packing keeps exact
+REFUSED = {"s_aux": "sinks", "position_bias": "position biases"}
+KINDS = {"full_attention", "sliding_attention", "attention"}  # of layers, in transformers' configs
+
+
+def register(implementation: str, engine: Engine) -> None:
+    """Make an engine an attention implementation of transformers."""
+
+    def packed_attention(
+        module: torch.nn.Module,
+        query: Tensor,  # (1, heads, T, D)
+        key: Tensor,  # (1, kv_heads, T, D)
+        value: Tensor,  # (1, kv_heads, T, D)
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        *,
+        layout: Layout,
+        softcap: float | None = None,
+        sliding_window: int | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:  # (1, T, heads, D)
+        for option, what in REFUSED.items():
+            if kwargs.get(option) is not None:
+                raise _inexact(f"attention {what}", module)
+        if not getattr(module, "is_causal", True):
+            raise _inexact("attention to what follows", module)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        options = Options(scale, softcap, sliding_window, dropout)
+        return engine(query, key, value, layout, options), None
+
+    AttentionInterface.register(implementation, packed_attention)
+    AttentionMaskInterface.register(implementation, lambda *_, **__: None)
+
+
+register(ENGINES["flash_attention_2"], varlen(flash))
+register(ENGINES["torch_varlen"], varlen(torch_varlen))
+register(ENGINES["flex_attention"], flex(compiled))
+register(ENGINES["sdpa"], sdpa)
+
+
+def choose_engine(requested: str, model: Any) -> str:
+    """Of ENGINES, the one that `model.attn_implementation` means for a model where it is.
+
+    Raises ValueError for one that can't run it. `auto`: the first that can; on a CPU, sdpa.
+    """
+    if requested != "auto":
+        why = _why_not(requested, model)
+        if why:
+            raise ValueError(f"model.attn_implementation: {requested} {why}")
+        return requested
+    return next(engine for engine in ENGINES if not _why_not(engine, model))
+
+
+def refuse(model: Any) -> None:
+    """Raise ValueError for a model whose layers mix tokens in ways that no engine keeps apart."""
+    config = model.config
+    kinds = {*(getattr(config, "layer_types", None) or ())}
+    kinds |= {*(getattr(config, "layers_block_type", None) or ())}
+    for kind in sorted(kinds - KINDS):
+        raise _inexact(f"layers of the kind {kind}", model)
+    if not model.is_backend_compatible():
+        raise _inexact("an attention of the model's own", model)
+
+
+def _why_not(engine: str, model: Any) -> str | None:
+    if engine == "sdpa":
+        return None
+    if model.device.type != "cuda":
+        return "needs CUDA"
+    if engine == "flex_attention":
+        return None
+    if model.dtype not in (torch.bfloat16, torch.float16):
+        return f"computes in bfloat16 or float16, the model in {str(model.dtype).split('.')[1]}"
+    if engine == "flash_attention_2":
+        missing = importlib.util.find_spec("flash_attn") is None
+        return "needs the package flash-attn" if missing else None
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        return f"has no attention soft-capping, and {type(model).__name__} needs it"
+    return None if torch_has_varlen() else "needs a newer torch, whose varlen_attn has windows"
+
+
+def _inexact(what: str, module: torch.nn.Module) -> ValueError:
+    return ValueError(f"packed attention can't do {what}; {type(module).__name__} needs it")

@@ -1,0 +1,143 @@
+"""AdamW's two moments of a parameter: how they are held, and the update that reads and writes them.
+
+The arithmetic is that of libraries: torch's fused AdamW kernel, bitsandbytes' 8-bit one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.adamw import adamw
+
+from comal_fast.config.schema import OptimizerState
+
+BLOCK = 256  # elements that share a scale in bitsandbytes' 8-bit kernels
+SMALLEST = 4096  # parameters with fewer elements keep float32 moments, as bitsandbytes' own do
+
+
+class Dense:
+    """Moments in floating point: in `dtype`, or where it is None in that of the parameter."""
+
+    per: ClassVar = {"exp_avg": 1, "exp_avg_sq": 1}  # elements of the parameter to one entry
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.dtype = dtype
+
+    def zeros(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The moments before the first step, beside the parameter."""
+        dtype = self.dtype or parameter.dtype
+        return {name: torch.zeros_like(parameter, dtype=dtype) for name in self.per}
+
+    def working_dtype(self, parameter: Tensor) -> torch.dtype:
+        """In which `update` wants weights and gradient."""
+        return self.dtype or parameter.dtype
+
+    def update(
+        self,
+        weights: Tensor,  # (N,) updated in place
+        gradient: Tensor,  # (N,)
+        state: dict[str, Tensor],  # (N,) each, updated in place
+        step: int,
+        group: dict[str, Any],
+    ) -> None:
+        """The step-th update, counted from 1."""
+        beta1, beta2 = group["betas"]
+        adamw(
+            [weights],
+            [gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [torch.full((), step - 1.0, device=weights.device)],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+
+
+class EightBit:
+    """Moments in 8 bits, block-wise with a dynamic code (arXiv 2110.02861), by bitsandbytes."""
+
+    per: ClassVar = {
+        "exp_avg": 1,
+        "exp_avg_sq": 1,
+        "exp_avg_scale": BLOCK,
+        "exp_avg_sq_scale": BLOCK,
+    }
+
+    def zeros(self, parameter: Tensor) -> dict[str, Tensor]:
+        """The moments before the first step, beside the parameter: a scale of 0 makes them 0."""
+        codes = ("exp_avg", "exp_avg_sq")
+        state = {name: torch.zeros_like(parameter, dtype=torch.uint8) for name in codes}
+        blocks = -(-local(parameter).numel() // BLOCK)
+        for name in codes:
+            state[f"{name}_scale"] = torch.zeros(blocks, device=parameter.device)
+        return state
+
+    def working_dtype(self, parameter: Tensor) -> torch.dtype:
+        """In which `update` wants weights and gradient."""
+        return parameter.dtype
+
+    def update(
+        self,
+        weights: Tensor,  # (N,) updated in place
+        gradient: Tensor,  # (N,)
+        state: dict[str, Tensor],  # (N,) codes and (ceil(N / BLOCK),) scales, updated in place
+        step: int,
+        group: dict[str, Any],
+    ) -> None:
+        """The step-th update, counted from 1; computed in float32."""
+        from bitsandbytes.functional import optimizer_update_8bit_blockwise
+
+        beta1, beta2 = group["betas"]
+        optimizer_update_8bit_blockwise(
+            "adam",
+            gradient,
+            weights,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            beta1,
+            beta2,
+            0.0,  # beta3 and alpha: of another optimiser
+            0.0,
+            group["eps"],
+            step,
+            group["lr"],
+            _code(weights.device, signed=True),
+            _code(weights.device, signed=False),
+            state["exp_avg_scale"],
+            state["exp_avg_sq_scale"],
+            group["weight_decay"],
+        )
+
+
+Moments = Dense | EightBit
+
+
+def choose_moments(kind: OptimizerState, parameter: Tensor) -> Moments:
+    """How `training.optimizer_state` holds the moments of this parameter."""
+    if kind == "model":
+        return Dense()
+    if kind == "8bit" and local(parameter).numel() >= SMALLEST:
+        return EightBit()
+    return Dense(torch.float32)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor; any other tensor itself."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+@cache
+def _code(device: torch.device, signed: bool) -> Tensor:
+    from bitsandbytes.functional import create_dynamic_map
+
+    return create_dynamic_map(signed=signed).to(device)

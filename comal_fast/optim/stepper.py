@@ -1,0 +1,81 @@
+"""When parameters are updated: after the backward passes of a step, or inside the last one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comal_fast.optim.adamw import AdamW
+
+
+class Stepper:
+    """Steps after the backward passes, by gradients clipped to a global norm (0: not clipped).
+
+    For each step: backward passes, `arm` before the last of them, then `step`.
+    """
+
+    def __init__(self, inner: torch.optim.Optimizer, max_grad_norm: float) -> None:
+        self.inner, self.max_grad_norm = inner, max_grad_norm
+        self.parameters: list[Tensor] = [p for g in inner.param_groups for p in g["params"]]
+
+    def arm(self, rate: float, seed: int) -> None:
+        """The learning rate of the step, and what seeds its random numbers."""
+        for group in self.inner.param_groups:
+            group["lr"], group["seed"] = rate, seed
+
+    def step(self) -> Tensor:
+        """Update the parameters and let go of their gradients; () norm of these, unclipped."""
+        limit = self.max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on as if nothing had happened."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.inner.load_state_dict(state_dict)
+
+
+class BackwardStepper(Stepper):
+    """Steps inside the last backward pass: each parameter as soon as its gradient is complete.
+
+    The gradient is let go of at once, so those of about one layer are alive at a time. Where a step
+    has several backward passes, gradients add up over all but the last as they always do: the
+    result is the same, but the memory saved is that of the last pass only. So give each step one.
+    The norm of all gradients is known at the end, too late for clipping.
+    """
+
+    inner: AdamW
+
+    def __init__(self, inner: AdamW) -> None:
+        super().__init__(inner, max_grad_norm=0)
+        self._hooks: list[Any] = []
+        self._norms: dict[Tensor, Tensor] = {}
+
+    def arm(self, rate: float, seed: int) -> None:
+        super().arm(rate, seed)
+        self._hooks = [p.register_post_accumulate_grad_hook(self._take) for p in self.parameters]
+
+    def step(self) -> Tensor:
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self.parameters:
+            if parameter.grad is not None:  # of an earlier pass, and the last one had none
+                self._take(parameter)
+        self.inner.finish()
+        norms = [self._norms[p] for p in self.parameters if p in self._norms]
+        self._norms.clear()
+        return torch.linalg.vector_norm(torch.stack(norms))
+
+    def _take(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        self._norms[parameter] = torch.linalg.vector_norm(parameter.grad, dtype=wide)
+        self.inner.update(parameter)
+        parameter.grad = None
