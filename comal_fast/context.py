@@ -176,6 +176,10 @@ class Context:
         del self._models[iterate]
         return model
 
+    def forget_models(self) -> None:
+        """Let go of all that are kept here."""
+        self._models.clear()
+
     def put_model(self, iterate: int, model: Any) -> None:
         """Keep a model that was trained into π_iterate."""
         self._models[iterate] = model

@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
 
 from comal_fast.artefacts import write_folder
 from comal_fast.distributed.group import broadcast, wait
 from comal_fast.distributed.ranks import rank, world
+
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 @contextmanager
@@ -33,16 +39,14 @@ def _alone_if_alone() -> Iterator[dict[str, bool]]:
 
 
 def save(folder: Path, model: Any, optimizer: Any) -> None:
-    """Write both into `folder`; all ranks call it."""
-    weights, moments = get_state_dict(model, optimizer)
+    """Write what is trained, and its moments, into `folder`; all ranks call it."""
     with _alone_if_alone() as option:
-        dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=folder, **option)
+        dcp.save(_state(model, optimizer), checkpoint_id=folder, **option)
 
 
 def load(folder: Path, model: Any, optimizer: Any) -> None:
     """Read both from `folder`, in place; all ranks call it."""
-    weights, moments = get_state_dict(model, optimizer)
-    state: dict[str, Any] = {"model": weights, "optimizer": moments}
+    state = _state(model, optimizer)
     with _alone_if_alone() as option:
         dcp.load(state, checkpoint_id=folder, **option)
     set_state_dict(
@@ -50,4 +54,10 @@ def load(folder: Path, model: Any, optimizer: Any) -> None:
         optimizer,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
+        options=_TRAINED,
     )
+
+
+def _state(model: Any, optimizer: Any) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizer, options=_TRAINED)
+    return {"model": weights, "optimizer": moments}

@@ -61,6 +61,6 @@ def forward_pass(model: Any, function: Callable[..., R]) -> Callable[..., R]:
 
 
 def whole_state(model: Any) -> dict[str, Any]:
-    """The whole model's state dict, on the CPU; empty on ranks other than 0. All ranks call it."""
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    """What is trained, whole and on the CPU; empty on ranks other than 0. All ranks call it."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     return get_model_state_dict(model, options=options)

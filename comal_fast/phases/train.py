@@ -97,6 +97,8 @@ def fit(
     config = context.config
     metrics = context.metrics("train", iteration)
     model = context.take_model(iteration - 1)
+    if world() > 1:  # what a shard is cut from is freed only if nobody keeps it
+        context.forget_models()
     trainer = Trainer(config, model, items, sequences, iteration)
     rows: list[dict[str, Any]] = []
     if resumed:
