@@ -106,9 +106,10 @@ class AdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copied into the state that is here: dtypes and places stay, unlike in the base class."""
-        for parameter, (position, _) in self._place.items():
+        names = [name for group in state_dict["param_groups"] for name in group["params"]]
+        for parameter, key in zip(self._place, names, strict=True):
             mine = self.state[parameter]
-            for name, value in state_dict["state"][position].items():
+            for name, value in state_dict["state"][key].items():
                 if isinstance(value, Tensor):
                     mine[name].copy_(value)
                 else:

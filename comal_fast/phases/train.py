@@ -60,7 +60,7 @@ def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/model from the pairs and their cached log-probs."""
     config = context.config
     training = asdict(config.training)
-    save_steps = training.pop("save_steps")
+    del training["save_steps"]  # has no part in what comes of it
     wanted = make_key(
         "train",
         context.model_key(iteration - 1),
@@ -74,7 +74,7 @@ def run(context: Context, iteration: int) -> None:
         return
     items, sequences = _load(context, iteration)
     resumed = folder_key(_checkpoint(context, iteration)) == wanted
-    fit(context, iteration, items, sequences, wanted, resumed, save_steps)
+    fit(context, iteration, items, sequences, wanted, resumed)
     context.discard(_checkpoint(context, iteration))
     context.note("train", iteration)
 
@@ -91,10 +91,9 @@ def fit(
     sequences: dict[int, PromptResponse],
     key: str,
     resumed: bool,
-    save_steps: int,
 ) -> None:
-    """Train π_{iteration−1} into π_iteration and write it, with a checkpoint every `save_steps`."""
-    config = context.config
+    """Train π_{iteration−1} into π_iteration and write it, from its checkpoint where `resumed`."""
+    config, save_steps = context.config, context.config.training.save_steps
     metrics = context.metrics("train", iteration)
     model = context.take_model(iteration - 1)
     if world() > 1:  # what a shard is cut from is freed only if nobody keeps it
