@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from comal_fast import __version__
 from comal_fast.compare import command as compare
+from comal_fast.distributed.ranks import is_main, world
 from comal_fast.game import command as game
 from comal_fast.lm_game import command as lm_game
 from comal_fast.report import command as report
@@ -30,16 +31,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
     quiet_libraries()
+    if world() == 1:
+        return _attempt(args, arguments, tell)
+    from comal_fast.distributed.group import claim_failure, run_rank
+
+    def tell_once(message: str) -> None:
+        if claim_failure():
+            tell(message)
+
+    return run_rank(lambda: _attempt(args, arguments, tell_once))
+
+
+def tell(message: str) -> None:
+    """On stderr, in one write: several ranks may share it."""
+    sys.stderr.write(f"{message}\n")
+
+
+def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str], None]) -> int:
     try:
+        if world() > 1 and args.run not in (_run, _phase):
+            raise ValueError(f"{arguments[0]}: one process does it all; leave torchrun out")
         return args.run(args)
     except ValueError as error:
-        print(f"comal-fast: error: {error}", file=sys.stderr)
+        tell(f"comal-fast: error: {error}")
         return 2
     except KeyboardInterrupt:
-        print(
+        tell(
             "\ncomal-fast: stopped; nothing finished is lost. To go on from here: "
-            f"comal-fast {' '.join(arguments)}",
-            file=sys.stderr,
+            f"comal-fast {' '.join(arguments)}"
         )
         return 130
 
@@ -90,8 +109,11 @@ def _run(args: argparse.Namespace) -> int:
     from comal_fast.config import load_config
 
     config = load_config(args.config, args.overrides)
-    from comal_fast.loop import run_all  # torch and transformers load only once the config is good
+    from comal_fast.loop import run_all, serve  # torch loads only once the config is good
 
+    if not is_main():
+        serve(config)
+        return 0
     return 3 if run_all(config)["ended"] else 0
 
 
@@ -99,7 +121,10 @@ def _phase(args: argparse.Namespace) -> int:
     from comal_fast.config import load_config
 
     config = load_config(args.config, args.overrides)
-    from comal_fast.loop import run_phase
+    from comal_fast.loop import run_phase, serve
 
+    if not is_main():
+        serve(config)
+        return 0
     run_phase(config, args.phase, args.iteration)
     return 0

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections import OrderedDict
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from comal_fast.artefacts import (
 from comal_fast.config import Config, to_dict
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
+from comal_fast.distributed.ranks import is_main, world
+from comal_fast.memory import peak_gib
 from comal_fast.metrics import PhaseMetrics
 from comal_fast.model.load import (
     load_model,
@@ -49,11 +51,22 @@ class Context:
         self.config = config
         self.directory = Path(config.output_dir)
         self.device = pick_device(config.model.device)
+        self.source = resolve_source(config.model)
+        check_installed(config.training)
+        self._start()
+
+    def _start(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory()
         self._models: OrderedDict[int, Any] = OrderedDict()
-        self.source = resolve_source(config.model)
-        check_installed(config.training)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the models goes to a phase's own process."""
+        return {name: x for name, x in self.__dict__.items() if name != "_models"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._start()
 
     def write_headers(self) -> None:
         """config.yaml and env.json."""
@@ -63,6 +76,7 @@ class Context:
             "versions": self.versions(),
             "python": platform.python_version(),
             "device": self.device_name(),
+            "ranks": world(),
             "threads": torch.get_num_threads(),
             "command": ["comal-fast", *sys.argv[1:]],
         }
@@ -147,7 +161,9 @@ class Context:
             model = load_model(self.config.model, str(folder))
         else:
             model = load_model(self.config.model)
-            if self.config.model.gguf_file is not None:  # slow to dequantise: once per run
+            if (
+                self.config.model.gguf_file is not None and is_main()
+            ):  # slow to dequantise: once per run
                 with write_folder(folder, self._initial_key) as temporary:
                     model.save_pretrained(temporary)
                     self.tokenizer.save_pretrained(temporary)
@@ -159,6 +175,10 @@ class Context:
         model = self.model(iterate)
         del self._models[iterate]
         return model
+
+    def forget_models(self) -> None:
+        """Let go of all that are kept here."""
+        self._models.clear()
 
     def put_model(self, iterate: int, model: Any) -> None:
         """Keep a model that was trained into π_iterate."""
@@ -187,7 +207,8 @@ class Context:
 
     def metrics(self, phase: str, iteration: int) -> PhaseMetrics:
         """The rows of this phase."""
-        return PhaseMetrics(self.directory / "metrics.jsonl", phase, iteration)
+        path = self.directory / "metrics.jsonl" if is_main() else None
+        return PhaseMetrics(path, phase, iteration, partial(peak_gib, self.device))
 
     def note(self, phase: str, iteration: int) -> None:
         """Say in state.json what was finished last."""

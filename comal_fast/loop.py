@@ -6,6 +6,7 @@ import fcntl
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -13,9 +14,15 @@ from rich.table import Table
 from comal_fast.artefacts import read_json, write_json
 from comal_fast.config import Config
 from comal_fast.context import Context
+from comal_fast.distributed import collective
+from comal_fast.distributed.collective import dismiss
+from comal_fast.distributed.ranks import world
+from comal_fast.distributed.rules import check_ranks
+from comal_fast.memory import reset_peak
 from comal_fast.metrics import read_metrics
 from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
 from comal_fast.phases.diagnose import Ending
+from comal_fast.processes import run_apart
 from comal_fast.report import write_report
 from comal_fast.terminal import console
 
@@ -38,14 +45,15 @@ def run_all(config: Config) -> dict[str, Any]:
     """
     with open_run(config) as context:
         context.discard(context.directory / "summary.json")  # of an earlier, shorter run
-        evaluate.run(context, 0)
+        phase = phase_runner(context)
+        phase("evaluate", 0)
         evaluated = evaluate.iterates(config)
         end: Ending | None = None
         for iteration in range(1, config.algorithm.iterations + 1):
             try:
-                for name, phase in PHASES.items():
+                for name in PHASES:
                     if name != "evaluate" or iteration in evaluated:
-                        phase(context, iteration)
+                        phase(name, iteration)
             except train.Diverged as error:
                 if config.diagnostics.divergence != "rollback":
                     raise
@@ -54,6 +62,7 @@ def run_all(config: Config) -> dict[str, Any]:
                 end = diagnose.ending(context, iteration)
             if end:
                 break
+        phase("evaluate", end.result if end else iteration)  # if it was not
         summary = write_summary(context, iteration, end)
         report = write_report(context.directory)
     print_summary(summary, config)
@@ -75,12 +84,28 @@ def run_phase(config: Config, phase: str, iteration: int | None) -> None:
                 f"--iteration: {iteration} is outside 1 … {config.algorithm.iterations} "
                 "(algorithm.iterations)"
             )
-        PHASES[phase](context, iteration)
+        run_here(context, phase, iteration)
+
+
+def phase_runner(context: Context) -> Callable[[str, int], None]:
+    """What runs a phase of an iteration: here, or in a process of its own (`phases`)."""
+    wanted, here = context.config.phases, partial(run_here, context)
+    cuda = context.device.type == "cuda" and world() == 1
+    if wanted == "process" or (wanted == "auto" and cuda):
+        return partial(run_apart, run_here, context)
+    return here
+
+
+def run_here(context: Context, phase: str, iteration: int) -> None:
+    """One phase of one iteration, in this process."""
+    reset_peak(context.device)
+    PHASES[phase](context, iteration)
 
 
 @contextmanager
 def open_run(config: Config) -> Iterator[Context]:
     """The run directory, for one process at a time; its inputs are read before it is written."""
+    check_ranks(config)
     context = Context(config)
     context.held_out_prompts()
     context.directory.mkdir(parents=True, exist_ok=True)
@@ -93,6 +118,12 @@ def open_run(config: Config) -> Iterator[Context]:
             ) from None
         context.write_headers()
         yield context
+    dismiss()
+
+
+def serve(config: Config) -> None:
+    """On ranks other than 0: their part of what rank 0 runs, until it is done."""
+    collective.serve(Context(config))
 
 
 def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, Any]:
@@ -120,8 +151,7 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
 
 
 def _win_rate(context: Context, result: int) -> dict[str, Any]:
-    """Of the resulting iterate (it is evaluated now, if it was not) against the initial policy."""
-    evaluate.run(context, result)
+    """Of the resulting iterate against the initial policy."""
     evaluation = read_json(evaluate.path(context, result))
     rate = evaluation["win_rates"].get("0", {"mean": 0.5, "ci95": [0.5, 0.5]})  # π_0 itself
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class PhaseMetrics:
-    """The rows of one phase of one iteration, replacing what an earlier attempt left."""
+    """The rows of one phase of one iteration, replacing what an earlier attempt left.
 
-    def __init__(self, path: Path, phase: str, iteration: int) -> None:
-        self.path = path
+    Without a path they are made, but not written. `peak`: peak memory of the phase so far, GiB.
+    """
+
+    def __init__(
+        self, path: Path | None, phase: str, iteration: int, peak: Callable[[], float]
+    ) -> None:
+        self.path, self._peak = path, peak
         self._head = {"phase": phase, "iteration": iteration}
+        if path is None:
+            return
         rows = read_metrics(path)
         kept = [r for r in rows if (r["phase"], r["iteration"]) != (phase, iteration)]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -33,10 +41,13 @@ class PhaseMetrics:
     def log(self, **values: Any) -> dict[str, Any]:
         """Append one row, and return it. Names carry `__` for `/`."""
         row = {**self._head, **{name.replace("__", "/"): v for name, v in values.items()}}
+        row["mem/peak_gib"] = self._peak()
         self.replay([row])
         return row
 
     def replay(self, rows: list[dict[str, Any]]) -> None:
         """Append rows as they are."""
+        if self.path is None:
+            return
         with self.path.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in rows)

@@ -21,7 +21,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
-console = Console(highlight=False)
+from comal_fast.distributed.ranks import is_main
+
+console = Console(highlight=False, quiet=not is_main())
 
 
 class _RateColumn(ProgressColumn):

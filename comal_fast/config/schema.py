@@ -230,6 +230,9 @@ class Config:
     """The run directory."""
     seed: int = 0
     """Seed of everything random."""
+    phases: Literal["auto", "inline", "process"] = "auto"
+    """`process`: every phase of `run` in a process of its own, whose memory is free when it ends;
+    `auto` does so on CUDA. Under torchrun they are inline."""
     data: DataConfig = field(default_factory=DataConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     oracle: OracleConfig = field(default_factory=OracleConfig)

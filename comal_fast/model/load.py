@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
+from comal_fast.distributed.group import own_device
 
 
 def resolve_source(config: ModelConfig) -> str:
@@ -46,16 +47,16 @@ def weight_files(source: str, gguf_file: str | None) -> list[Path]:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` → CUDA where there is one."""
+    """`auto` → CUDA where there is one; under torchrun this rank's own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"model.device: {name!r} is no device; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"model.device: {name} asked for, but no CUDA device is available")
-    return device
+    return own_device(device)
 
 
 def load_tokenizer(config: ModelConfig, source: str | None = None) -> Any:

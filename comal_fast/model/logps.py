@@ -28,16 +28,18 @@ def response_logps(
     attn_implementation: str = "auto",
     backend: str = "auto",
     advance: Callable[[int], None] = lambda tokens: None,
+    share: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
     """(S,) float64: sum of the log-probs of each response's tokens, in nats.
 
     Sequences run through the model packed, at most `max_tokens` tokens at a time; `advance` is
-    told the tokens that went through it.
+    told the tokens that went through it. `share` (r, n): only the passes whose number is r modulo
+    n; 0 elsewhere.
     """
     result = np.zeros(len(sequences))
     head = head_arguments(model)
     with packed_attention(model, attn_implementation):
-        for numbers in _passes(sequences, max_tokens):
+        for numbers in _passes(sequences, max_tokens)[share[0] :: share[1]]:
             packed = pack([sequences[i] for i in numbers], model.device)
             logp = linear_logprob(
                 predictor_states(model, packed),

@@ -39,15 +39,18 @@ def sample_responses(
     num_generations: int,
     config: GenerationConfig,
     seed: str,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[int, list[Response]]]:
     """Yield {prompt index: its K responses} a batch at a time, longest prompts first.
 
     Every batch seeds itself from `seed` and its number, so the outcome depends on nothing before.
+    `share` (r, n): only the batches whose number is r modulo n.
     """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     per_batch = max(1, config.batch_size // num_generations)
     stops = stop_token_ids(model, tokenizer)
-    for number, start in enumerate(range(0, len(order), per_batch)):
+    starts = list(enumerate(range(0, len(order), per_batch)))
+    for number, start in starts[share[0] :: share[1]]:
         chosen = order[start : start + per_batch]
         digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
         with torch.random.fork_rng(), torch.inference_mode():

@@ -12,6 +12,9 @@ import pyarrow as pa
 from comal_fast.artefacts import make_key, table_key, write_table
 from comal_fast.context import Context
 from comal_fast.data.tokenize import TokenizedPrompt
+from comal_fast.distributed.collective import collective
+from comal_fast.distributed.group import gather
+from comal_fast.distributed.ranks import rank, world
 from comal_fast.model.sample import Response, sample_responses
 from comal_fast.terminal import progress
 
@@ -93,16 +96,9 @@ def sample_table(
     description: str,
 ) -> tuple[pa.Table, float]:
     """(samples of π_iterate in SAMPLES' columns, seconds). `stream` separates random streams."""
-    config = context.config
-    model, tokenizer = context.model(iterate), context.tokenizer
     ids = [p.ids for p in prompts]
-    responses: dict[int, list[Response]] = {}
-    with progress(description, len(prompts) * count, "responses") as advance:
-        for batch in sample_responses(
-            model, tokenizer, ids, count, config.generation, f"{config.seed} {stream}"
-        ):
-            responses |= batch
-            advance(count * len(batch))
+    responses, seconds = _sample(context, iterate, ids, count, stream, description)
+    tokenizer = context.tokenizer
     rows = [
         {
             "prompt_id": number,
@@ -116,4 +112,34 @@ def sample_table(
         for number, prompt in enumerate(prompts)
         for sample, response in enumerate(responses[number])
     ]
-    return pa.Table.from_pylist(rows, schema=SAMPLES), advance.seconds
+    return pa.Table.from_pylist(rows, schema=SAMPLES), seconds
+
+
+@collective
+def _sample(
+    context: Context,
+    iterate: int,
+    prompts: list[list[int]],
+    count: int,
+    stream: str,
+    description: str,
+) -> tuple[dict[int, list[Response]], float]:
+    """({prompt: its responses}, seconds); ranks take every so many batches each."""
+    config = context.config
+    responses: dict[int, list[Response]] = {}
+    with progress(description, len(prompts) * count, "responses") as advance:
+        for batch in sample_responses(
+            context.model(iterate),
+            context.tokenizer,
+            prompts,
+            count,
+            config.generation,
+            f"{config.seed} {stream}",
+            share=(rank(), world()),
+        ):
+            responses |= batch
+            advance(count * len(batch))
+        for theirs in gather(responses):
+            responses |= theirs
+        advance(count * len(responses) - advance.done)
+    return responses, advance.seconds

@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from comal_fast.artefacts import make_key, read_table, table_key, write_table
 from comal_fast.context import Context
+from comal_fast.distributed.collective import collective
+from comal_fast.distributed.group import gather
+from comal_fast.distributed.ranks import rank, world
 from comal_fast.model.logps import passed_tokens, response_logps
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import generate, pair
@@ -67,12 +70,14 @@ def prompt_responses(samples: pa.Table, rows: Sequence[int]) -> list[PromptRespo
     return [PromptResponse(prompts[row], responses[row]) for row in rows]
 
 
+@collective
 def model_logps(
     context: Context, iterate: int, sequences: list[PromptResponse], description: str
 ) -> tuple[np.ndarray, float]:
-    """((S,) sums of log-probs under π_iterate, seconds)."""
+    """((S,) sums of log-probs under π_iterate, seconds); ranks take every so many passes each."""
     config, model = context.config, context.model(iterate)
-    with progress(description, _tokens(context, sequences), "tokens") as advance:
+    total = _tokens(context, sequences)
+    with progress(description, total, "tokens") as advance:
         values = response_logps(
             model,
             sequences,
@@ -80,7 +85,10 @@ def model_logps(
             attn_implementation=config.model.attn_implementation,
             backend=config.training.backend,
             advance=advance,
+            share=(rank(), world()),
         )
+        values = np.sum(gather(values), axis=0)
+        advance(total - advance.done)
     return values, advance.seconds
 
 

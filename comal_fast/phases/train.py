@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import resource
-import sys
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict
@@ -15,10 +13,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_fast.artefacts import folder_key, make_key, read_table, table_key, write_folder
+from comal_fast.artefacts import (
+    folder_key,
+    make_key,
+    read_json,
+    read_table,
+    table_key,
+    write_folder,
+    write_json,
+)
 from comal_fast.config import Config
 from comal_fast.config.validate import prox_options
 from comal_fast.context import Context
+from comal_fast.distributed import checkpoint
+from comal_fast.distributed.collective import collective
+from comal_fast.distributed.group import summed
+from comal_fast.distributed.ranks import is_main, world
+from comal_fast.distributed.sharding import forward_pass, shard, whole_state
+from comal_fast.distributed.share import my_passes
 from comal_fast.model.packed import (
     PromptResponse,
     head_arguments,
@@ -32,6 +44,7 @@ from comal_fast.phases.batches import Group, MicroBatch, epoch_batches, micro_ba
 from comal_fast.phases.items import Items, hyperparameters, implicit_rewards, make_items
 from comal_fast.terminal import progress
 from comal_kernels import prox_loss
+from comal_kernels.sharded import whole
 
 
 class Diverged(ValueError):
@@ -47,7 +60,7 @@ def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/model from the pairs and their cached log-probs."""
     config = context.config
     training = asdict(config.training)
-    save_steps = training.pop("save_steps")
+    del training["save_steps"]  # has no part in what comes of it
     wanted = make_key(
         "train",
         context.model_key(iteration - 1),
@@ -59,14 +72,36 @@ def run(context: Context, iteration: int) -> None:
     )
     if folder_key(path(context, iteration)) == wanted:
         return
-    metrics = context.metrics("train", iteration)
     items, sequences = _load(context, iteration)
+    resumed = folder_key(_checkpoint(context, iteration)) == wanted
+    fit(context, iteration, items, sequences, wanted, resumed)
+    context.discard(_checkpoint(context, iteration))
+    context.note("train", iteration)
+
+
+def _checkpoint(context: Context, iteration: int) -> Path:
+    return context.folder(iteration) / "checkpoint"
+
+
+@collective
+def fit(
+    context: Context,
+    iteration: int,
+    items: Items,
+    sequences: dict[int, PromptResponse],
+    key: str,
+    resumed: bool,
+) -> None:
+    """Train π_{iteration−1} into π_iteration and write it, from its checkpoint where `resumed`."""
+    config, save_steps = context.config, context.config.training.save_steps
+    metrics = context.metrics("train", iteration)
     model = context.take_model(iteration - 1)
+    if world() > 1:  # what a shard is cut from is freed only if nobody keeps it
+        context.forget_models()
     trainer = Trainer(config, model, items, sequences, iteration)
-    checkpoint = context.folder(iteration) / "checkpoint"
     rows: list[dict[str, Any]] = []
-    if folder_key(checkpoint) == wanted:
-        rows = trainer.restore(checkpoint)
+    if resumed:
+        rows = trainer.restore(_checkpoint(context, iteration))
         metrics.replay(rows)
     description = f"train π_{iteration} ({config.algorithm.prox})"
     with progress(description, trainer.steps, "steps") as advance, trainer:
@@ -75,14 +110,15 @@ def run(context: Context, iteration: int) -> None:
             rows.append(metrics.log(**trainer.optimiser_step()))
             advance()
             if save_steps and trainer.step % save_steps == 0 and trainer.step < trainer.steps:
-                with write_folder(checkpoint, wanted) as temporary:
+                with checkpoint.write_together(_checkpoint(context, iteration), key) as temporary:
                     trainer.save(temporary, rows)
-    with write_folder(path(context, iteration), wanted) as temporary:
-        model.save_pretrained(temporary)
-        context.tokenizer.save_pretrained(temporary)
-    context.discard(checkpoint)
-    context.put_model(iteration, model)
-    context.note("train", iteration)
+    weights = whole_state(model) if world() > 1 else None
+    if is_main():
+        with write_folder(path(context, iteration), key) as temporary:
+            model.save_pretrained(temporary, state_dict=weights)
+            context.tokenizer.save_pretrained(temporary)
+    if world() == 1:
+        context.put_model(iteration, model)
 
 
 def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResponse]]:
@@ -108,7 +144,10 @@ def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResp
 
 
 class Trainer:
-    """AdamW steps on one iteration's items. A context manager: packed attention is on inside."""
+    """AdamW steps on one iteration's items. A context manager: packed attention is on inside.
+
+    Under torchrun the model is sharded, and every rank makes a share of each step's passes.
+    """
 
     def __init__(
         self,
@@ -121,6 +160,7 @@ class Trainer:
         self.config, self.model, self.iteration = config, model, iteration
         self.items, self.sequences = items, sequences
         training = config.training
+        shard(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(trained, training)
         self.schedule = [
@@ -135,6 +175,7 @@ class Trainer:
         ]
         self.step = 0
         self._packed = packed_attention(model, config.model.attn_implementation)
+        self._states = forward_pass(model, predictor_states)
 
     def _prompt(self, group: Group) -> Hashable:
         return self.sequences[self.items.chosen[group[0]]].prompt
@@ -169,31 +210,24 @@ class Trainer:
     def optimiser_step(self) -> dict[str, Any]:
         """Forward, backward and update for the next batch; its metrics row."""
         start = time.monotonic()
-        config = self.config.training
         epoch, batch = self.schedule[self.step]
         text = f"{self.config.seed} step {self.iteration} {self.step}"
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         torch.manual_seed(seed)
         rate = self.learning_rate(self.step)
-        if self.model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.model.device)
         totals: dict[str, Tensor] = {}
         weights = self._weights(batch)
-        micros = micro_batches(
-            batch,
-            self.items.chosen,
-            self.items.rejected,
-            self.sequences,
-            config.max_tokens_per_microbatch,
-        )
-        for micro in micros:
-            self.optimizer.arm(rate, seed, last=micro is micros[-1])
-            for name, value in self._backward(micro, weights).items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value
-        norm = self.optimizer.step()
+        nothing = {name: torch.zeros_like(x) for name, x in weights.items()}
+        both = self.items.chosen, self.items.rejected
+        passes = my_passes(batch, *both, self.sequences, self._pack)
+        for number, (micro, counts) in enumerate(passes):
+            self.optimizer.arm(rate, seed, last=number == len(passes) - 1)
+            for name, value in self._backward(micro, weights if counts else nothing).items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value * counts
+        norm = whole(self.optimizer.step())
         self.step += 1
         row: dict[str, Any] = {"step": self.step, "epoch": epoch + 1}
-        row |= {name: float(value) for name, value in totals.items()}
+        row |= summed({name: float(value) for name, value in totals.items()})
         if {"rewards/chosen", "rewards/rejected"} <= row.keys():
             row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
         row |= {"grad_norm": float(norm), "learning_rate": rate}
@@ -204,15 +238,16 @@ class Trainer:
             )
         seconds = time.monotonic() - start
         row |= {"perf/seconds": seconds, "perf/tokens_per_s": row["perf/tokens"] / seconds}
-        row["mem/peak_gib"] = self._peak_bytes() / 2**30
         return row
 
-    def _peak_bytes(self) -> int:
-        """Of this step on a GPU; of the process so far on the CPU."""
-        if self.model.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.model.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+    def _pack(self, batch: Sequence[Group]) -> list[MicroBatch]:
+        return micro_batches(
+            batch,
+            self.items.chosen,
+            self.items.rejected,
+            self.sequences,
+            self.config.training.max_tokens_per_microbatch,
+        )
 
     def _weights(self, batch: Sequence[Group]) -> dict[str, Tensor]:
         """(P,) share of each item in the step's loss, and in the means of either side, by counts.
@@ -233,7 +268,7 @@ class Trainer:
         """Accumulate the gradients of one packed pass; its share of the step's means."""
         config, device = self.config, self.model.device
         packed = pack([self.sequences[row] for row in micro.rows], device)
-        hidden = predictor_states(self.model, packed)
+        hidden = self._states(packed)
         chosen = torch.tensor(micro.chosen)
         rejected = torch.tensor(micro.rejected) if micro.rejected else None
         cached = self.items.cached(micro, device)
@@ -269,19 +304,14 @@ class Trainer:
         return result
 
     def save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
-        """What `restore` needs to go on as if nothing had happened."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "rows": rows,
-        }
-        torch.save(state, folder / "state.pt")
+        """What `restore` needs to go on as if nothing had happened. All ranks call it."""
+        checkpoint.save(folder, self.model, self.optimizer.inner)
+        if is_main():
+            write_json(folder / "trainer.json", {"step": self.step, "rows": rows})
 
     def restore(self, folder: Path) -> list[dict[str, Any]]:
-        """Continue from a checkpoint; the metrics rows up to it."""
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Continue from a checkpoint, of any number of ranks; the metrics rows up to it."""
+        checkpoint.load(folder, self.model, self.optimizer.inner)
+        state = read_json(folder / "trainer.json")
         self.step = state["step"]
         return state["rows"]

@@ -179,9 +179,10 @@ def phases(table: dict[int, dict[str, float]]) -> list[str]:
     return [name for name in PHASES if name in seen] + sorted(seen - set(PHASES))
 
 
-def peak_memory(run: Run, iteration: int | None = None) -> float:
-    """Highest mem/peak_gib of all rows (of one iteration), GiB; NaN where none was recorded."""
-    rows = (r for r in run.rows if iteration is None or r["iteration"] == iteration)
+def peak_memory(run: Run, iteration: int | None = None, phase: str | None = None) -> float:
+    """Highest mem/peak_gib of all rows (of one iteration, of one phase), GiB; NaN without any."""
+    wanted = {"iteration": iteration, "phase": phase}
+    rows = (r for r in run.rows if all(x is None or r[name] == x for name, x in wanted.items()))
     values = [v for r in rows if math.isfinite(v := number(r.get("mem/peak_gib")))]
     return max(values, default=math.nan)
 

@@ -191,11 +191,13 @@ def time_table(run: Run) -> Table | None:
 
 
 def memory_line(run: Run) -> str:
-    """One sentence on peak memory."""
+    """One sentence on peak memory, of all phases and of each."""
     peak = peak_memory(run)
     if not math.isfinite(peak):
         return "No peak memory was recorded."
-    return f"Peak memory: {_gib(peak)}."
+    peaks = {name: peak_memory(run, phase=name) for name in phases(seconds(run))}
+    each = [f"{name} {_gib(x)}" for name, x in peaks.items() if math.isfinite(x)]
+    return f"Peak memory: {_gib(peak)} ({', '.join(each)})."
 
 
 def environment(run: Run) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ LATE = ("algorithm", "training", "pairing", "diagnostics")
 def common_iterations(a: Config, b: Config) -> int | None:
     """How many iterations come out the same; None where not even the first samples do."""
     one, two = _leaves(to_dict(a)), _leaves(to_dict(b))
-    differing = {key for key in one if one[key] != two[key]} - {"output_dir"}
+    differing = {key for key in one if one[key] != two[key]} - {"output_dir", "phases"}
     horizon = {"algorithm.iterations", "algorithm.ref_update_interval"}
     if differing <= horizon:
         least = min(a.algorithm.iterations, b.algorithm.iterations)

@@ -31,7 +31,7 @@ KILLS = [
     ("comal_fast.phases.evaluate:write_json", 1),
     ("comal_fast.phases.diagnose:write_table", 1),
     ("comal_fast.phases.diagnose:write_json", 1),
-    ("comal_fast.phases.train:write_folder", 2),  # iteration 2
+    ("comal_fast.distributed.checkpoint:write_folder", 2),  # iteration 2
     ("comal_fast.phases.train:Trainer.optimiser_step", 2),
     ("comal_fast.loop:write_summary", 1),
 ]

@@ -1,0 +1,63 @@
+"""Checkpoints inside an iteration by DCP: written by any number of ranks, read by any other."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+
+from comal_fast.artefacts import write_folder
+from comal_fast.distributed.group import broadcast, wait
+from comal_fast.distributed.ranks import rank, world
+
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
+
+
+@contextmanager
+def write_together(path: Path, key: str) -> Iterator[Path]:
+    """`write_folder` on rank 0; all ranks write into it."""
+    with write_folder(path, key) if rank() == 0 else nullcontext() as temporary:
+        yield broadcast(temporary)
+        wait()
+
+
+@contextmanager
+def _alone_if_alone() -> Iterator[dict[str, bool]]:
+    """DCP's option for a single process, and not its warning that there is only one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield {"no_dist": world() == 1}
+
+
+def save(folder: Path, model: Any, optimizer: Any) -> None:
+    """Write what is trained, and its moments, into `folder`; all ranks call it."""
+    with _alone_if_alone() as option:
+        dcp.save(_state(model, optimizer), checkpoint_id=folder, **option)
+
+
+def load(folder: Path, model: Any, optimizer: Any) -> None:
+    """Read both from `folder`, in place; all ranks call it."""
+    state = _state(model, optimizer)
+    with _alone_if_alone() as option:
+        dcp.load(state, checkpoint_id=folder, **option)
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=_TRAINED,
+    )
+
+
+def _state(model: Any, optimizer: Any) -> dict[str, Any]:
+    weights, moments = get_state_dict(model, optimizer, options=_TRAINED)
+    return {"model": weights, "optimizer": moments}

@@ -1,0 +1,114 @@
+"""The process group: messages between ranks, and how a run of many ranks ends.
+
+A rank that fails claims the failure in the store that torchrun keeps: the first claim is told, what
+then breaks on the other ranks is its consequence and silent. torchrun ends those that wait.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from comal_fast.distributed.ranks import local_rank, rank, world
+
+_FAILURE = "comal-fast failure"
+_PATIENCE = timedelta(days=365)  # while another rank judges, say; torchrun ends those that wait
+_control: Any = None  # the group of messages: gloo, on the CPU
+_store: Any = None
+
+
+def start() -> None:
+    """Join the group; every rank calls it once, first of all."""
+    global _control, _store
+    _store, _, _ = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=_store, rank=rank(), world_size=world())
+    _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """This rank's own of such devices. Raises ValueError where there are more ranks than GPUs."""
+    if world() == 1 or device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise ValueError(
+            f"model.device: {device} under torchrun, where each rank takes a GPU of its own; "
+            "use cuda"
+        )
+    here, available = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if here > available:
+        raise ValueError(
+            f"torchrun: {here} processes on a machine with {available} GPUs; "
+            f"give --nproc-per-node {available}"
+        )
+    own = torch.device("cuda", local_rank())
+    torch.cuda.set_device(own)
+    return own
+
+
+def claim_failure() -> bool:
+    """Whether this rank is the first that fails, and so the one that says why."""
+    if world() == 1:
+        return True
+    mine = str(rank()).encode()
+    return bool(_store.compare_set(_FAILURE, "", str(rank())) == mine)
+
+
+def run_rank(work: Callable[[], int]) -> int:
+    """`work` as one of several ranks; its exit status. Does not return where it failed."""
+    start()
+    try:
+        status = work()
+    except Exception:
+        status = 1
+        if claim_failure():
+            traceback.print_exc()
+    if status == 2 or status == 1 or status == 130:  # the group is broken: no orderly end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    wait()
+    dist.destroy_process_group()
+    return status
+
+
+def wait() -> None:
+    """Until all ranks are here."""
+    if world() > 1:
+        dist.barrier(_control)
+
+
+def broadcast(message: Any) -> Any:
+    """Rank 0's message, on every rank."""
+    if world() == 1:
+        return message
+    box = [message]
+    dist.broadcast_object_list(box, src=0, group=_control)
+    return box[0]
+
+
+def gather(message: Any) -> list[Any]:
+    """On rank 0 the messages of all ranks, in order; nothing elsewhere."""
+    if world() == 1:
+        return [message]
+    box: list[Any] = [None] * world()
+    dist.gather_object(message, box if rank() == 0 else None, dst=0, group=_control)
+    return box if rank() == 0 else []
+
+
+def summed(values: Mapping[str, float]) -> dict[str, float]:
+    """Each value summed over the ranks, which name the same values; on every rank."""
+    if world() == 1:
+        return dict(values)
+    names = sorted(values)
+    sums = torch.tensor([values[name] for name in names], dtype=torch.float64)
+    dist.all_reduce(sums, group=_control)
+    total = dict(zip(names, sums.tolist(), strict=True))
+    return {name: total[name] for name in values}

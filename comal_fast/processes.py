@@ -1,0 +1,98 @@
+"""A phase in a process of its own: what it held, on the GPU too, is free when it ends.
+
+The processes fork from a server that has imported everything and touched no GPU, so that one more
+costs little. To the caller it is as if the phase ran here: its errors, its output, Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from threading import Thread
+from typing import Any
+
+
+def run_apart(work: Callable[..., None], *arguments: Any) -> None:
+    """`work(*arguments)` in a new process; raises what it raises. All of them must pickle.
+
+    Raises ValueError where the process was killed.
+    """
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([work.__module__])
+    receiver, sender = server.Pipe(duplex=False)
+    child = server.Process(target=_child, args=(sender, work, arguments))
+    child.start()
+    sender.close()
+    try:
+        error = _outcome(receiver)
+        child.join()
+    except KeyboardInterrupt:
+        child.join(1)  # the terminal interrupts both
+        if child.is_alive() and child.pid is not None:
+            os.kill(child.pid, signal.SIGINT)
+            child.join(10)
+        raise
+    finally:
+        if child.is_alive():
+            child.kill()
+        child.join()
+    if child.exitcode == 130:
+        raise KeyboardInterrupt
+    if child.exitcode != 0:
+        raise ValueError(
+            f"the process of this phase was killed ({_cause(child.exitcode)}); out of memory? "
+            "The same command goes on from the last checkpoint"
+        )
+    if error is not None:
+        raise error
+
+
+def _outcome(receiver: Connection) -> Exception | None:
+    try:
+        error: Exception | None = receiver.recv()
+    except EOFError:  # it ended without a word
+        return None
+    return error
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return signal.Signals(-exitcode).name
+    return f"exit status {exitcode}"
+
+
+def _child(sender: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        work(*arguments)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sender.send(_portable(error))
+    else:
+        sender.send(None)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error itself where it pickles; with where it was raised, if it's not meant for users."""
+    if not isinstance(error, ValueError):
+        error.add_note(traceback.format_exc())
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        return kind(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+    return error
