@@ -25,7 +25,7 @@ class AdamW(torch.optim.Optimizer):
     weights, and so does a resumed run.
 
     state: dtype of the moments: "model" that of the parameter (all of torch's AdamW), "float32", or
-        "8bit" (parameters of less than 4096 elements: float32).
+        "8bit" (where `choose_moments` does not hold to float32).
     stochastic_rounding: write bfloat16 parameters without bias instead of rounding to nearest.
     offload: the moments live in (pinned) host memory.
     """

@@ -5,6 +5,7 @@ The arithmetic is that of libraries: torch's fused AdamW kernel, bitsandbytes' 8
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -16,7 +17,9 @@ from comal_fast.config.schema import OptimizerState
 from comal_fast.optim.slices import local
 
 BLOCK = 256  # elements that share a scale in bitsandbytes' 8-bit kernels
-SMALLEST = 4096  # parameters with fewer elements keep float32 moments, as bitsandbytes' own do
+SMALLEST = (
+    4096  # parameters with fewer elements keep float32 moments, as in bitsandbytes and torchao
+)
 
 
 class Dense:
@@ -65,7 +68,11 @@ class Dense:
 
 
 class EightBit:
-    """Moments in 8 bits, block-wise with a dynamic code (arXiv 2110.02861), by bitsandbytes."""
+    """Moments in 8 bits, block-wise with a dynamic code (arXiv 2110.02861), by bitsandbytes.
+
+    The second moment's code holds no zero (arXiv 2309.01507): with one, elements whose gradient is
+    small beside their block's are divided by nothing, in steps of thousands of learning rates.
+    """
 
     per: ClassVar = {
         "exp_avg": 1,
@@ -78,7 +85,7 @@ class EightBit:
         """The moments before the first step, beside the parameter: a scale of 0 makes them 0."""
         codes = ("exp_avg", "exp_avg_sq")
         state = {name: torch.zeros_like(parameter, dtype=torch.uint8) for name in codes}
-        blocks = -(-local(parameter).numel() // BLOCK)
+        blocks = local(parameter).numel() // BLOCK
         for name in codes:
             state[f"{name}_scale"] = torch.zeros(blocks, device=parameter.device)
         return state
@@ -91,43 +98,47 @@ class EightBit:
         self,
         weights: Tensor,  # (N,) updated in place
         gradient: Tensor,  # (N,)
-        state: dict[str, Tensor],  # (N,) codes and (ceil(N / BLOCK),) scales, updated in place
+        state: dict[str, Tensor],  # (N,) codes and (N / BLOCK,) scales, updated in place
         step: int,
         group: dict[str, Any],
     ) -> None:
         """The step-th update, counted from 1; computed in float32."""
-        from bitsandbytes.functional import optimizer_update_8bit_blockwise
-
         beta1, beta2 = group["betas"]
-        optimizer_update_8bit_blockwise(
-            "adam",
-            gradient,
-            weights,
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            beta1,
-            beta2,
-            0.0,  # beta3 and alpha: of another optimiser
-            0.0,
-            group["eps"],
-            step,
-            group["lr"],
-            _code(weights.device, signed=True),
-            _code(weights.device, signed=False),
-            state["exp_avg_scale"],
-            state["exp_avg_sq_scale"],
-            group["weight_decay"],
-        )
+        with torch.cuda.device_of(weights):
+            _kernel(weights.device.type)(
+                "adam",
+                gradient,
+                weights,
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                beta1,
+                beta2,
+                0.0,  # beta3 and alpha: of another optimiser
+                0.0,
+                group["eps"],
+                step,
+                group["lr"],
+                _code(weights.device, signed=True),
+                _code(weights.device, signed=False),
+                state["exp_avg_scale"],
+                state["exp_avg_sq_scale"],
+                group["weight_decay"],
+            )
 
 
 Moments = Dense | EightBit
 
 
 def choose_moments(kind: OptimizerState, parameter: Tensor) -> Moments:
-    """How `training.optimizer_state` holds the moments of this parameter."""
+    """How `training.optimizer_state` holds the moments of this parameter.
+
+    "8bit" holds those of small parameters, and of any that are not made of whole blocks, in
+    float32.
+    """
     if kind == "model":
         return Dense()
-    if kind == "8bit" and local(parameter).numel() >= SMALLEST:
+    count = local(parameter).numel()
+    if kind == "8bit" and count >= SMALLEST and count % BLOCK == 0:
         return EightBit()
     return Dense(torch.float32)
 
@@ -136,4 +147,19 @@ def choose_moments(kind: OptimizerState, parameter: Tensor) -> Moments:
 def _code(device: torch.device, signed: bool) -> Tensor:
     from bitsandbytes.functional import create_dynamic_map
 
-    return create_dynamic_map(signed=signed).to(device)
+    code = create_dynamic_map(signed=signed)  # (256,) ascending
+    if not signed:
+        code[0] = code[1] / 2
+    return code.to(device)
+
+
+def _kernel(device_type: str) -> Callable[..., None]:
+    """bitsandbytes' update. On CUDA its Triton kernel, which runs on the current stream; its native
+    one runs on the default stream, whichever is current, so beside copies it would be a race."""
+    if device_type == "cuda":
+        from bitsandbytes.backends.triton import kernels_optim
+
+        return kernels_optim.optimizer_update_8bit_blockwise_impl
+    from bitsandbytes.functional import optimizer_update_8bit_blockwise
+
+    return optimizer_update_8bit_blockwise

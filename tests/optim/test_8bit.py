@@ -10,12 +10,13 @@ from torch import Tensor
 
 from comal_fast.config.schema import DataConfig, OptimizerState, TrainingConfig
 from comal_fast.data.prompts import load_prompts
-from comal_fast.optim import Stepper, make_optimizer
+from comal_fast.optim import AdamW, Stepper, make_optimizer, moments
 from tiny import byte_tokenizer, tiny_model
 
 pytest.importorskip("bitsandbytes")
-SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}  # all matrices in 8 bits
-STEPS, LENGTH, ROWS = 120, 48, 8
+SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16, "vocab_size": 264}
+STEPS, LENGTH, ROWS = 60, 32, 8
+SIZE = 17 * 256  # elements of a parameter
 
 
 def text() -> Tensor:
@@ -41,22 +42,53 @@ def learn(state: OptimizerState) -> tuple[list[float], Any, Stepper]:
     return losses, model, optimizer
 
 
+@pytest.mark.parametrize("kernel", ["cpu", "cuda"])
+def test_no_step_is_far_longer_than_with_float32_moments(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the gradients of a block differ a thousandfold, and some come and go.
+
+    With a zero in the second moment's code, bitsandbytes' Triton kernel took one of 61 000 learning
+    rates. Measured without: at most 1.22, and a mean distance of 0.14 after five (Triton: 0.07).
+    """
+    if kernel == "cuda" and torch.cuda.is_available():
+        pytest.skip("the CUDA kernel runs on the CPU in Triton's interpreter only")
+    monkeypatch.setattr(moments, "_kernel", lambda _, choose=moments._kernel: choose(kernel))
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(SIZE, generator=generator)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizer = AdamW([ours], lr=1e-2, weight_decay=0.01, state="8bit")
+    reference = torch.optim.AdamW([theirs], lr=1e-2, weight_decay=0.01)
+    for step in range(5):
+        size = torch.rand(SIZE, generator=generator) ** 4
+        ours.grad = size * torch.randn(SIZE, generator=generator)
+        if step % 3 == 0:
+            ours.grad[:2048] = 0
+        theirs.grad = ours.grad.clone()
+        before = ours.detach().clone()
+        optimizer.step()
+        reference.step()
+        assert (ours - before).abs().max() < 1.5e-2
+    distance = (ours - theirs).abs().mean() / 1e-2
+    assert 0 < distance < 0.2
+
+
 def state_bytes(optimizer: Stepper, parameter: Tensor) -> int:
     state = optimizer.inner.state[parameter].values()
     return sum(x.nbytes for x in state if isinstance(x, Tensor))
 
 
 def test_learns_as_with_float32_moments() -> None:
-    """Measured: at most 0.047 nats apart in any step, 0.001 over the last 20, of 6.76 → 2.5."""
+    """Measured: at most 0.012 nats apart in any step, 0.001 over the last 20, of 6.73 → 2.90."""
     theirs, _, _ = learn("float32")
     ours, model, optimizer = learn("8bit")
     assert theirs[-1] < 0.5 * theirs[0]
-    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 0.1
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 0.05
     assert sum(ours[-20:]) / 20 == pytest.approx(sum(theirs[-20:]) / 20, abs=0.01)
     assert ours != theirs
     for name, parameter in model.named_parameters():
         held = state_bytes(optimizer, parameter)
-        if parameter.numel() < 4096:  # norms
+        if parameter.numel() < 4096:  # norms, half of the attention
             assert held == 8 * parameter.numel(), name
         else:
             assert held <= 2.04 * parameter.numel(), name

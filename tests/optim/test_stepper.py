@@ -54,7 +54,7 @@ def train(
 
 
 def make(dtype: torch.dtype = torch.float32, tied: bool = False, **options: Any) -> Any:
-    model = tiny_model(tie_word_embeddings=tied).to(dtype)
+    model = tiny_model(tie_word_embeddings=tied, vocab_size=264).to(dtype)  # blocks of 256
     config = TrainingConfig(weight_decay=0.01, **options)
     return model, make_optimizer(model.parameters(), config)
 

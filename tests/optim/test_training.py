@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from comal_fast.config import load_config
 from comal_fast.loop import PHASES, open_run
 from comal_fast.phases.train import Diverged, Trainer
+from tiny import byte_tokenizer, tiny_model
 
 IN_BACKWARD = ["training.optimizer_in_backward=true", "training.max_grad_norm=0"]
 LEAN = [
@@ -61,6 +62,9 @@ def test_a_run_cut_short_ends_the_same(
 ) -> None:
     if options is LEAN:
         pytest.importorskip("bitsandbytes")
+    tiny_model(vocab_size=264).save_pretrained(tmp_path / "tiny")  # whole blocks of 256
+    byte_tokenizer().save_pretrained(tmp_path / "tiny")
+    options = [*options, f"model.name_or_path={tmp_path / 'tiny'}"]
     calm = start(tiny_run, tmp_path / "calm", *options)
     took, whole = [], Trainer.optimiser_step
 
