@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -42,6 +45,7 @@ def learn(state: OptimizerState) -> tuple[list[float], Any, Stepper]:
     return losses, model, optimizer
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # 0 / 0 of a block of zeros
 @pytest.mark.parametrize("kernel", ["cpu", "cuda"])
 def test_no_step_is_far_longer_than_with_float32_moments(
     kernel: str, monkeypatch: pytest.MonkeyPatch
@@ -71,6 +75,35 @@ def test_no_step_is_far_longer_than_with_float32_moments(
         assert (ours - before).abs().max() < 1.5e-2
     distance = (ours - theirs).abs().mean() / 1e-2
     assert 0 < distance < 0.2
+
+
+COMPILE = """
+from bitsandbytes.backends.triton import kernels_optim
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+kernel = kernels_optim._optimizer_update_2state_8bit_blockwise_triton_kernel
+constants = dict(beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, gnorm_scale=1.0,
+                 BLOCK_SIZE_N=256, N_PER_TH=1, OPTIMIZER_ID=3)
+for element in ("fp32", "bf16"):
+    types = dict(p_ptr="*" + element, g_ptr="*" + element, state1_ptr="*u8", state2_ptr="*u8",
+                 step="i32", n_elements="i32")
+    def type_of(name):
+        pointer = "*fp32" if name.endswith("_ptr") else "fp32"
+        return "constexpr" if name in constants else types.get(name, pointer)
+    signature = {name: type_of(name) for name in kernel.arg_names}
+    values = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature, values)
+    for arch in (80, 90, 100):
+        compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 2}).asm["cubin"]
+"""
+
+
+@pytest.mark.slow
+def test_the_cuda_kernel_compiles() -> None:
+    """For GPUs that are not here; the interpreter runs its logic above."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", COMPILE], env=environment, check=True)
 
 
 def state_bytes(optimizer: Stepper, parameter: Tensor) -> int:
