@@ -55,7 +55,7 @@ class Dense:
             [state["exp_avg"]],
             [state["exp_avg_sq"]],
             [],
-            [torch.full((), step - 1.0, device=weights.device)],
+            [torch.full((), step - 1.0, dtype=torch.float32, device=weights.device)],
             fused=True,
             amsgrad=False,
             maximize=False,
