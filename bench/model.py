@@ -131,9 +131,7 @@ def _new_load(args: argparse.Namespace, name: str, cuda: bool) -> Load:
     """Of one device."""
     pairs, median = args.pairs or (16 if cuda else 4), args.response or (256 if cuda else 64)
     made: Pairs = make_pairs(name, pairs, median, 4 * median)
-    both = zip(made.prompts * 2, made.chosen + made.rejected, strict=True)
-    lengths = [len(p) + len(r) for p, r in both]
-    return Load(lengths, made.response_tokens, 1, 2 if cuda else 4, cuda)
+    return Load(made.lengths, made.response_tokens, 1, 2 if cuda else 4, cuda)
 
 
 def _measured_load(measured: dict[str, Any]) -> Load:

@@ -29,11 +29,24 @@ class Pairs:
         return len(self.prompts)
 
     @property
+    def sequences(self) -> list[tuple[Ids, Ids]]:
+        """Prompt and response: the chosen, then the rejected."""
+        return list(zip(self.prompts * 2, self.chosen + self.rejected, strict=True))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each sequence adds: the first of a prompt's brings the prompt."""
+        seen: set[tuple[int, ...]] = set()
+        found = []
+        for prompt, response in self.sequences:
+            found.append(len(response) + (0 if tuple(prompt) in seen else len(prompt)))
+            seen.add(tuple(prompt))
+        return found
+
+    @property
     def distinct_tokens(self) -> int:
         """Each prompt and each response once: what there is to learn from."""
-        return sum(
-            len(ids) for column in (self.prompts, self.chosen, self.rejected) for ids in column
-        )
+        return sum(self.lengths)
 
     @property
     def response_tokens(self) -> int:
@@ -43,8 +56,7 @@ class Pairs:
     @property
     def padded_tokens(self) -> int:
         """Of one padded batch of all, prompts repeated."""
-        both = zip(self.prompts + self.prompts, self.chosen + self.rejected, strict=True)
-        lengths = [len(p) + len(r) for p, r in both]
+        lengths = [len(p) + len(r) for p, r in self.sequences]
         return len(lengths) * max(lengths)
 
     def with_reference(self, logps: list[float]) -> Pairs:
@@ -54,25 +66,39 @@ class Pairs:
         return replace(self, ref_chosen=ref[: len(self)], ref_rejected=ref[len(self) :])
 
 
-def text_pairs(tokenizer: Any, count: int, median: int, longest: int) -> Pairs:
-    """Built-in prompts; the responses are human-written text, cut at seeded lengths."""
+def text_pairs(
+    tokenizer: Any,
+    count: int,
+    median: int,
+    longest: int,
+    share: int = 1,
+    prompts_from: str = "builtin",
+) -> Pairs:
+    """Real prompts (data.prompts); the responses are human-written text, cut at seeded lengths.
+
+    `share`: pairs of one prompt.
+    """
     from bench.models import prompt_text_ids
     from comal_fast.config.schema import DataConfig
     from comal_fast.data.prompts import load_prompts
     from comal_fast.data.tokenize import tokenize_prompts
 
-    data = DataConfig()
+    data = DataConfig(prompts=prompts_from)
     prompts, _, _ = tokenize_prompts(load_prompts(data)[:count], tokenizer, data, 1)
-    repeated = [prompts[i % len(prompts)].ids for i in range(count)]
+    repeated = [prompts[i // share % len(prompts)].ids for i in range(count)]
     text = prompt_text_ids(tokenizer, 2 * count, longest).tolist()
     return _cut(repeated, text, median)
 
 
-def random_pairs(vocab: int, count: int, median: int, longest: int) -> Pairs:
-    """Random ids, for models with random weights; prompts half as long as responses."""
+def random_pairs(vocab: int, count: int, median: int, longest: int, share: int = 1) -> Pairs:
+    """Random ids, for models with random weights; prompts half as long as responses.
+
+    `share`: pairs of one prompt.
+    """
     rng = np.random.default_rng(1)
     sizes = _lengths(rng, count, max(2, median // 2), longest)
     prompts = [rng.integers(0, vocab, n).tolist() for n in sizes]
+    prompts = [prompts[i // share] for i in range(count)]
     return _cut(prompts, rng.integers(0, vocab, (2 * count, longest)).tolist(), median)
 
 

@@ -33,7 +33,15 @@ def register(benches: Any) -> None:
     parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
     parser.add_argument("--response", type=options.positive, help="median tokens of a response")
     parser.add_argument(
-        "--peers", nargs="+", choices=(*NAMES, "none"), help="only these; `none` leaves ours"
+        "--responses-per-prompt", type=options.positive, default=2, help="even: pairs of two"
+    )
+    parser.add_argument("--prompts", help="as data.prompts, for smollm2; default: the built-in")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=(*NAMES, "none"),
+        default=["trl", "authors"],
+        help="beside ours; `unshared`: ours, a prompt run again for every response",
     )
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
     parser.set_defaults(run=run)
@@ -47,14 +55,19 @@ def run(args: argparse.Namespace) -> int:
         options.default(args, "pairs", 4, 16),
         options.default(args, "response", 64, 256),
     )
-    pairs = make_pairs(name, count, median, 4 * median)
+    each = args.responses_per_prompt
+    if each % 2:
+        raise ValueError(f"--responses-per-prompt: {each} is odd; pairs are of two")
+    if args.prompts and name != SMOLLM2:
+        raise ValueError(f"--prompts: {name} has no tokenizer here; only {SMOLLM2} takes prompts")
+    pairs = make_pairs(name, count, median, 4 * median, each // 2, args.prompts or "builtin")
     dtype_name = str(dtype).removeprefix("torch.")
     if dtype_name not in TOLERANCE:
         raise ValueError(f"--dtype: {dtype_name} is not trained in; use {', '.join(TOLERANCE)}")
     setting = Setting(
         name, str(args.device), dtype_name, torch.get_num_threads(), args.checkpointing or cuda
     )
-    wanted = [NAMES[p] for p in NAMES if p == "comal" or args.peers is None or p in args.peers]
+    wanted = [NAMES[p] for p in NAMES if p == "comal" or p in args.peers]
     rows = measure(setting, pairs, wanted, options.default(args, "repeat", 3, 5))
     shape = MODELS[name]
     flops = 6 * (shape.block_parameters + shape.vocab * shape.hidden) * pairs.distinct_tokens
@@ -73,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
             "distinct_tokens": pairs.distinct_tokens,
             "response_tokens": pairs.response_tokens,
             "padded_tokens": pairs.padded_tokens,
-            "lengths": [len(p) + len(r) for p, r in _sequences(pairs)],
+            "responses_per_prompt": each,
+            "lengths": pairs.lengths,
             "prompt_lengths": [len(p) for p in pairs.prompts],
             "checkpointing": setting.checkpointing,
         },
@@ -85,15 +99,17 @@ def run(args: argparse.Namespace) -> int:
     return int(any(row["name"] == OURS and row.get("why") for row in rows))
 
 
-def make_pairs(model: str, count: int, median: int, longest: int) -> Pairs:
-    """Human-written text for SmolLM2, random ids for random weights; reference log-probs of 0."""
+def make_pairs(
+    model: str, count: int, median: int, longest: int, share: int = 1, prompts: str = "builtin"
+) -> Pairs:
+    """Human-written text for SmolLM2, random ids for random weights; reference log-probs of 0.
+
+    `share`: pairs of one prompt; `prompts`: SmolLM2's, as data.prompts.
+    """
     if model == SMOLLM2:
-        return text_pairs(models.load_smollm2_tokenizer(), count, median, longest)
-    return random_pairs(MODELS[model].vocab, count, median, longest)
-
-
-def _sequences(pairs: Pairs) -> list[tuple[list[int], list[int]]]:
-    return list(zip(pairs.prompts * 2, pairs.chosen + pairs.rejected, strict=True))
+        tokenizer = models.load_smollm2_tokenizer()
+        return text_pairs(tokenizer, count, median, longest, share, prompts)
+    return random_pairs(MODELS[model].vocab, count, median, longest, share)
 
 
 def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> list[Row]:

@@ -3,5 +3,11 @@
 from bench.trainers import authors, ours, trl
 
 OURS, TRL, AUTHORS = "comal_fast", "TRL DPOTrainer", "padded loop, full log-softmax"
-TRAINERS = {OURS: ours.train, TRL: trl.train, AUTHORS: authors.train}
-NAMES = {"comal": OURS, "trl": TRL, "authors": AUTHORS}  # what --peers calls them
+UNSHARED = "comal_fast, prompts repeated"
+TRAINERS = {OURS: ours.train, UNSHARED: ours.train_unshared, TRL: trl.train, AUTHORS: authors.train}
+NAMES = {
+    "comal": OURS,
+    "unshared": UNSHARED,
+    "trl": TRL,
+    "authors": AUTHORS,
+}  # what --peers calls them

@@ -12,14 +12,26 @@ from comal_fast.phases.train import Trainer
 ENDLESS = 10_000  # epochs; the process ends first
 
 
-def train(task: Task, turn: Turn) -> None:
+class Unshared(PromptResponse):
+    """Its prompt is like no other's, so it is run again for every response."""
+
+    @property
+    def prompt(self) -> int:
+        return id(self)
+
+
+def train_unshared(task: Task, turn: Turn) -> None:
+    """The same trainer, prompts repeated."""
+    train(task, turn, Unshared)
+
+
+def train(task: Task, turn: Turn, kind: type[PromptResponse] = PromptResponse) -> None:
     """comal_fast.phases.train.Trainer, as the `train` phase drives it."""
     if task.model.device.type == "cpu":
         keep_freed_memory()  # as every run on a CPU does
     pairs = task.pairs
     count = len(pairs)
-    responses = zip(pairs.prompts * 2, pairs.chosen + pairs.rejected, strict=True)
-    sequences = {i: PromptResponse(p, r) for i, (p, r) in enumerate(responses)}
+    sequences = {i: kind(p, r) for i, (p, r) in enumerate(pairs.sequences)}
     longest = sorted((len(s) for s in sequences.values()), reverse=True)
     config = Config(
         ModelConfig(""),

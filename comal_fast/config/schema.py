@@ -10,6 +10,7 @@ Strategy = Literal["best_worst", "best_second", "all"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Backend = Literal["auto", "torch", "triton"]
 OptimizerState = Literal["model", "float32", "8bit"]
+Attention = Literal["auto", "flash_attention_2", "torch_varlen", "flex_attention", "sdpa"]
 Action = Literal["off", "warn", "stop", "rollback"]
 
 
@@ -27,8 +28,10 @@ class ModelConfig:
     """Dtype of weights and activations."""
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`; `auto` takes CUDA where there is one."""
-    attn_implementation: Literal["auto", "sdpa", "flash_attention_2"] = "auto"
-    """Attention over packed sequences: `auto` takes flash-attn on CUDA where it is installed."""
+    attn_implementation: Attention = "auto"
+    """Attention over packed sequences. `auto`: on CUDA the first of flash-attn where it is
+    installed, torch's `varlen_attn` and FlexAttention that can run the model exactly; on a CPU
+    SDPA, a call per sequence. The first two take bfloat16 and float16, torch's no soft-capping."""
 
 
 @dataclass(frozen=True)
@@ -142,17 +145,22 @@ class TrainingConfig:
     """bfloat16 weights: round each update up or down at random, so that none is lost on average."""
     optimizer_in_backward: bool = False
     """Update each weight inside the backward pass and free its gradient at once. Of several
-    micro-batches in the last only: memory is saved where `max_tokens_per_microbatch` holds a whole
-    step. Gradients can't be clipped."""
+    micro-batches in the last, so memory is saved where `max_tokens_per_microbatch` holds a whole
+    step, or with `optimizer_offload`. Gradients can't be clipped."""
     optimizer_offload: bool = False
-    """Keep the moments in host memory, copied to the GPU and back beside the backward pass."""
+    """Keep the moments in host memory, copied to the GPU and back beside the backward pass; with
+    `optimizer_in_backward` the sums of the micro-batches' gradients too."""
     num_train_epochs: int = 3
     """Passes over the iteration's pairs (sppo, dro: responses)."""
     train_batch_size: int = 32
     """Distinct pairs of an optimiser step (sppo, dro: responses; dro keeps a prompt's together)."""
     max_tokens_per_microbatch: int = 16384
-    """Token budget of one packed forward and backward pass; pairs, and dro's responses to one
-    prompt, are never split."""
+    """Token budget of one packed forward and backward pass, a prompt counted once for all of its
+    responses; pairs, and dro's responses to one prompt, are never split."""
+    shuffle: Literal["items", "prompts"] = "items"
+    """What is shuffled in an epoch: single pairs (sppo, dro: responses), or prompts, whose pairs
+    then come in one step: prompt and responses are run once for all of them, but steps are less
+    mixed."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
     backend: Backend = "auto"

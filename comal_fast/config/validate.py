@@ -62,8 +62,9 @@ def validate(config: Config, given: set[str]) -> None:
     _baseline(config)
     _diagnostics(config, given)
     _optimizer(config)
-    if config.model.device == "cpu" and config.model.attn_implementation == "flash_attention_2":
-        raise ValueError("model.attn_implementation: flash_attention_2 needs model.device=cuda")
+    attention = config.model.attn_implementation
+    if config.model.device == "cpu" and attention not in ("auto", "sdpa"):
+        raise ValueError(f"model.attn_implementation: {attention} needs model.device=cuda")
     if not config.output_dir:
         raise ValueError("output_dir: empty; give a folder")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from comal_fast.model.packed import PromptResponse
@@ -46,14 +46,15 @@ class _Cost:
     """Tokens of rows, shared prompts and rows counted once."""
 
     def __init__(self, units: Sequence[Unit], sequences: Mapping[int, PromptResponse]) -> None:
-        numbers: dict[tuple[int, ...], int] = {}
+        numbers: dict[Hashable, int] = {}
         self.prompt: dict[int, int] = {}  # row → number of its prompt
         self.own: dict[int, int] = {}  # row → tokens of its response
+        self.length: dict[int, int] = {}  # prompt → its tokens
         for row in (row for unit in units for row in unit):
             if row not in self.prompt:
-                self.prompt[row] = numbers.setdefault(sequences[row].prompt, len(numbers))
+                prompt = numbers.setdefault(sequences[row].prompt, len(numbers))
+                self.prompt[row], self.length[prompt] = prompt, len(sequences[row].prompt_ids)
                 self.own[row] = len(sequences[row].inputs)
-        self.length = [len(prompt) for prompt in numbers]
 
     def __call__(self, rows: Iterable[int], beside: set[int] | None = None) -> int:
         """Of `rows`, where those of `beside` are there already."""

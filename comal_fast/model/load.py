@@ -80,7 +80,7 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
     model = _load(
         AutoModelForCausalLM,
         source,
-        options | {"dtype": getattr(torch, config.dtype), "attn_implementation": "sdpa"},
+        options | {"dtype": getattr(torch, config.dtype)},
     )
     if getattr(model, "hf_quantizer", None) is not None and config.gguf_file is not None:
         # The weights are plain tensors by now; with the marks left, save_pretrained refuses them,

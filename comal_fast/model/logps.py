@@ -56,7 +56,7 @@ def response_logps(
 def passed_tokens(sequences: Sequence[PromptResponse], max_tokens: int) -> int:
     """What `advance` is told in all."""
     return sum(
-        sum(map(len, {sequences[i].prompt for i in numbers}))
+        sum({sequences[i].prompt: len(sequences[i].prompt_ids) for i in numbers}.values())
         + sum(len(sequences[i].inputs) for i in numbers)
         for numbers in _passes(sequences, max_tokens)
     )

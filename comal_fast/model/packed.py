@@ -7,7 +7,7 @@ asked for, so it is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -32,8 +32,8 @@ class PromptResponse:
         return len(self.prompt_ids) + len(self.response_ids)
 
     @property
-    def prompt(self) -> tuple[int, ...]:
-        """What tells prompts apart."""
+    def prompt(self) -> Hashable:
+        """What tells prompts apart: those of one value are run once."""
         return tuple(self.prompt_ids)
 
     @property
@@ -65,7 +65,7 @@ class Packed:
 
 def pack(sequences: Sequence[PromptResponse], device: torch.device) -> Packed:
     """Put the sequences into one row. Every prompt has at least one token."""
-    members: dict[tuple[int, ...], list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for number, s in enumerate(sequences):
         members.setdefault(s.prompt, []).append(number)
     ids: list[int] = []

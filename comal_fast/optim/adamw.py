@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from comal_fast.config.schema import OptimizerState
+from comal_fast.optim.gradients import HostGradients
 from comal_fast.optim.host import HostState
-from comal_fast.optim.moments import Moments, choose_moments, local
+from comal_fast.optim.moments import Moments, choose_moments
 from comal_fast.optim.rounding import round_stochastically
-
-SLICE = 1 << 23  # elements worked on at once: bounds the memory of float32 copies and of host state
+from comal_fast.optim.slices import local, slices
 
 
 class AdamW(torch.optim.Optimizer):
@@ -46,6 +46,7 @@ class AdamW(torch.optim.Optimizer):
         super().__init__(parameters, defaults)
         self.stochastic_rounding = stochastic_rounding
         self.host: HostState | None = None
+        self.gradients: HostGradients | None = None
         self._moments: dict[Tensor, Moments] = {}
         self._place: dict[Tensor, tuple[int, dict[str, Any]]] = {}  # position and group
         self._generators: dict[torch.device, torch.Generator] = {}
@@ -56,8 +57,7 @@ class AdamW(torch.optim.Optimizer):
                 self._moments[parameter] = moments
                 tensors = moments.zeros(parameter)
                 if offload:
-                    self.host = self.host or HostState(parameter.device)
-                    tensors = {name: self.host.home(local(x)) for name, x in tensors.items()}
+                    tensors = {name: self._home(local(x)) for name, x in tensors.items()}
                 self.state[parameter] = {"step": 0, **tensors}
 
     @torch.no_grad()
@@ -69,28 +69,48 @@ class AdamW(torch.optim.Optimizer):
         self.finish()
 
     @torch.no_grad()
-    def update(self, parameter: Tensor) -> None:
-        """Update one parameter by its gradient, which may be let go of afterwards.
+    def update(self, parameter: Tensor) -> Tensor:
+        """Update one parameter by its gradient, and by what `put_away` put away; () its norm.
 
-        `finish` belongs after the last one of a step.
+        The gradient may be let go of afterwards. `finish` belongs after the last one of a step,
+        and before the norm is read.
         """
-        assert parameter.grad is not None
+        gradient = parameter.grad
+        assert gradient is not None
         position, group = self._place[parameter]
+        self.state[parameter]["step"] += 1
+        with self._updating(gradient):
+            if self.gradients and self.gradients.holds(parameter):
+                self.gradients.take(parameter, gradient)
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            norm = torch.linalg.vector_norm(gradient, dtype=wide)
+            self._update(parameter, gradient, group, group["seed"] + position)
+        return norm
+
+    def _update(
+        self, parameter: Tensor, gradient: Tensor, group: dict[str, Any], seed: int
+    ) -> None:
         moments, state = self._moments[parameter], self.state[parameter]
-        state["step"] += 1
-        weights, gradient = local(parameter.detach()).view(-1), local(parameter.grad).reshape(-1)
-        rounded = self.stochastic_rounding and weights.dtype is torch.bfloat16
+        rounded = self.stochastic_rounding and parameter.dtype is torch.bfloat16
         dtype = torch.float32 if rounded else moments.working_dtype(parameter)
-        generator = self._generator(weights.device, group["seed"] + position) if rounded else None
-        with self.host.updating(gradient) if self.host else nullcontext():
-            for w, g, slices in self._slices(weights, gradient, state, moments):
-                with self._at_hand(slices) as lent:
-                    working = w.to(dtype)
-                    moments.update(working, g.to(dtype), lent, state["step"], group)
-                    if generator:
-                        round_stochastically(w, working, generator)
-                    elif working is not w:
-                        w.copy_(working)
+        generator = self._generator(parameter.device, seed) if rounded else None
+        parts = {name: slices(state[name], per) for name, per in moments.per.items()}
+        pairs = zip(slices(parameter.detach()), slices(gradient), strict=True)
+        for i, (w, g) in enumerate(pairs):
+            with self._at_hand({name: part[i] for name, part in parts.items()}) as lent:
+                working = w.to(dtype)
+                moments.update(working, g.to(dtype), lent, state["step"], group)
+                if generator:
+                    round_stochastically(w, working, generator)
+                elif working is not w:
+                    w.copy_(working)
+
+    @torch.no_grad()
+    def put_away(self, parameter: Tensor) -> None:
+        """Add its gradient, which may be let go of, to a sum in host memory (`offload` only)."""
+        assert parameter.grad is not None and self.gradients is not None
+        with self._updating(parameter.grad):
+            self.gradients.put(parameter, parameter.grad)
 
     def finish(self) -> None:
         """Let what follows, on the device, see the updated parameters."""
@@ -115,15 +135,14 @@ class AdamW(torch.optim.Optimizer):
                 else:
                     mine[name] = value
 
-    def _slices(
-        self, weights: Tensor, gradient: Tensor, state: dict[str, Any], moments: Moments
-    ) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        """Weights, gradient and the moments' tensors, SLICE elements of the parameter at a time."""
-        flat = {
-            name: local(state[name]).view(-1).split(SLICE // n) for name, n in moments.per.items()
-        }
-        for i, (w, g) in enumerate(zip(weights.split(SLICE), gradient.split(SLICE), strict=True)):
-            yield w, g, {name: parts[i] for name, parts in flat.items()}
+    def _home(self, tensor: Tensor) -> Tensor:
+        if self.host is None:
+            self.host = HostState(tensor.device)
+            self.gradients = HostGradients(self.host)
+        return self.host.empty(tensor).copy_(tensor)
+
+    def _updating(self, gradient: Tensor) -> AbstractContextManager[None]:
+        return self.host.updating(gradient) if self.host else nullcontext()
 
     def _at_hand(self, state: dict[str, Tensor]) -> AbstractContextManager[dict[str, Tensor]]:
         return self.host.lent(state) if self.host else nullcontext(state)

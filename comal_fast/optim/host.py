@@ -33,16 +33,21 @@ class Lane:
 
     def __call__(self) -> Any:
         """A context in which work goes to this lane."""
-        return torch.cuda.stream(self.stream) if self.stream else nullcontext()
+        return torch.cuda.stream(self.stream) if self.stream is not None else nullcontext()
 
     def mark(self) -> Any:
         """What `wait` waits for: all work of this lane so far."""
-        return self.stream.record_event() if self.stream else None
+        return self.stream.record_event() if self.stream is not None else None
 
     def wait(self, mark: Any) -> None:
         """This lane's work from now on starts after the mark."""
-        if self.stream and mark is not None:
+        if self.stream is not None and mark is not None:
             self.stream.wait_event(mark)
+
+    def synchronize(self) -> None:
+        """Return once all work of this lane is done."""
+        if self.stream is not None:
+            self.stream.synchronize()
 
 
 @dataclass
@@ -72,10 +77,9 @@ class HostState:
         self.slots = deque(_Slot() for _ in range(SLOTS))
         self.waiting: deque[tuple[Any, Tensor]] = deque()
 
-    def home(self, state: Tensor) -> Tensor:
-        """The same numbers in host memory, pinned where a device copies from it."""
-        pinned = self.device.type == "cuda"
-        return torch.empty(state.shape, dtype=state.dtype, pin_memory=pinned).copy_(state)
+    def empty(self, like: Tensor) -> Tensor:
+        """Host memory for such a tensor, pinned where a device copies from it."""
+        return torch.empty(like.shape, dtype=like.dtype, pin_memory=self.device.type == "cuda")
 
     @contextmanager
     def updating(self, gradient: Tensor) -> Iterator[None]:
@@ -89,11 +93,12 @@ class HostState:
             yield
         self.waiting.append((self.updates.mark(), gradient))
         while len(self.waiting) > ALIVE:
-            current.wait(self.waiting.popleft()[0])
+            current.wait(self.waiting[0][0])
+            self.waiting.popleft()
 
     @contextmanager
-    def lent(self, state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-        """A slice of state (1-dimensional host tensors) on the device; copied back at the end."""
+    def lent(self, state: Mapping[str, Tensor], back: bool = True) -> Iterator[dict[str, Tensor]]:
+        """A slice of host tensors (each 1-dimensional) on the device; copied back at the end."""
         slot = self.slots[0]
         self.slots.rotate(-1)
         with self.copies():
@@ -103,12 +108,13 @@ class HostState:
                 lent[name].copy_(x, non_blocking=True)
         self.updates.wait(self.copies.mark())
         yield lent
-        for name, x in state.items():
-            x.copy_(lent[name], non_blocking=True)
+        if back:
+            for name, x in state.items():
+                x.copy_(lent[name], non_blocking=True)
         slot.free = self.updates.mark()
 
     def finish(self) -> None:
-        """Let the current stream, and the copies of the next step, come after all updates."""
+        """Let the current stream, and the copies that follow, come after all updates."""
         end = self.updates.mark()
         Lane.current(self.device).wait(end)
         self.copies.wait(end)
@@ -116,5 +122,4 @@ class HostState:
 
     def synchronize(self) -> None:
         """Return once host memory holds what the last update wrote."""
-        if self.updates.stream:
-            self.updates.stream.synchronize()
+        self.updates.synchronize()

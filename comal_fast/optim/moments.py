@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from comal_fast.config.schema import OptimizerState
+from comal_fast.optim.slices import local
 
 BLOCK = 256  # elements that share a scale in bitsandbytes' 8-bit kernels
 SMALLEST = 4096  # parameters with fewer elements keep float32 moments, as bitsandbytes' own do
@@ -129,11 +130,6 @@ def choose_moments(kind: OptimizerState, parameter: Tensor) -> Moments:
     if kind == "8bit" and local(parameter).numel() >= SMALLEST:
         return EightBit()
     return Dense(torch.float32)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor; any other tensor itself."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 @cache

@@ -13,15 +13,15 @@ from comal_fast.optim.adamw import AdamW
 class Stepper:
     """Steps after the backward passes, by gradients clipped to a global norm (0: not clipped).
 
-    For each step: backward passes, `arm` before the last of them, then `step`.
+    For each step: `arm` before each of its backward passes, `step` after the last.
     """
 
     def __init__(self, inner: torch.optim.Optimizer, max_grad_norm: float) -> None:
         self.inner, self.max_grad_norm = inner, max_grad_norm
         self.parameters: list[Tensor] = [p for g in inner.param_groups for p in g["params"]]
 
-    def arm(self, rate: float, seed: int) -> None:
-        """The learning rate of the step, and what seeds its random numbers."""
+    def arm(self, rate: float, seed: int, last: bool) -> None:
+        """The learning rate of the step, what seeds its random numbers, whether no pass follows."""
         for group in self.inner.param_groups:
             group["lr"], group["seed"] = rate, seed
 
@@ -46,8 +46,9 @@ class BackwardStepper(Stepper):
     """Steps inside the last backward pass: each parameter as soon as its gradient is complete.
 
     The gradient is let go of at once, so those of about one layer are alive at a time. Where a step
-    has several backward passes, gradients add up over all but the last as they always do: the
-    result is the same, but the memory saved is that of the last pass only. So give each step one.
+    has several backward passes, gradients add up over them as they always do, with the same result:
+    in host memory where the moments are there too, else on the device, where they all are alive
+    until the last pass, so that only one pass a step saves their memory.
     The norm of all gradients is known at the end, too late for clipping.
     """
 
@@ -58,24 +59,34 @@ class BackwardStepper(Stepper):
         self._hooks: list[Any] = []
         self._norms: dict[Tensor, Tensor] = {}
 
-    def arm(self, rate: float, seed: int) -> None:
-        super().arm(rate, seed)
-        self._hooks = [p.register_post_accumulate_grad_hook(self._take) for p in self.parameters]
+    def arm(self, rate: float, seed: int, last: bool) -> None:
+        super().arm(rate, seed, last)
+        self._disarm()
+        if last or self.inner.gradients:
+            hook = self._take if last else self._put_away
+            self._hooks = [p.register_post_accumulate_grad_hook(hook) for p in self.parameters]
 
     def step(self) -> Tensor:
-        for hook in self._hooks:
-            hook.remove()
-        for parameter in self.parameters:
-            if parameter.grad is not None:  # of an earlier pass, and the last one had none
+        self._disarm()
+        for parameter in self.parameters:  # those that the last pass had no gradient of
+            if self.inner.gradients and self.inner.gradients.holds(parameter):
+                parameter.grad = torch.zeros_like(parameter)
+            if parameter.grad is not None:
                 self._take(parameter)
         self.inner.finish()
         norms = [self._norms[p] for p in self.parameters if p in self._norms]
         self._norms.clear()
         return torch.linalg.vector_norm(torch.stack(norms))
 
+    def _disarm(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self.inner.finish()
+
+    def _put_away(self, parameter: Tensor) -> None:
+        self.inner.put_away(parameter)
+        parameter.grad = None
+
     def _take(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        wide = torch.promote_types(parameter.dtype, torch.float32)
-        self._norms[parameter] = torch.linalg.vector_norm(parameter.grad, dtype=wide)
-        self.inner.update(parameter)
+        self._norms[parameter] = self.inner.update(parameter)
         parameter.grad = None

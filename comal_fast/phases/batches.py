@@ -6,7 +6,7 @@ An item is a pair of responses or a single one; groups of items are never split.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from comal_fast.model.bins import fill_bins
@@ -25,10 +25,23 @@ class MicroBatch:
     rejected: list[int]  # empty where items are single responses
 
 
-def epoch_batches(groups: Sequence[Group], batch_size: int, seed: str) -> Iterator[list[Group]]:
-    """Seeded batches of whole groups, of at most `batch_size` items (a larger group is alone)."""
+def epoch_batches(
+    groups: Sequence[Group],
+    batch_size: int,
+    seed: str,
+    prompt: Callable[[Group], Hashable] | None = None,
+) -> Iterator[list[Group]]:
+    """Seeded batches of whole groups, of at most `batch_size` items (a larger group is alone).
+
+    `prompt`: the groups of one value come one after another.
+    """
     order = list(groups)
     random.Random(seed).shuffle(order)
+    if prompt is not None:
+        place: dict[Hashable, int] = {}
+        for group in order:
+            place.setdefault(prompt(group), len(place))
+        order.sort(key=lambda group: place[prompt(group)])
     batch: list[Group] = []
     filled = 0
     for group in order:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -170,11 +170,15 @@ class Trainer:
                 items.groups,
                 training.train_batch_size,
                 f"{config.seed} train {iteration} {epoch}",
+                self._prompt if training.shuffle == "prompts" else None,
             )
         ]
         self.step = 0
         self._packed = packed_attention(model, config.model.attn_implementation)
         self._states = forward_pass(model, predictor_states)
+
+    def _prompt(self, group: Group) -> Hashable:
+        return self.sequences[self.items.chosen[group[0]]].prompt
 
     @property
     def steps(self) -> int:
@@ -217,8 +221,7 @@ class Trainer:
         both = self.items.chosen, self.items.rejected
         passes = my_passes(batch, *both, self.sequences, self._pack)
         for number, (micro, counts) in enumerate(passes):
-            if number == len(passes) - 1:
-                self.optimizer.arm(rate, seed)
+            self.optimizer.arm(rate, seed, last=number == len(passes) - 1)
             for name, value in self._backward(micro, weights if counts else nothing).items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value * counts
         norm = whole(self.optimizer.step())

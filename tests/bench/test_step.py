@@ -12,7 +12,7 @@ from bench.__main__ import main
 from bench.models import MODELS, load
 from bench.pairs import plain_logps, random_pairs
 from bench.step import agree
-from bench.trainers import AUTHORS, NAMES, OURS, TRL
+from bench.trainers import AUTHORS, NAMES, OURS, TRL, UNSHARED
 from bench.trainers.base import Task
 
 
@@ -53,15 +53,16 @@ def test_our_trainer_and_the_plain_loop_take_the_same_steps(micro_pairs: int) ->
     from bench.trainers import TRAINERS
 
     results = {}
-    pairs = random_pairs(MODELS["tiny"].vocab, 3, 12, 40)
-    for name in (OURS, AUTHORS):
+    pairs = random_pairs(MODELS["tiny"].vocab, 3, 12, 40, share=2)
+    for name in (OURS, UNSHARED, AUTHORS):
         model = load("tiny", torch.device("cpu"), torch.float32)
         given = pairs.with_reference(plain_logps(model, pairs))
         turn = OneStep(3)
         with pytest.raises(StopIteration):
             TRAINERS[name](Task(model, given, micro_pairs, checkpointing=False), turn)
         results[name] = torch.tensor(turn.seen)
-    torch.testing.assert_close(results[OURS], results[AUTHORS], rtol=2e-4, atol=1e-5)
+    for name in (OURS, UNSHARED):
+        torch.testing.assert_close(results[name], results[AUTHORS], rtol=2e-4, atol=1e-5)
     assert results[OURS][0, 0] != pytest.approx(0.6931, abs=1e-4)  # more than log 2 is compared
 
 
@@ -69,11 +70,12 @@ def test_our_trainer_and_the_plain_loop_take_the_same_steps(micro_pairs: int) ->
 def test_every_trainer_in_its_process(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     options = ["--model", "tiny", "--pairs", "2", "--response", "8", "--repeat", "2"]
+    options += ["--responses-per-prompt", "4", "--peers", "unshared", "trl", "authors"]
     assert main(["step", "--device", "cpu", *options, "--json", str(out)]) == 0
     record = json.loads(out.read_text())
     rows = {row["name"]: row for row in record["rows"]}
     assert rows.keys() == set(NAMES.values())
-    for name in (OURS, AUTHORS):
+    for name in (OURS, UNSHARED, AUTHORS):
         assert len(rows[name]["seconds"]["runs"]) == 2 and rows[name]["peak"] > 2**26
         seconds = rows[name]["seconds"]["median"]
         tokens = record["shape"]["distinct_tokens"]
@@ -92,6 +94,8 @@ def test_every_trainer_in_its_process(tmp_path: Path) -> None:
         (["--model", "gpt-5"], "--model: invalid choice: 'gpt-5'"),
         (["--pairs", "0"], "--pairs: '0' is not a positive integer"),
         (["--dtype", "float64"], "float64"),
+        (["--responses-per-prompt", "3"], "--responses-per-prompt: 3 is odd"),
+        (["--prompts", "builtin"], "--prompts: tiny has no tokenizer here"),
         (["--peers", "verl"], "--peers: invalid choice: 'verl'"),
     ],
 )

@@ -33,7 +33,7 @@ def learn(state: OptimizerState) -> tuple[list[float], Any, Stepper]:
     losses = []
     for step in range(STEPS):
         batch = rows[order[torch.arange(step * ROWS, (step + 1) * ROWS) % len(rows)]]
-        optimizer.arm(3e-3, step)
+        optimizer.arm(3e-3, step, last=True)
         loss = model(input_ids=batch, labels=batch, use_cache=False).loss
         loss.backward()
         optimizer.step()

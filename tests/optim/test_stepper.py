@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-import comal_fast.optim.adamw as adamw
+import comal_fast.optim.slices as slices
 from comal_fast.config.schema import TrainingConfig
 from comal_fast.optim import BackwardStepper, Stepper, make_optimizer
 from tiny import tiny_model
@@ -23,7 +25,7 @@ ROUNDED = {"stochastic_rounding": True}
 @pytest.fixture(autouse=True)
 def many_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tiny model's larger parameters take several slices, the last one ragged."""
-    monkeypatch.setattr(adamw, "SLICE", 1024)
+    monkeypatch.setattr(slices, "SLICE", 1024)
 
 
 def loss(model: Any, tokens: Tensor) -> Tensor:
@@ -45,8 +47,7 @@ def train(
         if step < begin:
             continue
         for i, part in enumerate(parts):
-            if i == micro - 1:
-                optimizer.arm(1e-3 / (1 + step), seed=17 + step)
+            optimizer.arm(1e-3 / (1 + step), seed=17 + step, last=i == micro - 1)
             loss(model, part).backward()
         norms.append(optimizer.step())
     return norms
@@ -150,8 +151,21 @@ def test_state_keeps_its_dtype_when_loaded() -> None:
     assert state["exp_avg"].dtype is state["exp_avg_sq"].dtype is torch.float32
 
 
+def test_resumes_from_a_state_dict_by_parameter_names() -> None:
+    """That of torch.distributed.checkpoint."""
+    model, optimizer = make(tied=True, optimizer_state="float32", **IN_BACKWARD | OFFLOAD)
+    train(model, optimizer, steps=2)
+    weights, state = get_state_dict(model, optimizer.inner)
+    assert "model.embed_tokens.weight" in state["state"]
+    kept = copy.deepcopy([weights, state])
+    train(model, optimizer, steps=4, begin=2)
+    again, optimizer = make(tied=True, optimizer_state="float32", **IN_BACKWARD | OFFLOAD)
+    set_state_dict(again, optimizer.inner, model_state_dict=kept[0], optim_state_dict=kept[1])
+    train(again, optimizer, steps=4, begin=2)
+    assert_same(again, model)
+
+
 def test_gradients_are_freed_in_the_backward_pass() -> None:
-    """Never more than the gradients of two parameters at a time: the one stepped, the next."""
     model, optimizer = make(**IN_BACKWARD, tied=True)
     alive: list[int] = []
 
@@ -166,19 +180,33 @@ def test_gradients_are_freed_in_the_backward_pass() -> None:
     assert alive[len(hooks) - 1] == len(hooks) and alive[-1] == 1
 
 
-def test_a_gradient_of_an_earlier_pass_alone_is_stepped_by() -> None:
+def test_with_host_memory_they_are_freed_in_every_backward_pass() -> None:
+    model, optimizer = make(**IN_BACKWARD | OFFLOAD)
+    alive: list[int] = []
+
+    def count(_: Tensor) -> None:
+        alive.append(sum(p.grad is not None for p in model.parameters()))
+
+    hooks = [p.register_post_accumulate_grad_hook(count) for p in model.parameters()]
+    train(model, optimizer, steps=2, micro=3)
+    assert len(alive) == 6 * len(hooks) and max(alive) == 1
+
+
+@pytest.mark.parametrize("options", [IN_BACKWARD, IN_BACKWARD | OFFLOAD])
+def test_a_gradient_of_an_earlier_pass_alone_is_stepped_by(options: dict[str, Any]) -> None:
     """As where the last micro-batch visits no token of an expert."""
 
     def run(options: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
         weights = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(5))]
         optimizer = make_optimizer(weights, TrainingConfig(**{"max_grad_norm": 0.0, **options}))
+        optimizer.arm(1e-3, 0, last=False)
         (weights[0].sum() + weights[1].square().sum()).backward()
-        optimizer.arm(1e-3, 0)
+        optimizer.arm(1e-3, 0, last=True)
         weights[0].sum().backward()
         norm = optimizer.step()
         return weights, norm
 
-    (ours, norm), (theirs, expected) = run(IN_BACKWARD), run({})
+    (ours, norm), (theirs, expected) = run(options), run({})
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)) and norm == expected
     assert not torch.equal(ours[1], torch.ones(5))
 
@@ -198,8 +226,8 @@ def test_host_state_is_not_kept_on_the_device() -> None:
     parameter = torch.nn.Parameter(torch.zeros(10_000))
     optimizer = make_optimizer([parameter], TrainingConfig(optimizer_offload=True))
     parameter.grad = torch.ones_like(parameter)
-    optimizer.arm(1e-3, 0)
+    optimizer.arm(1e-3, 0, last=True)
     optimizer.step()
     host = optimizer.inner.host
     held = sum(b.numel() for slot in host.slots for b in slot.buffers.values())
-    assert 0 < held <= len(host.slots) * 2 * adamw.SLICE < parameter.numel()
+    assert 0 < held <= len(host.slots) * 2 * slices.SLICE < parameter.numel()

@@ -1,4 +1,4 @@
-"""The plain model, one response at a time: what packing must equal."""
+"""What packing must equal: the plain model, one response at a time; a plain attention kernel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comal_fast.model.attention import Options
+from comal_fast.model.attention.varlen import Bounds
 from comal_fast.model.packed import PromptResponse, head_arguments, pack, predictor_states
 from comal_kernels import linear_logprob
 
@@ -62,3 +64,27 @@ def plain_gradients(
 def relative_error(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
     """The worst parameter's, by norms."""
     return max(float((found[n] - w).norm() / w.norm()) for n, w in wanted.items())
+
+
+def plain_kernel(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:
+    """What flash-attn's documentation says of its variable-length function, a loop."""
+    assert not options.dropout
+    out = []
+    starts = zip(bounds.cu_q.tolist(), bounds.cu_k.tolist(), strict=True)
+    edges = list(starts)
+    for (q0, k0), (q1, k1) in zip(edges[:-1], edges[1:], strict=True):
+        n, m = q1 - q0, k1 - k0
+        assert 0 < n <= bounds.max_q and m <= bounds.max_k
+        groups = q.shape[1] // k.shape[1]
+        kk, vv = (x[k0:k1].repeat_interleave(groups, 1) for x in (k, v))
+        logits = torch.einsum("qhd,khd->hqk", q[q0:q1], kk) * options.scale
+        if options.softcap is not None:
+            logits = options.softcap * torch.tanh(logits / options.softcap)
+        i = torch.arange(n)[:, None] + m - n  # bottom right
+        j = torch.arange(m)
+        seen = j <= i
+        if options.window is not None:
+            seen &= j >= i - (options.window - 1)
+        shares = logits.masked_fill(~seen, -torch.inf).softmax(-1)
+        out.append(torch.einsum("hqk,khd->qhd", shares, vv))
+    return torch.cat(out)

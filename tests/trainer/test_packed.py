@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention import flex_attention as torch_flex
 
 from comal_fast.config.schema import ModelConfig
+from comal_fast.model.attention import register
+from comal_fast.model.attention.flex import flex
+from comal_fast.model.attention.varlen import varlen
 from comal_fast.model.load import load_model, load_tokenizer
 from comal_fast.model.logps import passed_tokens, response_logps
-from comal_fast.model.packed import PromptResponse, pack, packed_attention
+from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
 from comal_fast.phases.batches import micro_batches
-from plain import gradients, packed_logps, plain_gradients, plain_logp, plain_logps, relative_error
+from plain import (
+    gradients,
+    packed_logps,
+    plain_gradients,
+    plain_kernel,
+    plain_logp,
+    plain_logps,
+    relative_error,
+)
 from tiny import tiny_model
 
 # windows narrower than the sequences, caps that bite
@@ -50,6 +63,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", {"logits_scaling": 3.0}),
     "cohere": ("cohere", {"logit_scale": 0.25}),
 }
+
+
+REFERENCE = "comal_reference"
+register(REFERENCE, varlen(plain_kernel))
 
 
 def family_model(name: str) -> Any:
@@ -86,20 +103,38 @@ def test_packed_equals_one_at_a_time(name: str) -> None:
 
     weights = torch.linspace(-1, 1, len(sequences))
     wanted = plain_gradients(model, sequences, weights)
+
+    def backward() -> None:
+        (weights * packed_logps(model, sequences)).sum().backward()
+
     with packed_attention(model.train(), "auto"):
-        found = gradients(
-            model, lambda: (weights * packed_logps(model, sequences)).sum().backward()
-        )
+        found = gradients(model, backward)
         assert relative_error(found, wanted) <= 1e-5
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        again = gradients(
-            model, lambda: (weights * packed_logps(model, sequences)).sum().backward()
-        )
+        again = gradients(model, backward)
     for parameter, gradient in found.items():
         assert torch.equal(again[parameter], gradient), parameter
 
+    model.gradient_checkpointing_disable()
+    model.set_attn_implementation(REFERENCE)  # keys gathered as flash-attn and torch need them
+    assert relative_error(gradients(model, backward), wanted) <= 1e-5
 
-LENGTHS = st.integers(1, 12)
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_flex_attention_in_a_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncompiled; torch refuses gradients on a CPU though that form has them."""
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
+    register("comal_uncompiled", flex(torch_flex.flex_attention))
+    model, sequences = family_model(name), random_sequences()
+    weights = torch.linspace(-1, 1, len(sequences))
+    wanted = plain_gradients(model, sequences, weights)
+    model.set_attn_implementation("comal_uncompiled")
+    found = gradients(model, lambda: (weights * packed_logps(model, sequences)).sum().backward())
+    assert relative_error(found, wanted) <= 1e-5
+
+
+LENGTHS = st.integers(1, 8)
 GROUPS = st.lists(
     st.tuples(LENGTHS, st.lists(LENGTHS, min_size=1, max_size=4)), min_size=1, max_size=4
 )
@@ -116,13 +151,18 @@ def drawn_sequences(groups: list[tuple[int, list[int]]], draw: Callable) -> list
     return [PromptResponse(prompt, some(size)) for prompt, sizes in prompts for size in sizes]
 
 
-@settings(max_examples=30, deadline=None)
+@cache
+def llama() -> Any:
+    return tiny_model()
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.data(), GROUPS, st.integers(1, 80))
 def test_any_lengths_groups_pairings_and_budgets(
     data: st.DataObject, groups: list[tuple[int, list[int]]], budget: int
 ) -> None:
     """Σ (log-prob of one − log-prob of the other)² over pairs: the sum over packed passes."""
-    model = MODELS.setdefault("llama", tiny_model())
+    model = llama()
     sequences = drawn_sequences(groups, data.draw)
     numbers = st.integers(0, len(sequences) - 1)
     pairs = data.draw(st.lists(st.tuples(numbers, numbers), min_size=1, max_size=6))
@@ -145,11 +185,31 @@ def test_any_lengths_groups_pairings_and_budgets(
     with packed_attention(model, "auto"):
         got = gradients(model, packed)
     scale = max(float(w.norm()) for w in wanted.values())
-    for name, gradient in wanted.items():  # of pairs of one response nothing may be left
-        assert float((got[name] - gradient).norm()) <= 1e-5 * max(float(gradient.norm()), scale)
+    for name, gradient in wanted.items():  # a parameter may have next to none
+        error = float((got[name] - gradient).norm())
+        assert error <= 1e-5 * float(gradient.norm()) + 1e-6 * scale, name
 
 
-MODELS: dict[str, Any] = {}
+def test_one_packing_serves_passes_with_and_without_gradients() -> None:
+    model, sequences = tiny_model(), random_sequences()
+    for implementation in ("comal_segments", REFERENCE):
+        model.set_attn_implementation(implementation)
+        packed = pack(sequences, model.device)
+        with torch.inference_mode():
+            before = predictor_states(model, packed)
+        after = predictor_states(model, packed)
+        after.sum().backward()
+        assert torch.equal(before, after.detach())
+
+
+def test_a_model_without_sdpa_is_loaded(tmp_path: Path) -> None:
+    """Gemma 2: transformers' own attention is eager."""
+    model = family_model("gemma2")
+    model.save_pretrained(tmp_path)
+    loaded = load_model(ModelConfig(str(tmp_path), device="cpu"))
+    sequences = random_sequences(2)
+    found = response_logps(loaded, sequences, max_tokens=100)
+    np.testing.assert_allclose(found, plain_logps(model, sequences).numpy(), rtol=1e-5)
 
 
 def test_neighbours_do_not_leak() -> None:
@@ -216,7 +276,7 @@ def test_real_model_real_prompts(smollm2: ModelConfig, ultrafeedback: Path) -> N
     """SmolLM2-135M, float32: at most 1e-4 a sequence, a prompt's tokens computed once."""
     tokenizer, model = load_tokenizer(smollm2), load_model(smollm2)
     lines = ultrafeedback.read_text(encoding="utf-8").splitlines()
-    prompts = sorted((json.loads(line)["prompt"] for line in lines[:60]), key=len)[::8]
+    prompts = sorted((json.loads(line)["prompt"] for line in lines[:60]), key=len)[5:50:20]
     sequences = real_sequences(tokenizer, prompts, responses=3)
     assert len({len(s) for s in sequences}) > 5
     seen: list[int] = []

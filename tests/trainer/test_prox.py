@@ -17,6 +17,7 @@ from comal_fast.config import Config, load_config
 from comal_fast.config.validate import PROX_OPTIONS
 from comal_fast.loop import PHASES, open_run
 from comal_fast.model.load import load_model
+from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import train
 from comal_fast.phases.batches import micro_batches
 from comal_fast.phases.items import Items, hyperparameters, make_items
@@ -265,3 +266,31 @@ def test_dro_needs_whole_prompts(tiny_run: Path) -> None:
         config_of("dro", tiny_run, "training.train_batch_size=2")
     items = synthetic(config_of("dro", tiny_run), rows=3, prompts=4)
     assert items.groups == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+
+
+@pytest.mark.parametrize("prox", ["inpo", "sppo"])
+def test_a_prompts_items_share_its_tokens(prox: str, tiny_run: Path) -> None:
+    """`perf/tokens` are those that reach the embedding; shuffled by prompts, they are fewer."""
+    g = np.random.default_rng(0)
+    prompts = [g.integers(5, 250, 9).tolist() for _ in range(3)]
+    sequences = {
+        row: PromptResponse(prompts[row // 4], g.integers(5, 250, 6).tolist()) for row in range(12)
+    }
+    used = {}
+    for shuffle in ("items", "prompts"):
+        options = [f"training.shuffle={shuffle}", "training.train_batch_size=6"]
+        config = config_of(prox, tiny_run, *options)
+        items = synthetic(config, rows=4, prompts=3)
+        model = load_model(config.model)
+        seen: list[int] = []
+        model.get_input_embeddings().register_forward_hook(
+            lambda _, inputs, __, seen=seen: seen.append(inputs[0].numel())
+        )
+        with Trainer(config, model, items, sequences, 1) as trainer:
+            rows = [trainer.optimiser_step() for _ in range(trainer.steps)]
+        assert sum(seen) == sum(row["perf/tokens"] for row in rows)
+        assert all(row["perf/tokens_per_s"] > 0 for row in rows)
+        used[shuffle] = sum(seen)
+    assert used["prompts"] < used["items"]
+    if prox == "inpo":  # all 6 pairs of a prompt are a step: everything runs once an epoch
+        assert used["prompts"] == config.training.num_train_epochs * 3 * (9 + 4 * 5)

@@ -90,7 +90,7 @@ def block_mask(layout: Layout, window: int | None) -> BlockMask:
 
 
 def _ranges(layout: Layout, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """a, b, c (T,) of the module's docstring."""
+    """a, b, c (T,) int32 of the module's docstring."""
     a, b, c = [], [], []
     for start, stop, (first, last) in layout.segments:
         q = torch.arange(start, stop)
@@ -99,7 +99,7 @@ def _ranges(layout: Layout, window: int | None) -> tuple[Tensor, Tensor, Tensor]
         a.append((reach + last - start).clamp(min=first))
         b.append(torch.full_like(q, last))
         c.append(reach.clamp(min=start))
-    return tuple(torch.cat(x).to(layout.device) for x in (a, b, c))  # type: ignore[return-value]
+    return tuple(torch.cat(x).to(layout.device, torch.int32) for x in (a, b, c))  # type: ignore[return-value]
 
 
 def _listed(wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from comal_fast.model.attention.flex import compiled, flex
 from comal_fast.model.attention.layout import Engine, Layout, Options
@@ -53,8 +53,9 @@ def register(implementation: str, engine: Engine) -> None:
         options = Options(scale, softcap, sliding_window, dropout)
         return engine(query, key, value, layout, options), None
 
+    # without an entry in its mask interface, transformers makes no mask, nor waits for the GPU to
+    # see whether it must
     AttentionInterface.register(implementation, packed_attention)
-    AttentionMaskInterface.register(implementation, lambda *_, **__: None)
 
 
 register(ENGINES["flash_attention_2"], varlen(flash))

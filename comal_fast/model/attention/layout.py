@@ -43,9 +43,13 @@ class Layout:
     _made: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives: called for the first layer that asks, remembered for the others."""
+        """What `make` gives: called for the first layer that asks, remembered for the others.
+
+        Tensors made in inference mode serve a pass with gradients too.
+        """
         if key not in self._made:
-            self._made[key] = make()
+            with torch.inference_mode(False):
+                self._made[key] = make()
         return self._made[key]
 
 

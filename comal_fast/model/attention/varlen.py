@@ -105,6 +105,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> 
         causal=True,
         window_size=(-1 if options.window is None else options.window - 1, 0),
         softcap=options.softcap or 0.0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
     )
 
 

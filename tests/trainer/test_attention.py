@@ -1,0 +1,220 @@
+"""The engines behind packed attention, on the CPU, against SDPA's segments.
+
+What runs here: all index tensors and masks, FlexAttention itself (uncompiled, both ways), and the
+variable-length engine around a plain kernel. What needs a GPU: flash-attn's and torch's
+variable-length kernels, and FlexAttention's compiled one.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention import flex_attention as torch_flex
+
+from comal_fast.model.attention import Layout, Options, choose_engine, interface
+from comal_fast.model.attention.flex import BLOCK, block_mask, flex
+from comal_fast.model.attention.layout import Engine
+from comal_fast.model.attention.sdpa import sdpa
+from comal_fast.model.attention.varlen import Bounds, torch_has_varlen, torch_varlen, varlen
+from comal_fast.model.packed import PromptResponse, pack
+from plain import plain_kernel
+
+CPU = torch.device("cpu")
+
+
+ENGINES: dict[str, Engine] = {
+    "varlen": varlen(plain_kernel),
+    "flex": flex(torch_flex.flex_attention),
+}
+
+
+def layout_of(groups: list[tuple[int, list[int]]]) -> Layout:
+    """Prompts of some length with responses of others."""
+    sequences = [
+        PromptResponse([number] * prompt, [5] * response)
+        for number, (prompt, responses) in enumerate(groups)
+        for response in responses
+    ]
+    return pack(sequences, CPU).layout
+
+
+def dense(layout: Layout, window: int | None) -> Tensor:
+    """(T, T) bool: who sees whom, by the definition."""
+    length = layout.segments[-1].stop
+    seen = torch.zeros(length, length, dtype=torch.bool)
+    for start, stop, prefix in layout.segments:
+        keys = [*range(*prefix), *range(start, stop)]
+        for q in range(start, stop):
+            mine = keys[: keys.index(q) + 1]
+            seen[q, mine[-window:] if window else mine] = True
+    return seen
+
+
+def outcome(engine: Engine, layout: Layout, options: Options) -> list[Tensor]:
+    """Output and gradients for random queries, keys and values of 4 and 2 heads."""
+    length = layout.segments[-1].stop
+    g = torch.Generator().manual_seed(0)
+    inputs = [
+        torch.randn(1, heads, length, 8, generator=g, dtype=torch.float64, requires_grad=True)
+        for heads in (4, 2, 2)
+    ]
+    out = engine(*inputs, Layout(layout.segments, CPU), options)
+    upstream = torch.randn(out.shape, generator=g, dtype=out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, inputs, upstream)]
+
+
+def wanted(layout: Layout, options: Options) -> list[Tensor]:
+    """By one dense masked softmax."""
+
+    def engine(q: Tensor, k: Tensor, v: Tensor, layout: Layout, options: Options) -> Tensor:
+        k, v = (x.repeat_interleave(2, 1) for x in (k, v))
+        logits = q @ k.mT * options.scale
+        if options.softcap is not None:
+            logits = options.softcap * torch.tanh(logits / options.softcap)
+        logits = logits.masked_fill(~dense(layout, options.window), -torch.inf)
+        return (logits.softmax(-1) @ v).transpose(1, 2)
+
+    return outcome(engine, layout, options)
+
+
+LENGTHS = st.integers(1, 9)
+GROUPS = st.lists(st.tuples(LENGTHS, st.lists(LENGTHS, min_size=1, max_size=4)), min_size=1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(GROUPS, st.sampled_from([None, 1, 4]), st.sampled_from([None, 0.7]))
+def test_segments_and_variable_lengths(
+    groups: list[tuple[int, list[int]]], window: int | None, softcap: float | None
+) -> None:
+    layout, options = layout_of(groups), Options(0.5, softcap, window)
+    expected = wanted(layout, options)
+    for engine in (sdpa, ENGINES["varlen"]):
+        for found, right in zip(outcome(engine, layout, options), expected, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (50, 0.7)])
+def test_flex_attention(
+    window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's own operator, forward and backward, over more than one block.
+
+    It refuses gradients on a CPU though its unfused form has them: that check is taken off.
+    """
+    monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
+    layout = layout_of([(70, [60, 30, 1]), (1, [2]), (40, [90, 50])])
+    options = Options(0.5, softcap, window)
+    found = outcome(ENGINES["flex"], layout, options)
+    for mine, right in zip(found, wanted(layout, options), strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 300), st.lists(st.integers(1, 300), min_size=1, max_size=3))),
+    st.tuples(st.integers(1, 300), st.lists(st.integers(1, 300), min_size=1, max_size=3)),
+    st.sampled_from([None, 1, 100]),
+)
+def test_block_mask(
+    groups: list[tuple[int, list[int]]], last: tuple[int, list[int]], window: int | None
+) -> None:
+    """Element by element, and the blocks that torch finds from the dense mask."""
+    layout = layout_of([*groups[:2], last])
+    length = layout.segments[-1].stop
+    mask = block_mask(layout, window)
+    q, k = torch.arange(length)[:, None], torch.arange(length)
+    assert torch.equal(mask.mask_mod(0, 0, q, k), dense(layout, window))
+    found = torch_flex.create_block_mask(mask.mask_mod, 1, 1, length, length, "cpu", BLOCK)
+    for name in ("kv", "full_kv", "q", "full_q"):
+        count, other = getattr(mask, f"{name}_num_blocks"), getattr(found, f"{name}_num_blocks")
+        assert torch.equal(count, other)
+        mine, right = getattr(mask, f"{name}_indices"), getattr(found, f"{name}_indices")
+        for block, n in enumerate(count[0, 0].tolist()):
+            assert torch.equal(mine[0, 0, block, :n], right[0, 0, block, :n])
+
+
+def test_made_once_a_pass() -> None:
+    layout, options = layout_of([(5, [4, 3]), (2, [6, 2, 2])]), Options(0.5, None, 4)
+    for engine in (sdpa, *ENGINES.values()):
+        x = torch.randn(1, 2, layout.segments[-1].stop, 8)
+        with torch.no_grad():
+            engine(x, x, x, layout, options)
+            made = dict(layout._made)
+            engine(x, x, x, layout, options)
+        assert made.keys() == layout._made.keys()
+        assert all(layout._made[key] is value for key, value in made.items())
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_torchs_kernel_takes_what_it_is_given(window: int | None) -> None:
+    """Its shapes and arguments, both ways, on tensors without data: it runs on CUDA alone."""
+    meta = torch.device("meta")
+    layout = Layout(layout_of([(5, [4, 3]), (2, [6, 2, 2])]).segments, meta)
+    q, k, v = (
+        torch.empty(1, heads, layout.segments[-1].stop, 8, device=meta, requires_grad=True)
+        for heads in (4, 2, 2)
+    )
+    options = Options(0.5, None, window)
+    out = varlen(torch_varlen)(q, k, v, layout, options)
+    assert out.shape == q.transpose(1, 2).shape
+    gradients = torch.autograd.grad(out.sum(), (q, k, v))
+    assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
+    for refused in (options._replace(softcap=1.0), options._replace(dropout=0.1)):
+        with pytest.raises(
+            ValueError, match="torch_varlen has no attention (soft-capping|dropout)"
+        ):
+            varlen(torch_varlen)(q, k, v, layout, refused)
+
+
+def test_shared_keys_add_up_in_float32() -> None:
+    """Many small gradients on one key: a sum in bfloat16 would stop at 256."""
+    layout = layout_of([(1, [2] * 1001)])  # 1000 segments of one query behind one key
+    key = torch.zeros(1, 1, layout.segments[-1].stop, 8, dtype=torch.bfloat16, requires_grad=True)
+
+    def kernel(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:
+        return k[bounds.cu_k[1:] - 2].float()  # of each segment the prompt's only key
+
+    out = varlen(kernel)(key, key, key, layout, Options(1.0))
+    (gradient,) = torch.autograd.grad(out.sum(), key)
+    assert gradient[0, 0, 0, 0] == 1000  # the bfloat16 nearest to 1001
+
+
+def model_like(device: str, dtype: torch.dtype, **config: Any) -> Any:
+    return SimpleNamespace(
+        device=torch.device(device), dtype=dtype, config=SimpleNamespace(**config)
+    )
+
+
+def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed to choose one."""
+    installed = {"flash_attn": True}
+    find = SimpleNamespace(find_spec=lambda name: object() if installed[name] else None)
+    monkeypatch.setattr(interface.importlib, "util", find)
+    llama, single = model_like("cuda", torch.bfloat16), model_like("cuda", torch.float32)
+    gemma = model_like("cuda", torch.bfloat16, attn_logit_softcapping=50.0)
+    assert torch_has_varlen()
+    for flash, models in ((True, "ffx"), (False, "vxx")):
+        installed["flash_attn"] = flash
+        chosen = [choose_engine("auto", model) for model in (llama, gemma, single)]
+        names = {"f": "flash_attention_2", "v": "torch_varlen", "x": "flex_attention"}
+        assert chosen == [names[m] for m in models]
+    assert choose_engine("auto", model_like("cpu", torch.float32)) == "sdpa"
+    for requested, model, words in (
+        ("flash_attention_2", llama, "flash_attention_2 needs the package flash-attn"),
+        (
+            "torch_varlen",
+            single,
+            "torch_varlen computes in bfloat16 or float16, the model in float",
+        ),
+        ("torch_varlen", gemma, "torch_varlen has no attention soft-capping"),
+        ("flex_attention", model_like("cpu", torch.bfloat16), "flex_attention needs CUDA"),
+    ):
+        with pytest.raises(ValueError, match=f"model.attn_implementation: {words}"):
+            choose_engine(requested, model)
