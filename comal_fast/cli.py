@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from comal_fast import __version__
+from comal_fast import __version__, merge
 from comal_fast.compare import command as compare
 from comal_fast.distributed.ranks import is_main, world
 from comal_fast.game import command as game
@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=_phase, phase=phase)
     sweep.register(verbs)
     compare.register(verbs)
+    merge.register(verbs)
     report.register(verbs)
     game.register(verbs)
     lm_game.register(verbs)

@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 from collections import OrderedDict
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,11 +26,13 @@ from comal_fast.artefacts import (
     write_text,
 )
 from comal_fast.config import Config, to_dict
+from comal_fast.config.schema import LoraConfig
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
 from comal_fast.distributed.ranks import is_main, world
 from comal_fast.memory import peak_gib
 from comal_fast.metrics import PhaseMetrics
+from comal_fast.model.adapters import add_adapter, freeze, is_adapter, load_adapter
 from comal_fast.model.load import (
     load_model,
     load_tokenizer,
@@ -41,11 +43,11 @@ from comal_fast.model.load import (
 from comal_fast.optim import check_installed
 from comal_fast.terminal import console
 
-PACKAGES = ("comal-fast", "torch", "triton", "transformers", "numpy")
+PACKAGES = ("comal-fast", "torch", "triton", "transformers", "numpy", "peft", "bitsandbytes")
 
 
 class Context:
-    """One run. Models are loaded when first asked for; the two last used are kept."""
+    """One run. Models are loaded when first asked for; the last used are kept."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -141,7 +143,7 @@ class Context:
     def tokenizer(self) -> Any:
         """The initial model's tokenizer."""
         folder = self.folder(0) / "model"
-        if folder_key(folder) == self._initial_key:
+        if folder_key(folder) == self._weights_key:
             return load_tokenizer(self.config.model, str(folder))
         return load_tokenizer(self.config.model)
 
@@ -150,28 +152,56 @@ class Context:
         if iterate in self._models:
             self._models.move_to_end(iterate)
             return self._models[iterate]
-        while len(self._models) >= (2 if self.device.type == "cpu" else 1):
-            self._models.popitem(last=False)
-        folder = self.folder(iterate) / "model"
-        if iterate > 0:
-            if folder_key(folder) is None:
-                raise ValueError(f"{folder}: no such model; iteration {iterate} has not trained")
-            model = load_model(self.config.model, str(folder))
-        elif folder_key(folder) == self._initial_key:
-            model = load_model(self.config.model, str(folder))
-        else:
-            model = load_model(self.config.model)
-            if (
-                self.config.model.gguf_file is not None and is_main()
-            ):  # slow to dequantise: once per run
-                with write_folder(folder, self._initial_key) as temporary:
-                    model.save_pretrained(temporary)
-                    self.tokenizer.save_pretrained(temporary)
-        self._models[iterate] = model
+        lora = self.config.model.lora is not None
+        most = 2 if lora or self.device.type == "cpu" else 1
+        # with LoRA π_0 stays: the others rest on its tensors
+        while len(going := [t for t in self._models if t or not lora]) >= most:
+            del self._models[going[0]]
+        self._models[iterate] = model = self._load(iterate)
         return model
 
+    def _load(self, iterate: int) -> Any:
+        folder, config = self.folder(iterate) / "model", self.config.model
+        if iterate == 0:
+            return self._base(config.lora) if config.lora else self._initial()
+        if folder_key(folder) is None:
+            raise ValueError(f"{folder}: no such model; iteration {iterate} has not trained")
+        if is_adapter(folder) != (config.lora is not None):
+            has, asked = ("an", "none") if config.lora is None else ("no", "one")
+            raise ValueError(f"{folder}: it holds {has} adapter, model.lora asks for {asked}")
+        if config.lora:
+            return load_adapter(self.model(0), config, folder)
+        return load_model(config, str(folder))
+
+    def _base(self, lora: LoraConfig) -> Any:
+        base = freeze(self._initial(), lora)
+        where = self.folder(0) / "model" if self.config.model.gguf_file else Path(self.source)
+        # what the adapters' files name as their base
+        base.name_or_path = str(where.resolve()) if where.is_dir() else self.source
+        return base
+
+    def _initial(self) -> Any:
+        config, folder = self.config.model, self.folder(0) / "model"
+        if config.gguf_file is None:
+            return load_model(config)
+        if folder_key(folder) != self._weights_key:  # slow to dequantise: once per run
+            model = load_model(replace(config, quantization="none"))
+            if is_main():
+                with write_folder(folder, self._weights_key) as temporary:
+                    model.save_pretrained(temporary)
+                    self.tokenizer.save_pretrained(temporary)
+            if config.quantization == "none":
+                return model
+            del model
+        return load_model(config, str(folder))
+
     def take_model(self, iterate: int) -> Any:
-        """π_iterate to train in place: the caller's alone, no longer kept here."""
+        """π_iterate to train in place: the caller's alone, no longer kept here.
+
+        With LoRA what trains is its adapter, for π_0 a fresh one.
+        """
+        if iterate == 0 and self.config.model.lora:
+            return add_adapter(self.model(0), self.config.model, self.config.seed)
         model = self.model(iterate)
         del self._models[iterate]
         return model
@@ -185,11 +215,18 @@ class Context:
         self._models[iterate] = model
 
     @cached_property
-    def _initial_key(self) -> str:
+    def _weights_key(self) -> str:
         files = weight_files(self.source, self.config.model.gguf_file)
         weights = hash_files(files) if files else self.source
         options = asdict(self.config.model) | {"name_or_path": None, "device": self.device.type}
+        del options["lora"], options["quantization"]  # no part of the weights as they are stored
         return make_key("model", weights, options)
+
+    @property
+    def _initial_key(self) -> str:
+        quantization = self.config.model.quantization
+        key = self._weights_key
+        return key if quantization == "none" else make_key(quantization, key)
 
     def model_key(self, iterate: int) -> str:
         """What π_iterate was made from."""

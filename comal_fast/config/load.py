@@ -86,6 +86,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     for parent in parents:
         child = node.setdefault(parent, {})
+        if child is None:  # an optional group that was off
+            child = node[parent] = {}
         if not isinstance(child, dict):
             raise ValueError(f"override {override!r}: {parent} is a value, not a group of options")
         node = child
@@ -120,8 +122,7 @@ def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        (hint,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-        return _value(hint, value, where)
+        return _value(_given(hint), value, where)
     if origin is typing.Literal:
         choices = typing.get_args(hint)
         if value is False and "off" in choices:  # YAML 1.1 reads off as a boolean
@@ -133,6 +134,9 @@ def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
         if not isinstance(value, dict):
             raise ValueError(f"{name}: expected a mapping, found {_kind(value)}")
         return {str(k): _value(float, v, (*where, str(k))) for k, v in value.items()}
+    if origin is list:  # one value stands for a list of one
+        (hint,) = typing.get_args(hint)
+        return [_value(hint, v, where) for v in (value if isinstance(value, list) else [value])]
     if hint is float:
         if isinstance(value, str):  # YAML 1.1 reads 5e-7 as a string
             try:
@@ -151,6 +155,14 @@ def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
     raise ValueError(f"{name}: expected {hint.__name__}, found {_kind(value)} {value!r}")
 
 
+def _given(hint: Any) -> Any:
+    """The type behind `… | None`; any other as it is."""
+    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
+        return hint
+    (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
+    return inner
+
+
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -163,6 +175,7 @@ def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
     """Every option's dotted name."""
     keys: list[str] = []
     for name, hint in typing.get_type_hints(cls).items():
+        hint = _given(hint)
         if dataclasses.is_dataclass(hint):
             keys += known_keys(typing.cast(type, hint), f"{prefix}{name}.")
         else:

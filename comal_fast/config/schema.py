@@ -15,6 +15,23 @@ Action = Literal["off", "warn", "stop", "rollback"]
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters on frozen weights (arXiv 2106.09685), by peft."""
+
+    r: int = 16
+    """Rank of an adapter."""
+    alpha: int = 32
+    """Adapters count alpha/r times."""
+    dropout: float = 0.0
+    """Dropout of what enters an adapter, in training alone."""
+    target_modules: list[str] = field(default_factory=lambda: ["all-linear"])
+    """Names of the linear layers that get one, such as `[q_proj, v_proj]`; `all-linear`: every one
+    but the head, which is never adapted."""
+    use_rslora: bool = False
+    """alpha/√r instead of alpha/r (arXiv 2312.03732)."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The policy that is aligned."""
 
@@ -32,6 +49,11 @@ class ModelConfig:
     """Attention over packed sequences. `auto`: on CUDA the first of flash-attn where it is
     installed, torch's `varlen_attn` and FlexAttention that can run the model exactly; on a CPU
     SDPA, a call per sequence. The first two take bfloat16 and float16, torch's no soft-capping."""
+    lora: LoraConfig | None = None
+    """Train adapters on the frozen weights; `{}` takes the defaults. None: train the weights."""
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4`: the frozen weights in 4 bits, all but embeddings and head (QLoRA, arXiv 2305.14314).
+    Needs `model.lora`."""
 
 
 @dataclass(frozen=True)

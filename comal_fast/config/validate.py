@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import reduce
 from typing import Any
 
@@ -60,6 +61,7 @@ def validate(config: Config, given: set[str]) -> None:
     _oracle(config)
     _ignored("prox", config.algorithm.prox, PROX_OPTIONS, given)
     _baseline(config)
+    _adapters(config)
     _diagnostics(config, given)
     _optimizer(config)
     attention = config.model.attn_implementation
@@ -86,9 +88,42 @@ def _baseline(c: Config) -> None:
         )
 
 
+def _adapters(c: Config) -> None:
+    lora = c.model.lora
+    if lora is None:
+        if c.model.quantization != "none":
+            raise ValueError(
+                f"model.quantization: {c.model.quantization} weights can't be trained themselves; "
+                "set model.lora too (`model.lora={}` takes its defaults)"
+            )
+        return
+    if not 0 <= lora.dropout < 1:
+        raise ValueError(f"model.lora.dropout: {lora.dropout} is outside [0, 1)")
+    targets = lora.target_modules
+    if not targets or ("all-linear" in targets and len(targets) > 1):
+        raise ValueError(
+            f"model.lora.target_modules: {targets}; give names of layers, or all-linear alone"
+        )
+    if c.training.stochastic_rounding:
+        raise ValueError(
+            "training.stochastic_rounding: what trains under model.lora is float32; leave it out"
+        )
+    needed = {"peft": ("model.lora", "lora")}
+    if c.model.quantization == "nf4":
+        needed["bitsandbytes"] = ("model.quantization", "qlora")
+    for package, (name, extra) in needed.items():
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"{name}: needs the package {package}; pip install 'comal-fast[{extra}]'"
+            )
+
+
 def _minima(c: Config) -> list[tuple[str, float | None, float]]:
+    lora = c.model.lora
     return [
         ("seed", c.seed, 0),
+        ("model.lora.r", lora.r if lora else None, 1),
+        ("model.lora.alpha", lora.alpha if lora else None, 1),
         ("data.prompts_per_iteration", c.data.prompts_per_iteration, 1),
         ("data.eval_prompts", c.data.eval_prompts, 2),
         ("data.max_length", c.data.max_length, 2),

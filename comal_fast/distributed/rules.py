@@ -23,6 +23,11 @@ def check_ranks(config: Config) -> None:
             "the moments are sharded already; leave it out",
         ),
         (
+            "model.quantization: nf4",
+            config.model.quantization == "nf4",
+            "bitsandbytes' packed weights are not sharded; use model.lora on weights of 16 bits",
+        ),
+        (
             "phases: process",
             config.phases == "process",
             "each rank is a process already; use auto",

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
 from comal_fast.distributed.group import own_device
+from comal_fast.model.adapters import keep_trainable, nf4
 
 
 def resolve_source(config: ModelConfig) -> str:
@@ -77,17 +78,20 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
         source, options = resolve_source(config), _options(config)
     else:
         options = {}
-    model = _load(
-        AutoModelForCausalLM,
-        source,
-        options | {"dtype": getattr(torch, config.dtype)},
-    )
+    device, dtype = pick_device(config.device), getattr(torch, config.dtype)
+    options |= {"dtype": dtype}
+    if config.quantization == "nf4":
+        quantized = {"quantization_config": nf4(dtype), "device_map": {"": str(device)}}
+        model = _load(AutoModelForCausalLM, source, options | quantized)
+        keep_trainable(model)
+        return model.eval()
+    model = _load(AutoModelForCausalLM, source, options)
     if getattr(model, "hf_quantizer", None) is not None and config.gguf_file is not None:
         # The weights are plain tensors by now; with the marks left, save_pretrained refuses them,
         # and so do other trainers.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
-    return model.to(pick_device(config.device)).eval()
+    return model.to(device).eval()
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:

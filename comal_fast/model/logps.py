@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from comal_fast.model.packed import (
 from comal_kernels import linear_logprob
 
 
-@torch.inference_mode()
 def response_logps(
     model: Any,
     sequences: Sequence[PromptResponse],
@@ -36,19 +36,53 @@ def response_logps(
     told the tokens that went through it. `share` (r, n): only the passes whose number is r modulo
     n; 0 elsewhere.
     """
-    result = np.zeros(len(sequences))
-    head = head_arguments(model)
-    with packed_attention(model, attn_implementation):
+    return joint_logps(
+        [model],
+        sequences,
+        max_tokens=max_tokens,
+        attn_implementation=attn_implementation,
+        backend=backend,
+        advance=advance,
+        share=share,
+    )[0]
+
+
+@torch.inference_mode()
+def joint_logps(
+    models: Sequence[Any],
+    sequences: Sequence[PromptResponse],
+    *,
+    max_tokens: int,
+    attn_implementation: str = "auto",
+    backend: str = "auto",
+    advance: Callable[[int], None] = lambda tokens: None,
+    share: tuple[int, int] = (0, 1),
+) -> np.ndarray:
+    """(M, S) float64: `response_logps` under each of M models that share one head.
+
+    Each batch goes through every model, and once through the head for all of them.
+    """
+    result = np.zeros((len(models), len(sequences)))
+    head = head_arguments(models[0])
+    if any(m.get_output_embeddings().weight is not head["weight"] for m in models):
+        raise ValueError("models: each has a head of its own; together they need one in common")
+    device = models[0].device
+    with ExitStack() as attention:
+        for model in models:
+            attention.enter_context(packed_attention(model, attn_implementation))
         for numbers in _passes(sequences, max_tokens)[share[0] :: share[1]]:
-            packed = pack([sequences[i] for i in numbers], model.device)
+            packed = pack([sequences[i] for i in numbers], device)
+            bounds, tokens = packed.response_cu_seqlens, len(packed.target)
             logp = linear_logprob(
-                predictor_states(model, packed),
-                target=packed.target,
-                cu_seqlens=packed.response_cu_seqlens,
+                torch.cat([predictor_states(model, packed) for model in models]),
+                target=packed.target.repeat(len(models)),
+                cu_seqlens=torch.cat(
+                    [bounds[:1], *(bounds[1:] + i * tokens for i in range(len(models)))]
+                ),
                 backend=backend,
                 **head,
             )
-            result[numbers] = logp.double().cpu().numpy()
+            result[:, numbers] = logp.double().cpu().numpy().reshape(len(models), -1)
             advance(packed.tokens)
     return result
 

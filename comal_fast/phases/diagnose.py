@@ -193,6 +193,6 @@ def _probe(context: Context, iterate: int) -> np.ndarray:
         samples = read_table(source)
         rows = range(min(config.diagnostics.probe_responses, samples.num_rows))
         sequences = prompt_responses(samples, rows)
-        values, _ = model_logps(context, iterate, sequences, f"probe of π_{iterate}")
+        values = model_logps(context, [iterate], sequences, "probe")[0][iterate]
         write_table(artefact, pa.table({"logp": pa.array(values, pa.float64())}), wanted)
     return read_table(artefact)["logp"].to_numpy()

@@ -164,11 +164,9 @@ def _divergences(
     sequences = prompt_responses(samples, range(samples.num_rows))
     logps: dict[int, np.ndarray] = {}
     seconds = 0.0
-    for iterate in {iteration, 0, reference} if iteration else set():
-        logps[iterate], more = model_logps(
-            context, iterate, sequences, f"held-out log-probs of π_{iterate}"
-        )
-        seconds += more
+    if iteration:
+        wanted = {iteration, 0, reference}
+        logps, seconds = model_logps(context, wanted, sequences, "held-out log-probs")
     prompts = np.array(samples["prompt_id"].to_pylist())
     result = {}
     for name, other in (("kl_to_initial", 0), ("kl_to_reference", reference)):

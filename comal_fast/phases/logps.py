@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from comal_fast.context import Context
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
 from comal_fast.distributed.ranks import rank, world
-from comal_fast.model.logps import passed_tokens, response_logps
+from comal_fast.model.logps import joint_logps, passed_tokens
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import generate, pair
 from comal_fast.terminal import progress
@@ -44,19 +44,13 @@ def run(context: Context, iteration: int) -> None:
     columns = (pairs[c].to_pylist() for c in ("chosen", "rejected"))
     used = sorted({row for column in columns for row in column if row is not None})
     sequences = prompt_responses(samples, used)
-    last_logp, seconds = model_logps(context, last, sequences, f"log-probs of π_{last} (last)")
-    ref_logp = last_logp
-    if reference != last:
-        ref_logp, more = model_logps(
-            context, reference, sequences, f"log-probs of π_{reference} (reference)"
-        )
-        seconds += more
-    passes = 1 + (reference != last)
+    logps, seconds = model_logps(context, {last, reference}, sequences, "log-probs")
     firsts = generate.first_rows(samples)
-    spread = {n: _spread(x, used, firsts) for n, x in (("ref", ref_logp), ("last", last_logp))}
+    policies = {"ref": reference, "last": last}
+    spread = {name: _spread(logps[t], used, firsts) for name, t in policies.items()}
     metrics.log(
         comal__kl_to_reference=float(np.nanmean(spread["last"] - spread["ref"])),
-        perf__tokens_per_s=passes * _tokens(context, sequences) / seconds,
+        perf__tokens_per_s=len(logps) * _tokens(context, sequences) / seconds,
         perf__seconds=seconds,
     )
     table = pa.table({f"{n}_logp": pa.array(x, from_pandas=True) for n, x in spread.items()})
@@ -72,24 +66,35 @@ def prompt_responses(samples: pa.Table, rows: Sequence[int]) -> list[PromptRespo
 
 @collective
 def model_logps(
-    context: Context, iterate: int, sequences: list[PromptResponse], description: str
-) -> tuple[np.ndarray, float]:
-    """((S,) sums of log-probs under π_iterate, seconds); ranks take every so many passes each."""
-    config, model = context.config, context.model(iterate)
-    total = _tokens(context, sequences)
-    with progress(description, total, "tokens") as advance:
-        values = response_logps(
-            model,
-            sequences,
-            max_tokens=config.training.max_tokens_per_microbatch,
-            attn_implementation=config.model.attn_implementation,
-            backend=config.training.backend,
-            advance=advance,
-            share=(rank(), world()),
-        )
-        values = np.sum(gather(values), axis=0)
-        advance(total - advance.done)
-    return values, advance.seconds
+    context: Context, iterates: Iterable[int], sequences: list[PromptResponse], description: str
+) -> tuple[dict[int, np.ndarray], float]:
+    """({iterate: (S,) sums of log-probs under it}, seconds); ranks take every so many passes each.
+
+    Policies on one frozen base (LoRA) have one head: a pass over it serves them all.
+    """
+    config, wanted = context.config, sorted(set(iterates))
+    result: dict[int, np.ndarray] = {}
+    seconds = 0.0
+    tokens = _tokens(context, sequences)
+    for together in [wanted] if config.model.lora else [[t] for t in wanted]:
+        names = " and ".join(f"π_{t}" for t in together)
+        models = [context.model(t) for t in together]
+        with progress(f"{description} of {names}", tokens, "tokens") as advance:
+            values = joint_logps(
+                models,
+                sequences,
+                max_tokens=config.training.max_tokens_per_microbatch,
+                attn_implementation=config.model.attn_implementation,
+                backend=config.training.backend,
+                advance=advance,
+                share=(rank(), world()),
+            )
+            values = np.sum(gather(values), axis=0)
+            advance(tokens - advance.done)
+        result |= zip(together, values, strict=True)
+        seconds += advance.seconds
+        del models  # before the next is loaded
+    return result, seconds
 
 
 def _tokens(context: Context, sequences: list[PromptResponse]) -> int:

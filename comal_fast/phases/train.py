@@ -68,6 +68,7 @@ def run(context: Context, iteration: int) -> None:
         table_key(logps.path(context, iteration)),
         [config.algorithm.prox, prox_options(config)],
         training,
+        config.model.lora and asdict(config.model.lora),
         config.seed,
     )
     if folder_key(path(context, iteration)) == wanted:

@@ -20,13 +20,15 @@ from comal_fast.sweep.grid import Cell
 BEFORE_TRAINING = ("generate", "judge", "pair", "logps")
 FILES = {"generate": "samples", "judge": "judgments", "pair": "pairs", "logps": "logps"}
 # groups of options that play no part before the first training step
-LATE = ("algorithm", "training", "pairing", "diagnostics")
+LATE = ("algorithm.", "training.", "pairing.", "diagnostics.", "model.lora.")
 
 
 def common_iterations(a: Config, b: Config) -> int | None:
     """How many iterations come out the same; None where not even the first samples do."""
     one, two = _leaves(to_dict(a)), _leaves(to_dict(b))
-    differing = {key for key in one if one[key] != two[key]} - {"output_dir", "phases"}
+    # an optional group that is off is a leaf in one tree and leaves in the other
+    differing = {key for key in one.keys() | two.keys() if one.get(key) != two.get(key)}
+    differing -= {"output_dir", "phases"}
     horizon = {"algorithm.iterations", "algorithm.ref_update_interval"}
     if differing <= horizon:
         least = min(a.algorithm.iterations, b.algorithm.iterations)
@@ -34,7 +36,7 @@ def common_iterations(a: Config, b: Config) -> int | None:
             return least
         # as long as the initial policy is the reference of both
         return min(least, a.algorithm.ref_update_interval, b.algorithm.ref_update_interval)
-    return 0 if all(key.split(".")[0] in LATE for key in differing) else None
+    return 0 if all(f"{key}.".startswith(LATE) for key in differing) else None
 
 
 def start_from(cell: Cell, finished: Iterable[Cell]) -> Cell | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from comal_fast.config import known_keys, load_config
+from comal_fast.config.schema import LoraConfig
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -101,6 +103,17 @@ def test_overrides_win(tiny_run: Path) -> None:
             r"training\.stochastic_rounding: .* model\.dtype is float32; leave it out",
         ),
         ("training.optimizer_state=4bit", r"optimizer_state: '4bit' is not one of model, float32"),
+        ("model.lora=true", r"model\.lora: expected a group of options, found bool"),
+        ("model.lora.rank=8", r"unknown option model\.lora\.rank.*model\.lora\.r"),
+        ("lora=true", r"unknown option lora; the nearest is model\.lora\.r"),
+        ("model.lora.r=0", r"model\.lora\.r: 0 is too small"),
+        ("model.lora.alpha=0", r"model\.lora\.alpha: 0 is too small"),
+        ("model.lora.dropout=1", r"model\.lora\.dropout: 1\.0 is outside \[0, 1\)"),
+        ("model.lora.target_modules=[]", r"target_modules: \[\]; give names of layers"),
+        ("model.lora.target_modules=[all-linear, q_proj]", r"or all-linear alone"),
+        ("model.lora.target_modules=[{a: 1}]", r"target_modules: expected str, found dict"),
+        ("model.quantization=nf4", r"model\.quantization: nf4 .* set model\.lora too"),
+        ("model.quantization=int8", r"'int8' is not one of none, nf4"),
     ],
 )
 def test_bad_option(tiny_run: Path, override: str, words: str) -> None:
@@ -111,9 +124,43 @@ def test_bad_option(tiny_run: Path, override: str, words: str) -> None:
 
 def test_stochastic_rounding_of_weights_alone(tiny_run: Path) -> None:
     options = ["model.dtype=bfloat16", "training.stochastic_rounding=true"]
+    with pytest.raises(ValueError, match=r"what trains under model\.lora is float32"):
+        load_config(tiny_run, [*options, "training.optimizer_state=8bit", "model.lora={}"])
     with pytest.raises(ValueError, match=r"use optimizer_state=8bit or float32"):
         load_config(tiny_run, options)
     load_config(tiny_run, [*options, "training.optimizer_state=8bit"])
+
+
+def test_optional_group(tiny_run: Path) -> None:
+    def lora(*overrides: str) -> LoraConfig | None:
+        return load_config(tiny_run, overrides).model.lora
+
+    assert lora() is None and lora("model.lora.r=4", "model.lora=null") is None
+    assert lora("model.lora={}") == LoraConfig()
+    # one option of a group that is off switches it on; one name stands for a list of one
+    chosen = lora("model.lora=null", "model.lora.r=4", "model.lora.target_modules=q_proj")
+    assert chosen == LoraConfig(r=4, target_modules=["q_proj"])
+    assert {"model.lora.r", "model.quantization"} <= set(known_keys())
+    assert "model.lora" not in known_keys()
+
+
+@pytest.mark.parametrize(
+    ("package", "overrides", "words"),
+    [
+        ("peft", ["model.lora={}"], r"model\.lora: needs the package peft; .*comal-fast\[lora\]"),
+        (
+            "bitsandbytes",
+            ["model.lora={}", "model.quantization=nf4"],
+            r"model\.quantization: needs the package bitsandbytes; .*comal-fast\[qlora\]",
+        ),
+    ],
+)
+def test_missing_package(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, package: str, overrides: list[str], words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as python itself marks what can't be imported
+    with pytest.raises(ValueError, match=words):
+        load_config(tiny_run, overrides)
 
 
 @pytest.mark.parametrize(

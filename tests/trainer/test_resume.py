@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-DRIVER = Path(__file__).with_name("resume_driver.py")
+from resume import comparable, start
 
 # (where, which call): the middle of every phase of both iterations, and the moments between a
 # phase's work and its artefact. In order: each start gets a little further than the last.
@@ -22,7 +20,7 @@ KILLS = [
     ("comal_fast.phases.generate:write_table", 1),
     ("comal_fast.phases.judge:has_strict_cycle", 3),
     ("comal_fast.phases.pair:choose_pairs", 2),
-    ("comal_fast.phases.logps:response_logps", 1),
+    ("comal_fast.phases.logps:joint_logps", 1),
     ("comal_fast.phases.train:Trainer.optimiser_step", 1),
     ("comal_fast.phases.train:Trainer.optimiser_step", 3),
     ("comal_fast.phases.train:Trainer.save", 2),
@@ -35,19 +33,6 @@ KILLS = [
     ("comal_fast.phases.train:Trainer.optimiser_step", 2),
     ("comal_fast.loop:write_summary", 1),
 ]
-
-
-def start(config: Path, output: Path, target: str = "never", count: int = 0) -> int:
-    command = [sys.executable, str(DRIVER), target, str(count), "run", str(config)]
-    done = subprocess.run([*command, f"output_dir={output}"], capture_output=True, text=True)
-    if done.returncode not in (0, -9):
-        pytest.fail(done.stderr)
-    return done.returncode
-
-
-def comparable(output: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("perf/", "mem/"))} for row in rows]
 
 
 @pytest.mark.slow

@@ -1,0 +1,72 @@
+"""The verb `comal-fast merge`: an iterate of a LoRA run as a plain transformers folder."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = """\
+Add the adapter of an iterate to the weights it rests on, and write them as a plain transformers
+folder in the run's `model.dtype`. Under `model.quantization=nf4` these weights are the 4-bit ones
+that training saw, dequantised, not the original ones."""
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the `merge` parser; its `run` default is the function that executes it."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "merge",
+        help="an iterate of a LoRA run as a plain transformers folder",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
+    parser.add_argument("output", metavar="FOLDER", type=Path, help="must not exist yet")
+    parser.add_argument("--iterate", type=int, help="default: the run's result")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Execute `comal-fast merge`; returns 0, or raises ValueError before anything is written."""
+    from comal_fast.artefacts import read_json
+    from comal_fast.config import load_saved
+
+    config = load_saved(args.run_dir / "config.yaml")
+    if config.model.lora is None:
+        raise ValueError(
+            f"{args.run_dir}: trained without model.lora: iterations/NNNN/model are whole models"
+        )
+    if args.output.exists():
+        raise ValueError(f"{args.output}: exists already; give a new folder")
+    iterate = args.iterate
+    if iterate is None:
+        iterate = read_json(args.run_dir / "summary.json")["result"]
+    from comal_fast.terminal import console  # torch and transformers load from here on
+
+    merge(args.run_dir, iterate, args.output)
+    console.print(f"π_{iterate} of {args.run_dir}, merged: {args.output}", soft_wrap=True)
+    return 0
+
+
+def merge(run_dir: Path, iterate: int, output: Path) -> None:
+    """Write π_iterate (≥ 1) of a LoRA run to the folder `output`, as one plain model."""
+    from dataclasses import replace
+
+    from peft import PeftModel
+
+    from comal_fast.artefacts import make_key, write_folder
+    from comal_fast.config import load_saved
+    from comal_fast.context import Context
+
+    saved = load_saved(run_dir / "config.yaml")
+    context = Context(replace(saved, output_dir=str(run_dir)))
+    key = make_key("merge", context.model_key(iterate))  # says so where there is no such iterate
+    folder = context.folder(iterate) / "model"
+    base = context.model(0)
+    if context.config.model.quantization == "nf4":
+        base = base.dequantize(dtype=base.dtype)
+    merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True)
+    with write_folder(output, key) as temporary:
+        merged.save_pretrained(temporary)
+        context.tokenizer.save_pretrained(temporary)

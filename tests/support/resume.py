@@ -1,0 +1,28 @@
+"""Runs of comal-fast in a process of their own, killed where a test says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DRIVER = Path(__file__).parents[1] / "trainer" / "resume_driver.py"
+
+
+def start(config: Path, output: Path, target: str = "never", count: int = 0) -> int:
+    """`comal-fast run`, killed in the count-th call of `target` (module:function); its status."""
+    command = [sys.executable, str(DRIVER), target, str(count), "run", str(config)]
+    done = subprocess.run([*command, f"output_dir={output}"], capture_output=True, text=True)
+    if done.returncode not in (0, -9):
+        pytest.fail(done.stderr)
+    return done.returncode
+
+
+def comparable(output: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl without times and memory."""
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith(("perf/", "mem/"))} for row in rows]
