@@ -162,7 +162,12 @@ class TrainingConfig:
     then come in one step: prompt and responses are run once for all of them, but steps are less
     mixed."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    """Recompute the activations of every layer in the backward pass."""
+    activation_memory: str | None = None
+    """Most memory, such as `8GiB`, that layers keep for the backward pass: the least number of
+    layers that this asks for recompute theirs. `auto`: what a GPU has left. None: no limit."""
+    offload_activations: bool = False
+    """Hold the inputs of recomputed layers in host memory until the backward pass."""
     backend: Backend = "auto"
     """Kernels of the prox loss."""
     save_steps: int = 100

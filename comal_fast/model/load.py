@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
 from comal_fast.distributed.group import own_device
@@ -88,6 +88,11 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
     return model.to(pick_device(config.device)).eval()
+
+
+def model_config(config: ModelConfig, source: str) -> Any:
+    """transformers' configuration alone: no weights are read."""
+    return _load(AutoConfig, source, _options(config))
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
