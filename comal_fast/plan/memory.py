@@ -128,17 +128,17 @@ def generation(
     stays = {"weights": mode.weight_bytes(shape)}
     prompts = -(-batch // repeats)
     forward = layer_cost(shape, mode).forward
-    cache = batch * (prompt + new) * entry
     return {
-        "prompts": stays
+        "the prompts": stays
         | {
             "generation cache": prompts * (prompt + new) * entry,
             "activations": forward * prompts * prompt,
         },
-        "repeating the cache": stays
-        | {"generation cache": cache + prompts * (prompt + new) * entry},
         "sampling": stays
-        | {"generation cache": cache, "logits": batch * shape.vocab * SAMPLING_BYTES},
+        | {
+            "generation cache": batch * (prompt + new) * entry,
+            "logits": batch * shape.vocab * SAMPLING_BYTES,
+        },
     }
 
 
