@@ -6,6 +6,7 @@ from functools import reduce
 from typing import Any
 
 from comal_fast.config.schema import Config
+from comal_fast.config.sizes import parse_bytes
 from comal_fast.game.preference import load_game
 from comal_fast.oracles.criteria import CRITERIA
 
@@ -60,6 +61,7 @@ def validate(config: Config, given: set[str]) -> None:
     _oracle(config)
     _ignored("prox", config.algorithm.prox, PROX_OPTIONS, given)
     _baseline(config)
+    _activations(config)
     _diagnostics(config, given)
     _optimizer(config)
     attention = config.model.attn_implementation
@@ -83,6 +85,22 @@ def _baseline(c: Config) -> None:
         raise ValueError(
             f"training.train_batch_size: {size} is less than generation.num_generations={needed}; "
             "prox dro takes its baseline from all responses to a prompt"
+        )
+
+
+def _activations(c: Config) -> None:
+    t = c.training
+    if t.activation_memory is not None and t.gradient_checkpointing:
+        raise ValueError(
+            "training.activation_memory: gradient_checkpointing recomputes every layer, whatever "
+            "the budget; leave one of the two out"
+        )
+    if t.activation_memory not in (None, "auto"):
+        parse_bytes(t.activation_memory, "training.activation_memory")
+    if t.offload_activations and not (t.gradient_checkpointing or t.activation_memory):
+        raise ValueError(
+            "training.offload_activations: only recomputed layers have inputs to hold; set "
+            "gradient_checkpointing or activation_memory too"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from comal_fast.config import Config
 
 
 def layers_of(model: Any) -> list[Any]:
@@ -71,13 +73,16 @@ def checkpoint_layers(
 
 
 @contextmanager
-def checkpointed(
-    model: Any, count: int, device: torch.device, *, offload: bool = False
-) -> Iterator[None]:
-    """Within the block, `count` layers keep only their input; with `offload`, in host memory."""
+def activations(model: Any, config: Config, tokens: int) -> Iterator[None]:
+    """Within the block, layers keep what `training:` lets them.
+
+    tokens: of the largest packed pass. Raises ValueError where `activation_memory` is `auto` and
+    the model is not on a CUDA device.
+    """
+    count = checkpointed_layers(model, config, tokens)
     run: Callable[..., Any] = checkpoint
-    if offload:
-        shelf = HostShelf(device)
+    if config.training.offload_activations:
+        shelf = HostShelf(model.device)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             with shelf.hooks():
@@ -88,6 +93,24 @@ def checkpointed(
         yield
     finally:
         undo()
+
+
+def checkpointed_layers(model: Any, config: Config, tokens: int) -> int:
+    """How many layers run again in the backward pass of `tokens` tokens, under `training:`."""
+    training = config.training
+    if training.activation_memory is None:
+        return len(layers_of(model)) if training.gradient_checkpointing else 0
+    # here, since what a plan counts runs through `checkpoint_layers`
+    from comal_fast.plan.search import budgeted_layers, configured
+    from comal_fast.plan.shapes import shape_of
+
+    shape, cuda = shape_of(model.config), model.device.type == "cuda"
+    if training.activation_memory != "auto":
+        return budgeted_layers(config, shape, tokens, cuda)
+    if not cuda:
+        raise ValueError("training.activation_memory: auto needs a GPU; give a size, such as 8GiB")
+    total = torch.cuda.get_device_properties(model.device).total_memory
+    return configured(config, shape, total).checkpointed
 
 
 class HostShelf:
@@ -114,12 +137,12 @@ class HostShelf:
     def _pack(self, tensor: Tensor) -> _Kept:
         for before in self.shelf[-1:]:  # its copy had a layer's time: its memory is free now
             before.release(self.module)
-        kept = _Kept(tensor, len(self.shelf))
+        kept = _Kept(tensor.detach(), len(self.shelf))
         with self._beside():
             kept.host = torch.empty(
                 tensor.shape, dtype=tensor.dtype, pin_memory=self.device.type == "cuda"
             )
-            kept.host.copy_(tensor.detach(), non_blocking=True)
+            kept.host.copy_(kept.here, non_blocking=True)
             kept.done = self.module.Event()
             kept.done.record(self.stream)
         self.shelf.append(kept)

@@ -31,6 +31,7 @@ from comal_fast.distributed.group import summed
 from comal_fast.distributed.ranks import is_main, world
 from comal_fast.distributed.sharding import forward_pass, shard, whole_state
 from comal_fast.distributed.share import my_passes
+from comal_fast.model.activations import activations
 from comal_fast.model.packed import (
     PromptResponse,
     head_arguments,
@@ -188,15 +189,24 @@ class Trainer:
     def __enter__(self) -> Trainer:
         self._packed.__enter__()
         self.model.train()
-        if self.config.training.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._activations = activations(self.model, self.config, self._most_tokens())
+        self._activations.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.config.training.gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
+        self._activations.__exit__(*error)
         self.model.eval()
         self._packed.__exit__(*error)
+
+    def _most_tokens(self) -> int:
+        """Of a packed pass: the budget, or a group of items that is longer."""
+        both = (self.items.chosen, self.items.rejected or [])
+        longest = 0
+        for group in self.items.groups:
+            rows = {side[item] for side in both if side for item in group}
+            longest = max(longest, sum(len(self.sequences[row]) for row in rows))
+        budget = max(self.config.training.max_tokens_per_microbatch, longest)
+        return min(budget, sum(map(len, self.sequences.values())))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero after the last step."""

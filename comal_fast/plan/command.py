@@ -41,11 +41,13 @@ def run(args: argparse.Namespace) -> int:
     if args.config:
         mode = search.configured(config, shape, memory)
         shown.insert(0, search.assess(shape, mode, work, machine))
-    console.print(_modes(shown, best, work, memory, machine, config), _notes(work))
+    name = config.model.name_or_path
+    console.print(f"{name} on {gib(memory)} GiB ({machine.name}: {machine.source})")
+    console.print(_modes(shown, best, work, memory), _notes(work), soft_wrap=True)
     if best is None:
         leanest = min(fits, key=lambda fit: fit.bytes)
         print(
-            f"comal-fast: error: {config.model.name_or_path}: no mode fits {gib(memory)} GiB; the "
+            f"comal-fast: error: {name}: no mode fits {gib(memory)} GiB; the "
             f"nearest, {leanest.mode.name}, needs {gib(leanest.bytes / (1 - search.HEADROOM))} GiB",
             file=sys.stderr,
         )
@@ -83,27 +85,24 @@ def _device(args: argparse.Namespace) -> tuple[float, Machine]:
     return memory, MACHINES[nearest(memory)]
 
 
-def _modes(
-    fits: list[Any], best: Any, work: Any, memory: float, machine: Machine, config: Config
-) -> Table:
-    from comal_fast.plan.search import changes, usable
+def _modes(fits: list[Any], best: Any, work: Any, memory: float) -> Table:
+    from comal_fast.plan.search import CONFIGURED, usable
 
-    title = f"{config.model.name_or_path} on {gib(memory)} GiB ({machine.name}: {machine.source})"
-    table = Table(title=title, title_justify="left")
-    for name in ("mode", "recomputed", "peak GiB", "s a step", "tokens/s", "fits", "smaller"):
-        table.add_column(name, justify="left" if name in ("mode", "smaller") else "right")
+    table = Table(title="Modes, each at its fastest that fits", title_justify="left")
+    for name in ("mode", "recompute", "pairs", "tokens", "GiB", "s", "tokens/s", "fits"):
+        table.add_column(name, justify="left" if name == "mode" else "right")
     for fit in fits:
-        ok = fit.fits(usable(memory)) or (fit.mode.name == "as configured" and fit.fits(memory))
-        sizes = ", ".join(f"{k.split('.')[1]} {v}" for k, v in changes(fit, work).items())
-        layers = f"{fit.mode.checkpointed} layers"
+        own = fit.mode.name == CONFIGURED
+        ok = fit.fits(memory if own else usable(memory))
         table.add_row(
             fit.mode.name,
-            layers + (", on host" if fit.mode.offload_activations else ""),
+            f"{fit.mode.checkpointed}" + (" to host" if fit.mode.offload_activations else ""),
+            f"{fit.work.pairs}",
+            f"{fit.work.budget}",
             gib(fit.bytes),
             f"{fit.seconds:.2f}",
             f"{fit.rate:,.0f}",
             "[green]yes[/]" if ok else "[red]no[/]",
-            sizes,
             style="bold" if fit is best else "",
         )
     return table
@@ -114,9 +113,10 @@ def _notes(work: Any) -> str:
     from comal_fast.plan.search import TYPICAL_PROMPT, TYPICAL_RESPONSE
 
     return (
-        f"Peaks are for the longest sequences allowed, {HEADROOM:.0%} of the memory is left free; "
-        f"times for prompts of {min(TYPICAL_PROMPT, work.prompt)} and responses of "
-        f"{min(TYPICAL_RESPONSE, work.new)} tokens. None of them is measured.\n"
+        f"recompute: layers that do; pairs: of a step; tokens: of a packed pass. Peaks are for the "
+        f"longest sequences\nallowed, with {HEADROOM:.0%} of the memory left free; times for prompts "
+        f"of {min(TYPICAL_PROMPT, work.prompt)} and responses of "
+        f"{min(TYPICAL_RESPONSE, work.new)} tokens. Estimates: nothing here is measured.\n"
     )
 
 

@@ -67,15 +67,18 @@ class Mode:
         return moments + (kept if self.offload_activations else 0.0)
 
 
-# From the fastest and least changed to the leanest; all in bfloat16
-FULL_32 = Mode("full parameters, 32-bit AdamW", state="float32")
-FULL_8 = replace(FULL_32, name="full parameters, 8-bit AdamW", state="8bit")
-FULL_HOST = replace(FULL_8, name="the same, its state in host memory", offload_state=True)
-FUSED = replace(FULL_8, name="8-bit AdamW, step inside the backward pass", in_backward=True)
-FUSED_HOST = replace(FUSED, name="the same, its state in host memory", offload_state=True)
+# From the fastest and least changed to the leanest, all in bfloat16. "on host": the moments in host
+# memory; "in backward": each weight is updated inside the backward pass
+FULL_32 = Mode("AdamW, 32-bit", state="float32")
+FULL_8 = replace(FULL_32, name="AdamW, 8-bit", state="8bit")
+FULL_HOST = replace(FULL_8, name="AdamW, 8-bit, on host", offload_state=True)
+FUSED = replace(FULL_8, name="AdamW, 8-bit, in backward", in_backward=True)
+FUSED_HOST = replace(FUSED, name="AdamW, 8-bit, in backward, on host", offload_state=True)
 LORA = Mode("LoRA, rank 16", state="model", rank=16)
 QLORA = replace(LORA, name="QLoRA, rank 16", quantized=True)
 LADDER = (FULL_32, FULL_8, FULL_HOST, FUSED, FUSED_HOST, LORA, QLORA)
+
+CONFIGURED = "as configured"
 
 # option → its value in a mode; None: left out
 OPTIONS: dict[str, Any] = {
@@ -109,7 +112,7 @@ def mode_of(config: Config, layers: int) -> Mode:
 
     lora = get("model.lora")
     return Mode(
-        "as configured",
+        CONFIGURED,
         dtype=config.model.dtype,
         state=get("training.optimizer_state", "model"),
         in_backward=get("training.optimizer_in_backward", False),

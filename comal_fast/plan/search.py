@@ -8,11 +8,12 @@ from typing import Any
 
 from comal_fast.config import Config
 from comal_fast.config.sizes import parse_bytes
+from comal_fast.model.activations import least_checkpointed
 from comal_fast.plan import memory, modes
 from comal_fast.plan.count import Load, parts
 from comal_fast.plan.machines import Machine, predict
 from comal_fast.plan.memory import HEADROOM, MicroBatch, Peak
-from comal_fast.plan.modes import LADDER, Mode
+from comal_fast.plan.modes import CONFIGURED, LADDER, Mode
 from comal_fast.plan.shapes import Shape
 
 # typical of instruction data; only times depend on them
@@ -207,25 +208,21 @@ def least_recomputed(shape: Shape, mode: Mode, work: Work, space: float) -> Mode
 
 def configured(config: Config, shape: Shape, device_memory: float) -> Mode:
     """The mode of a configuration, with as many recomputed layers as its budget asks for."""
-    mode, budget = modes.mode_of(config, shape.layers), config.training.activation_memory
-    work = Work.of(config)
-    if budget is None:
+    mode, work = modes.mode_of(config, shape.layers), Work.of(config)
+    if config.training.activation_memory is None:
         return mode
-    if budget == "auto":
-        offload = mode.offload_activations
-        found = least_recomputed(shape, mode, work, usable(device_memory))
-        return replace(found, offload_activations=offload)
-    from comal_fast.model.activations import least_checkpointed
-
-    each = memory.layer_cost(shape, mode)
-    again = least_checkpointed(
-        parse_bytes(budget, "training.activation_memory"),
-        work.batch(mode).tokens,
-        shape.layers,
-        each.layer,
-        each.checkpoint,
-    )
+    if config.training.activation_memory != "auto":
+        again = budgeted_layers(config, shape, work.batch(mode).tokens)
+    else:
+        again = least_recomputed(shape, mode, work, usable(device_memory)).checkpointed
     return replace(mode, checkpointed=again)
+
+
+def budgeted_layers(config: Config, shape: Shape, tokens: int, cuda: bool = True) -> int:
+    """Recomputed layers under a size of `training.activation_memory`, for a pass of `tokens`."""
+    each = memory.layer_cost(shape, modes.mode_of(config, shape.layers), cuda)
+    budget = parse_bytes(config.training.activation_memory or "", "training.activation_memory")
+    return least_checkpointed(budget, tokens, shape.layers, each.layer, each.checkpoint)
 
 
 def changes(fit: Fit, work: Work) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""Recomputed layers, budgets and host memory: the same gradients, in less memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comal_fast.config import Config, load_config
+from comal_fast.config.schema import ModelConfig, TrainingConfig
+from comal_fast.model.activations import (
+    activations,
+    checkpoint_layers,
+    checkpointed_layers,
+    layers_of,
+    least_checkpointed,
+    spread,
+)
+from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.plan.search import budgeted_layers
+from comal_fast.plan.shapes import shape_of
+from tiny import tiny_model
+
+SEQUENCES = [PromptResponse([7] * n, [9, 8, *range(20, 20 + n)]) for n in (3, 11, 20, 6)]
+
+
+def options(**training: Any) -> Config:
+    return Config(ModelConfig(""), training=TrainingConfig(**training))
+
+
+def gradients(model: Any, **training: Any) -> list[torch.Tensor]:
+    """Of a packed pass, as the trainer makes one."""
+    model.train()
+    model.zero_grad()
+    packed = pack(SEQUENCES, model.device)
+    with (
+        packed_attention(model, "auto"),
+        activations(model, options(**training), packed.input_ids.numel()),
+    ):
+        predictor_states(model, packed).square().sum().backward()
+    return [p.grad.clone() for p in model.base_model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"gradient_checkpointing": True},
+        {"activation_memory": "0.4MiB"},
+        {"gradient_checkpointing": True, "offload_activations": True},
+        {"activation_memory": "0.4MiB", "offload_activations": True},
+    ],
+    ids=str,
+)
+def test_gradients_are_the_same_bit_for_bit(family: str, training: dict[str, Any]) -> None:
+    model = tiny_model(family, num_hidden_layers=5)
+    plain = gradients(model)
+    assert len(plain) == len(list(model.base_model.parameters()))
+    if "activation_memory" in training:
+        tokens = sum(map(len, SEQUENCES))
+        assert 0 < checkpointed_layers(model, options(**training), tokens) < 5
+    for ours, expected in zip(gradients(model, **training), plain, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_a_budget_recomputes_some_layers_and_no_more() -> None:
+    model = tiny_model(num_hidden_layers=8)
+    shape, tokens = shape_of(model.config), 1024
+    counts = [
+        checkpointed_layers(model, options(activation_memory=f"{mib}MiB"), tokens)
+        for mib in (1, 8, 12, 100)
+    ]
+    assert counts[0] == 8 and counts[-1] == 0 and sorted(counts, reverse=True) == counts
+    assert 0 < counts[2] < 8
+    assert counts[2] == budgeted_layers(options(activation_memory="12MiB"), shape, tokens, False)
+
+
+@given(
+    st.floats(0, 1e6), st.integers(1, 64), st.floats(1, 100), st.floats(0, 1), st.integers(1, 99)
+)
+def test_the_least_number_of_layers(
+    budget: float, layers: int, kept: float, share: float, tokens: int
+) -> None:
+    inputs = kept * share * 0.99
+
+    def held(again: int) -> float:
+        return ((layers - again) * kept + again * inputs) * tokens
+
+    again = least_checkpointed(budget, tokens, layers, kept, inputs)
+    assert 0 <= again <= layers
+    assert held(again) <= budget * (1 + 1e-9) or again == layers
+    assert again == 0 or held(again - 1) > budget * (1 - 1e-9)
+
+
+@given(st.integers(1, 100), st.data())
+def test_recomputed_layers_are_evenly_spread(layers: int, data: Any) -> None:
+    count = data.draw(st.integers(0, layers))
+    chosen = spread(count, layers)
+    assert len(set(chosen)) == count and all(0 <= i < layers for i in chosen)
+    if count > 1:
+        gaps = [b - a for a, b in zip(chosen, [*chosen[1:], layers], strict=True)]
+        assert max(gaps) - min(gaps) <= 1
+
+
+def test_what_is_kept_shrinks_and_layers_are_left_as_they_were() -> None:
+    model = tiny_model(num_hidden_layers=4).train()
+    packed = pack(SEQUENCES, model.device)
+
+    def kept(count: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def note(x: torch.Tensor) -> torch.Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        undo = checkpoint_layers(model, count)
+        with packed_attention(model, "auto"), torch.autograd.graph.saved_tensors_hooks(
+            note, lambda x: x
+        ):
+            predictor_states(model, packed)
+        undo()
+        return sum(sizes.values())
+
+    sizes = [kept(count) for count in range(5)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[4] < sizes[0] / 2
+    assert not any(layer.gradient_checkpointing for layer in layers_of(model))
+
+
+def test_a_run_under_a_budget_trains_the_same_weights(tiny_run: Path, tmp_path: Path) -> None:
+    from comal_fast.loop import run_all
+
+    weights = []
+    for name, override in (("a", []), ("b", ["training.activation_memory=0.1MiB"])):
+        more = [f"output_dir={tmp_path / name}", "algorithm.iterations=1", *override]
+        run_all(load_config(tiny_run, more))
+        weights.append(tmp_path / name / "iterations/0001/model/model.safetensors")
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (["training.activation_memory=much"], r"activation_memory: 'much' is no size.*8GiB"),
+        (["training.activation_memory=0GiB"], r"activation_memory: '0GiB' is no size"),
+        (
+            ["training.activation_memory=1GiB", "training.gradient_checkpointing=true"],
+            r"gradient_checkpointing recomputes every layer",
+        ),
+        (["training.offload_activations=true"], r"offload_activations: only recomputed layers"),
+    ],
+)
+def test_bad_options(tiny_run: Path, override: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        load_config(tiny_run, override)
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_needs_a_gpu() -> None:
+    with pytest.raises(ValueError, match="auto needs a GPU; give a size"):
+        checkpointed_layers(tiny_model(), options(activation_memory="auto"), 100)
