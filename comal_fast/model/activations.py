@@ -80,14 +80,8 @@ def activations(model: Any, config: Config, tokens: int) -> Iterator[None]:
     the model is not on a CUDA device.
     """
     count = checkpointed_layers(model, config, tokens)
-    run: Callable[..., Any] = checkpoint
-    if config.training.offload_activations:
-        shelf = HostShelf(model.device)
-
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with shelf.hooks():
-                return checkpoint(*args, **kwargs)
-
+    offload = config.training.offload_activations
+    run = HostShelf(model.device).checkpoint if offload else checkpoint
     undo = checkpoint_layers(model, count, run)
     try:
         yield
@@ -126,9 +120,10 @@ class HostShelf:
         self.stream = self.module.Stream()
         self.shelf: list[_Kept] = []
 
-    def hooks(self) -> saved_tensors_hooks:
-        """Tensors saved within go to the shelf."""
-        return saved_tensors_hooks(self._pack, self._unpack)
+    def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
+        """torch's, with what it saves on the shelf."""
+        with saved_tensors_hooks(self._pack, self._unpack):
+            return checkpoint(*args, **kwargs)
 
     def _beside(self) -> Any:
         self.stream.wait_stream(self.module.current_stream())
@@ -142,7 +137,7 @@ class HostShelf:
             kept.host = torch.empty(
                 tensor.shape, dtype=tensor.dtype, pin_memory=self.device.type == "cuda"
             )
-            kept.host.copy_(kept.here, non_blocking=True)
+            kept.host.copy_(tensor.detach(), non_blocking=True)
             kept.done = self.module.Event()
             kept.done.record(self.stream)
         self.shelf.append(kept)

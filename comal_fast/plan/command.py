@@ -86,7 +86,8 @@ def _device(args: argparse.Namespace) -> tuple[float, Machine]:
 
 
 def _modes(fits: list[Any], best: Any, work: Any, memory: float) -> Table:
-    from comal_fast.plan.search import CONFIGURED, usable
+    from comal_fast.plan.modes import CONFIGURED
+    from comal_fast.plan.search import usable
 
     table = Table(title="Modes, each at its fastest that fits", title_justify="left")
     for name in ("mode", "recompute", "pairs", "tokens", "GiB", "s", "tokens/s", "fits"):
@@ -112,11 +113,11 @@ def _notes(work: Any) -> str:
     from comal_fast.plan.memory import HEADROOM
     from comal_fast.plan.search import TYPICAL_PROMPT, TYPICAL_RESPONSE
 
+    prompt, response = min(TYPICAL_PROMPT, work.prompt), min(TYPICAL_RESPONSE, work.new)
     return (
-        f"recompute: layers that do; pairs: of a step; tokens: of a packed pass. Peaks are for the "
-        f"longest sequences\nallowed, with {HEADROOM:.0%} of the memory left free; times for prompts "
-        f"of {min(TYPICAL_PROMPT, work.prompt)} and responses of "
-        f"{min(TYPICAL_RESPONSE, work.new)} tokens. Estimates: nothing here is measured.\n"
+        "recompute: layers that do; pairs: of a step; tokens: of a packed pass. Peaks are for the "
+        f"longest sequences\nallowed, with {HEADROOM:.0%} of the memory left free; times for "
+        f"prompts of {prompt} and responses of {response} tokens.\nEstimates: nothing here is measured.\n"
     )
 
 

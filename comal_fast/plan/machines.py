@@ -31,12 +31,8 @@ class Machine:
 SHEET = "data sheet; shares assumed"
 PCIE4, PCIE5 = 26e9, 52e9  # of 32 and 64 GB/s: what large pinned copies reach, assumed
 MACHINES = {  # dense bfloat16, no sparsity
-    "h200": Machine(
-        "H200 SXM", 989e12, 4.8e12, 141e9, 450e9, 50e9, 0.80, 0.90, 0.90, SHEET, PCIE5
-    ),
-    "h100": Machine(
-        "H100 SXM", 989e12, 3.35e12, 80e9, 450e9, 50e9, 0.80, 0.90, 0.90, SHEET, PCIE5
-    ),
+    "h200": Machine("H200 SXM", 989e12, 4.8e12, 141e9, 450e9, 50e9, 0.80, 0.90, 0.90, SHEET, PCIE5),
+    "h100": Machine("H100 SXM", 989e12, 3.35e12, 80e9, 450e9, 50e9, 0.80, 0.90, 0.90, SHEET, PCIE5),
     "a100": Machine(
         "A100 SXM 80 GB", 312e12, 2.04e12, 80e9, 300e9, 25e9, 0.85, 0.90, 0.90, SHEET, PCIE4
     ),

@@ -18,6 +18,7 @@ from comal_kernels.head import DEFAULT_WORKSPACE, chunk_rows, compute_dtype
 
 HEADROOM = 0.06  # of the device's memory, that a plan leaves free; assumed
 SAMPLING_BYTES = 32  # a logit: float32 copies, their sort, softmax, running sum in float64
+SHARDED = ("weights", "gradients", "optimizer state")  # over the ranks of a distributed run
 Parts = dict[str, float]
 
 
@@ -50,7 +51,7 @@ def peak(moments: dict[str, Parts]) -> Peak:
 def kept(each: PerToken, mode: Mode, layers: int, tokens: int, cuda: bool = True) -> float:
     """Bytes that the layers keep on the device for the backward pass."""
     again = min(mode.checkpointed, layers)
-    inputs = again * each.checkpoint
+    inputs: float = again * each.checkpoint
     if mode.offload_activations and cuda:
         inputs = min(again, 2) * each.checkpoint  # one on its way out or in, one at work
     return ((layers - again) * each.layer + inputs) * tokens
@@ -71,7 +72,7 @@ def training(
     ends = each.ends * tokens
     work = each.recompute if mode.checkpointed else each.backward
     full = mode.trained(shape)
-    gradients = full * item if mode.rank is None else full * mode.adapter_item
+    gradients = float(full * (item if mode.rank is None else mode.adapter_item))
     stays = {
         "weights": mode.weight_bytes(shape),
         "optimizer state": 0.0 if mode.offload_state else full * mode.state_bytes,
@@ -91,7 +92,7 @@ def training(
         first = max(accumulated, of_head)
         untied = 0.0 if shape.tied else of_head
         last, ended = max(accumulated, gradients - untied), gradients
-    moments = {
+    moments: dict[str, Parts] = {
         "the head": {
             "gradients": accumulated,
             "activations": activations + ends,

@@ -104,8 +104,8 @@ def options(mode: Mode, layers: int) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def mode_of(config: Config, layers: int) -> Mode:
-    """What a configuration asks for; `activation_memory` is left to who knows the budget."""
+def mode_of(config: Config, layers: int, recomputed: int | None = None) -> Mode:
+    """What a configuration asks for. `recomputed`: layers, where `activation_memory` decides."""
 
     def get(name: str, default: Any = None) -> Any:
         return reduce(lambda node, key: getattr(node, key, default), name.split("."), config)
@@ -117,7 +117,7 @@ def mode_of(config: Config, layers: int) -> Mode:
         state=get("training.optimizer_state", "model"),
         in_backward=get("training.optimizer_in_backward", False),
         offload_state=get("training.optimizer_offload", False),
-        checkpointed=layers if config.training.gradient_checkpointing else 0,
+        checkpointed=recomputed or (layers if config.training.gradient_checkpointing else 0),
         offload_activations=config.training.offload_activations,
         rank=lora.r if lora else None,
         quantized=get("model.quantization", "none") != "none",

@@ -13,7 +13,7 @@ from comal_fast.plan import memory, modes
 from comal_fast.plan.count import Load, parts
 from comal_fast.plan.machines import Machine, predict
 from comal_fast.plan.memory import HEADROOM, MicroBatch, Peak
-from comal_fast.plan.modes import CONFIGURED, LADDER, Mode
+from comal_fast.plan.modes import LADDER, Mode
 from comal_fast.plan.shapes import Shape
 
 # typical of instruction data; only times depend on them
@@ -104,9 +104,7 @@ def assess(shape: Shape, mode: Mode, work: Work, machine: Machine) -> Fit:
     """Memory of every phase and time of a training step."""
     batch, load = work.batch(mode), work.load(mode, shape)
     generated = [
-        memory.peak(
-            memory.generation(shape, mode, work.generation_batch, k, work.prompt, work.new)
-        )
+        memory.peak(memory.generation(shape, mode, work.generation_batch, k, work.prompt, work.new))
         for k in (work.generations, work.evaluations)
     ]
     phases = {

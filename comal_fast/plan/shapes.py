@@ -108,9 +108,13 @@ KNOWN = {  # by short_name
     "gemma-2-27b": _row("gemma2", True, 256000, 46, 4608, 36864, 32, 16, 128),
     "phi-3-mini": _row("phi3", False, 32064, 32, 3072, 8192, 32, 32, 96),
 }
+SAME = {
+    "llama-3.1-8b": "llama-3-8b",
+    "llama-3.1-70b": "llama-3-70b",
+    "llama-3.3-70b": "llama-3-70b",
+}
 # families whose layers `trace.py` is tested on
-PLANNED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "granite"}
-SAME = {"llama-3.1-8b": "llama-3-8b", "llama-3.1-70b": "llama-3-70b", "llama-3.3-70b": "llama-3-70b"}
+PLANNED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "granite"}
 
 
 class Unplanned(ValueError):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from comal_fast.config import Config, load_config
 from comal_fast.config.schema import ModelConfig, TrainingConfig
 from comal_fast.model.activations import (
+    HostShelf,
     activations,
     checkpoint_layers,
     checkpointed_layers,
@@ -118,8 +119,9 @@ def test_what_is_kept_shrinks_and_layers_are_left_as_they_were() -> None:
             return x
 
         undo = checkpoint_layers(model, count)
-        with packed_attention(model, "auto"), torch.autograd.graph.saved_tensors_hooks(
-            note, lambda x: x
+        with (
+            packed_attention(model, "auto"),
+            torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),
         ):
             predictor_states(model, packed)
         undo()
@@ -128,6 +130,19 @@ def test_what_is_kept_shrinks_and_layers_are_left_as_they_were() -> None:
     sizes = [kept(count) for count in range(5)]
     assert sizes == sorted(sizes, reverse=True) and sizes[4] < sizes[0] / 2
     assert not any(layer.gradient_checkpointing for layer in layers_of(model))
+
+
+def test_inputs_lie_in_host_memory_until_they_are_fetched() -> None:
+    model = tiny_model(num_hidden_layers=4).train()
+    packed, shelf = pack(SEQUENCES, model.device), HostShelf(torch.device("cpu"))
+    undo = checkpoint_layers(model, 3, shelf.checkpoint)
+    with packed_attention(model, "auto"):
+        total = predictor_states(model, packed).sum()
+        assert [kept.host.shape for kept in shelf.shelf] == [(1, packed.input_ids.numel(), 32)] * 3
+        assert [kept.here is None for kept in shelf.shelf] == [True, True, False]
+        total.backward()
+    undo()
+    assert shelf.shelf == []
 
 
 def test_a_run_under_a_budget_trains_the_same_weights(tiny_run: Path, tmp_path: Path) -> None:
