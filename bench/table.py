@@ -2,7 +2,8 @@
 
 A document holds `<!-- bench: NAME FOLDER -->` … `<!-- /bench -->`; what stands between is replaced
 by the newest record NAME (head, head-forward, step, memory, peak, scaling, profile-head,
-profile-step, model) of bench/results/FOLDER. `FOLDER` may be followed by a number of tokens, for `head`.
+profile-step, model) of bench/results/FOLDER. `FOLDER` may be followed by a number of tokens, for
+`head`.
 """
 
 from __future__ import annotations

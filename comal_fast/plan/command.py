@@ -117,7 +117,7 @@ def _notes(work: Any) -> str:
     return (
         "recompute: layers that do; pairs: of a step; tokens: of a packed pass. Peaks are for the "
         f"longest sequences\nallowed, with {HEADROOM:.0%} of the memory left free; times for "
-        f"prompts of {prompt} and responses of {response} tokens.\nEstimates: nothing here is measured.\n"
+        f"prompts of {prompt} and responses of {response} tokens.\nAll are estimates.\n"
     )
 
 
