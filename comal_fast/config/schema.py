@@ -32,6 +32,9 @@ class ModelConfig:
     """Attention over packed sequences. `auto`: on CUDA the first of flash-attn where it is
     installed, torch's `varlen_attn` and FlexAttention that can run the model exactly; on a CPU
     SDPA, a call per sequence. The first two take bfloat16 and float16, torch's no soft-capping."""
+    liger_kernels: Literal["auto", "on", "off"] = "auto"
+    """Liger's kernels for norms, positions and gated MLPs: `auto` takes them on CUDA where
+    liger-kernel is installed and knows the model."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ def validate(config: Config, given: set[str]) -> None:
     attention = config.model.attn_implementation
     if config.model.device == "cpu" and attention not in ("auto", "sdpa"):
         raise ValueError(f"model.attn_implementation: {attention} needs model.device=cuda")
+    if config.model.device == "cpu" and config.model.liger_kernels == "on":
+        raise ValueError("model.liger_kernels: on needs model.device=cuda")
     if not config.output_dir:
         raise ValueError("output_dir: empty; give a folder")
 

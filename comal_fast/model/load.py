@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
 from comal_fast.distributed.group import own_device
+from comal_fast.model.liger import use_liger
 
 
 def resolve_source(config: ModelConfig) -> str:
@@ -87,7 +88,7 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
         # and so do other trainers.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
-    return model.to(pick_device(config.device)).eval()
+    return use_liger(model.to(pick_device(config.device)).eval(), config.liger_kernels)
 
 
 def model_config(config: ModelConfig, source: str) -> Any:

@@ -59,7 +59,7 @@ def kept(each: PerToken, mode: Mode, layers: int, tokens: int, cuda: bool = True
 
 def layer_cost(shape: Shape, mode: Mode, cuda: bool = True) -> PerToken:
     """What a token costs in this mode. SDPA on a CPU keeps each sequence's result and the row."""
-    return per_token(shape, mode.torch_dtype, mode.rank is not None, not cuda)
+    return per_token(shape, mode.torch_dtype, mode.rank, not cuda)
 
 
 def training(

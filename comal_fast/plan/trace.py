@@ -70,6 +70,21 @@ class _Alive(TorchDispatchMode):
         self.now -= size
 
 
+class _Adapted(torch.nn.Module):
+    """A frozen linear layer with an adapter as peft computes it: in float32 (arXiv 2106.09685)."""
+
+    def __init__(self, base: torch.nn.Linear, rank: int) -> None:
+        super().__init__()
+        wide: Any = {"bias": False, "dtype": torch.float32, "device": "meta"}
+        self.base = base
+        self.a = torch.nn.Linear(base.in_features, rank, **wide)
+        self.b = torch.nn.Linear(rank, base.out_features, **wide)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.base(x)
+        return (result + self.b(self.a(x.float())) * 2.0).to(result.dtype)
+
+
 class _Flash(torch.autograd.Function):
     """What packed flash attention reads, saves and returns; on `meta` nothing is computed."""
 
@@ -106,13 +121,13 @@ for _name, _attention in ((PACKED, _flash), (COPYING, _copying)):
 
 @lru_cache
 def per_token(
-    shape: Shape, dtype: torch.dtype, adapters: bool = False, copying: bool = False
+    shape: Shape, dtype: torch.dtype, rank: int | None = None, copying: bool = False
 ) -> PerToken:
-    """`adapters`: norms and biases are frozen, so their inputs are not kept.
+    """`rank`: of adapters on frozen weights.
 
     `copying`: attention is SDPA, a call a sequence, instead of one packed kernel.
     """
-    kind = _Kind(shape, dtype, adapters, COPYING if copying else PACKED)
+    kind = _Kind(shape, dtype, rank, COPYING if copying else PACKED)
     one, two = (_passes(kind, n, False) for n in (1, 2))
     again, both = (_passes(kind, n, True) for n in (1, 2))
     layer = two.kept - one.kept
@@ -130,15 +145,22 @@ def per_token(
 class _Kind:
     shape: Shape
     dtype: torch.dtype
-    adapters: bool
+    rank: int | None
     attention: str
 
     def model(self, layers: int) -> Any:
         """Without its head, on `meta`."""
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
+            model = AutoModelForCausalLM.from_config(
                 self.shape.config(layers), dtype=self.dtype, attn_implementation=self.attention
             ).base_model
+        if self.rank is not None:
+            model.requires_grad_(False)
+            for module in [*model.modules()]:
+                for name, child in [*module.named_children()]:
+                    if isinstance(child, torch.nn.Linear):
+                        setattr(module, name, _Adapted(child, self.rank))
+        return model
 
 
 @dataclass(frozen=True)
@@ -156,8 +178,6 @@ def _run(model: Any) -> Tensor:
 
 def _passes(kind: _Kind, layers: int, checkpointing: bool) -> _Passes:
     model, alive = kind.model(layers).train(), _Alive()
-    for p in model.parameters():
-        p.requires_grad_(not kind.adapters or p.dim() > 1)
     if checkpointing:
         checkpoint_layers(model, layers)
     alive.ignore(*model.parameters(), *model.buffers())
