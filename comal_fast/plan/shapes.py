@@ -160,6 +160,9 @@ def read_shape(model: Any) -> Shape:
     if known is not None and not local:
         return known
     try:
-        return shape_of(model_config(model, resolve_source(model)))
+        config = model_config(model, resolve_source(model))
     except ValueError as error:
-        raise ValueError(f"{error} (known by name: {', '.join(KNOWN)})") from None
+        if local:
+            raise
+        raise ValueError(f"{error} (known without a hub: {', '.join(KNOWN)})") from None
+    return shape_of(config)
