@@ -44,7 +44,7 @@ class Work:
         return cls(
             pairs=training.train_batch_size,
             budget=training.max_tokens_per_microbatch,
-            longest=2 * (prompt + new),
+            longest=prompt + 2 * new,
             prompt=prompt,
             new=new,
             generations=generation.num_generations,
@@ -154,7 +154,7 @@ def choose(fits: list[Fit], device_memory: float) -> Fit | None:
 
 def _fastest(shape: Shape, mode: Mode, work: Work, machine: Machine, space: float) -> Fit:
     found = []
-    for smaller in _budgets(work):
+    for smaller in _budgets(mode, work):
         fitted = _smaller_batches(mode, smaller, shape, space)
         again = least_recomputed(shape, mode, fitted, space)
         found.append(assess(shape, again, fitted, machine))
@@ -164,9 +164,10 @@ def _fastest(shape: Shape, mode: Mode, work: Work, machine: Machine, space: floa
     return min(found, key=lambda fit: fit.bytes)
 
 
-def _budgets(work: Work) -> list[Work]:
-    """Halved as long as a pair has room."""
-    budgets = [max(work.budget, work.longest)]
+def _budgets(mode: Mode, work: Work) -> list[Work]:
+    """Halved as long as a pair has room; from that of a whole step, where a step is one pass."""
+    whole = work.pairs * work.longest if mode.in_backward else 0
+    budgets = [max(work.budget, work.longest, whole)]
     while budgets[-1] // 2 >= work.longest:
         budgets.append(budgets[-1] // 2)
     return [replace(work, budget=budget) for budget in budgets]
