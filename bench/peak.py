@@ -51,8 +51,8 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Of a pass."""
-        return 2 * self.pairs // self.passes * (self.prompt + self.response)
+        """Of a pass: every prompt once, and all but the last token of each response."""
+        return self.pairs // self.passes * (self.prompt + 2 * (self.response - 1))
 
 
 def register(benches: Any) -> None:
@@ -133,7 +133,7 @@ def _trainer_step(
         model = AutoModelForCausalLM.from_config(shape.config(), dtype=dtype)
     n = case.pairs
     sequences = {
-        i: PromptResponse([1 + i] * case.prompt, [2] * case.response) for i in range(2 * n)
+        i: PromptResponse([1 + i % n] * case.prompt, [2] * case.response) for i in range(2 * n)
     }
     items = make_items(
         config,

@@ -42,7 +42,7 @@ def saved(model: Any) -> int:
             kept[storage.data_ptr()] = storage.nbytes(), x
         return x
 
-    packed = pack([PromptResponse([7] * 64, [8] * 448)], model.device)
+    packed = pack([PromptResponse([7] * 64, [8] * 449)], model.device)
     with (
         packed_attention(model, "auto"),
         torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),

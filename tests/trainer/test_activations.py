@@ -40,7 +40,7 @@ def gradients(model: Any, **training: Any) -> list[torch.Tensor]:
     packed = pack(SEQUENCES, model.device)
     with (
         packed_attention(model, "auto"),
-        activations(model, options(**training), packed.input_ids.numel()),
+        activations(model, options(**training), packed.tokens),
     ):
         predictor_states(model, packed).square().sum().backward()
     return [p.grad.clone() for p in model.base_model.parameters() if p.grad is not None]
@@ -62,7 +62,7 @@ def test_gradients_are_the_same_bit_for_bit(family: str, training: dict[str, Any
     plain = gradients(model)
     assert len(plain) == len(list(model.base_model.parameters()))
     if "activation_memory" in training:
-        tokens = sum(map(len, SEQUENCES))
+        tokens = pack(SEQUENCES, model.device).tokens
         assert 0 < checkpointed_layers(model, options(**training), tokens) < 5
     for ours, expected in zip(gradients(model, **training), plain, strict=True):
         assert torch.equal(ours, expected)
@@ -138,7 +138,7 @@ def test_inputs_lie_in_host_memory_until_they_are_fetched() -> None:
     undo = checkpoint_layers(model, 3, shelf.checkpoint)
     with packed_attention(model, "auto"):
         total = predictor_states(model, packed).sum()
-        assert [kept.host.shape for kept in shelf.shelf] == [(1, packed.input_ids.numel(), 32)] * 3
+        assert [kept.host.shape for kept in shelf.shelf] == [(1, packed.tokens, 32)] * 3
         assert [kept.here is None for kept in shelf.shelf] == [True, True, False]
         total.backward()
     undo()
