@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from comal_fast.cli import main
-from comal_fast.config import Config
+from comal_fast.config import Config, load_config
 from comal_fast.config.schema import ModelConfig, TrainingConfig
 from comal_fast.config.sizes import parse_bytes
+from comal_fast.plan import modes
 from comal_fast.plan.check import check_fits
 from comal_fast.plan.machines import MACHINES, nearest
-from comal_fast.plan.modes import LADDER, Mode
+from comal_fast.plan.modes import LADDER, Mode, mode_of
 from comal_fast.plan.search import Work, assess, budgeted_layers, choose, least_recomputed, search
 from comal_fast.plan.search import usable as usable_of
 from comal_fast.plan.shapes import KNOWN, Unplanned, read_shape, short_name
@@ -71,6 +72,34 @@ def test_as_few_layers_as_fit_are_recomputed() -> None:
         return assess(shape, again, work, MACHINES["h100"]).phases["train"].bytes
 
     assert train(found.checkpointed) <= space < train(found.checkpointed - 1)
+
+
+@pytest.mark.parametrize(("name", "gib"), [("llama3-8b-1gpu", 80), ("llama3-8b-24gb", 24)])
+def test_shipped_configs_are_what_is_recommended(name: str, gib: int) -> None:
+    path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
+    config = load_config(path)
+    check_fits(config, gib * GIB)
+    asked = Work.of(load_config(path.with_name("llama3-8b-1gpu.yaml")))
+    machine = MACHINES[nearest(gib * GIB)]
+    best = choose(search(KNOWN["llama-3-8b"], asked, machine, gib * GIB), gib * GIB)
+    assert best is not None
+    assert replace(mode_of(config, 32), name=best.mode.name) == best.mode
+    assert Work.of(config) == best.work
+
+
+@pytest.mark.parametrize("mode", [m for m in LADDER if m.rank is None], ids=lambda m: m.name)
+@pytest.mark.parametrize("layers", [0, 5, 32])
+def test_printed_options_give_the_mode(mode: Mode, layers: int, tmp_path: Path) -> None:
+    """Through a file, as a person would paste them."""
+    wanted = replace(mode, checkpointed=layers, offload_activations=layers == 32)
+    tree: dict[str, dict[str, object]] = {"model": {"name_or_path": LLAMA}}
+    for name, value in modes.options(wanted, 32).items():
+        group, key = name.split(".")
+        tree.setdefault(group, {})[key] = value
+    (tmp_path / "pasted.yaml").write_text(yaml.safe_dump(tree))
+    config = load_config(tmp_path / "pasted.yaml")
+    found = mode_of(config, 32, layers if config.training.activation_memory else None)
+    assert replace(found, name=mode.name) == wanted
 
 
 def test_no_mode_fits(capsys: pytest.CaptureFixture[str]) -> None:
