@@ -14,7 +14,7 @@ import torch
 from comal_fast.plan.modes import Mode
 from comal_fast.plan.shapes import Shape
 from comal_fast.plan.trace import PerToken, per_token
-from comal_kernels.head import DEFAULT_WORKSPACE, chunk_rows, compute_dtype
+from comal_kernels.head import chunk_rows, compute_dtype
 
 HEADROOM = 0.06  # of the device's memory, that a plan leaves free; assumed
 SAMPLING_BYTES = 32  # a logit: float32 copies, their sort, softmax, running sum in float64
@@ -144,11 +144,11 @@ def generation(
 
 
 def log_probs(shape: Shape, mode: Mode, tokens: int) -> dict[str, Parts]:
-    """Of the reference's and the last iterate's log-probs: one model after the other."""
+    """Of the reference's and the last iterate's log-probs: one model after the other, no logits."""
     return {
         "a packed pass": {
             "weights": mode.weight_bytes(shape),
             "activations": layer_cost(shape, mode).forward * tokens,
-            "head: logits": DEFAULT_WORKSPACE["cuda"] / 16,  # partial sums; no logits are held
+            "head: states": tokens * shape.hidden * mode.torch_dtype.itemsize,
         }
     }

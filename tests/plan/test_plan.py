@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from comal_fast import loop
 from comal_fast.cli import main
 from comal_fast.config import Config, load_config
 from comal_fast.config.schema import ModelConfig, TrainingConfig
@@ -158,6 +159,18 @@ def test_what_fits_passes() -> None:
     check_fits(config(activation_memory="auto"), 80 * GIB)
     check_fits(config(activation_memory="8GiB"), 80 * GIB)
     check_fits(config(), 80 * GIB, ranks=8)
+
+
+@pytest.mark.parametrize("verb", ["run", "train"])
+def test_a_run_that_does_not_fit_writes_nothing(
+    verb: str, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a GPU of half a MiB, since none is here."""
+    monkeypatch.setattr(loop, "check_device", lambda config, _: check_fits(config, GIB / 2048))
+    assert main([verb, str(tiny_run)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "does not fit: " in error
+    assert not (tiny_run.parent / "run").exists()
 
 
 def test_generation_counts_too() -> None:
