@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from bench import hardware, options, record, show
+from bench.memory import reset_peak
 from bench.models import MODELS, SMOLLM2
 from bench.pairs import Pairs
 from bench.step import make_pairs
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     cuda = args.device.type == "cuda" if here else True
     name = args.model or (SMOLLM2 if not cuda else "llama3-8b")
     described = record.describe(args.device)
+    libraries = 0.0 if cuda or not here else float(reset_peak(args.device))
     measured = None
     if here:
         measured = record.newest("step", described["folder"])
@@ -65,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
     shape = MODELS[name]
     rows = predict(machine, count.parts(shape, load))
     held = held_at_peak(name, load, dtype, cuda)
+    if libraries:
+        held["Python and libraries"] = libraries
     if args.nodes:
         held = _sharded(held, devices)
         rows.append(communication(machine, shape.parameters * load.itemsize, devices, args.nodes))

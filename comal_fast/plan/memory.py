@@ -82,6 +82,7 @@ def training(
     of_head = head * item if whole else 0.0
     of_layer = shape.layer_parameters * item if whole else gradients
     float32 = compute_dtype(mode.torch_dtype).itemsize
+    of_head_float32 = head * float32 + (of_head if item < float32 else 0.0) if whole else 0.0
     device = torch.device("cuda" if cuda else "cpu")
     rows = chunk_rows(workspace, shape.vocab, item if cuda else float32, device)
     logits = min(rows, batch.responses) * shape.vocab * (item if cuda else float32)
@@ -97,9 +98,7 @@ def training(
             "gradients": accumulated,
             "activations": activations + ends,
             "head: logits": logits,
-            "head: dW in float32": head * float32 + (of_head if item < float32 else 0.0)
-            if whole
-            else 0.0,
+            "head: dW in float32": of_head_float32,
             "head: states": 2 * batch.responses * shape.hidden * item,
         },
         "the last layer, backward": {

@@ -55,10 +55,12 @@ class Mode:
         return shape.layers * self.rank * (2 * (h + q) + 2 * (h + k) + 3 * (h + i))
 
     def weight_bytes(self, shape: Shape) -> float:
-        """All weights, adapters included."""
+        """All weights, adapters included; with the one matrix that is dequantised at a time."""
         item = self.torch_dtype.itemsize
         blocks = shape.block_parameters * (NF4_BYTES if self.quantized else item)
         adapters = 0 if self.rank is None else self.trained(shape) * self.adapter_item
+        if self.quantized:
+            blocks += shape.hidden * shape.intermediate * item
         return blocks + (shape.parameters - shape.block_parameters) * item + adapters
 
     def host_bytes(self, shape: Shape, kept: float) -> float:
