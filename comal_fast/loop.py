@@ -22,8 +22,8 @@ from comal_fast.memory import reset_peak
 from comal_fast.metrics import read_metrics
 from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
 from comal_fast.phases.diagnose import Ending
-from comal_fast.processes import run_apart
 from comal_fast.plan.check import check_device
+from comal_fast.processes import run_apart
 from comal_fast.report import write_report
 from comal_fast.terminal import console
 
