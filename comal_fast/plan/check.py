@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import torch
 
 from comal_fast.config import Config
 from comal_fast.config.sizes import gib
+from comal_fast.distributed.ranks import world
 from comal_fast.plan import modes
 from comal_fast.plan.machines import MACHINES, nearest
 from comal_fast.plan.memory import SHARDED, Peak
@@ -23,7 +23,7 @@ def check_device(config: Config, device: torch.device) -> None:
         return
     total = torch.cuda.get_device_properties(device).total_memory
     try:
-        check_fits(config, total, int(os.environ.get("WORLD_SIZE", "1")))
+        check_fits(config, total, world())
     except Unplanned as error:
         console.print(f"  memory not estimated: {error}")
 
