@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comal_fast.config import Config, load_config
-from comal_fast.config.schema import ModelConfig, TrainingConfig
+from comal_fast.config.schema import AlgorithmConfig, ModelConfig, TrainingConfig
 from comal_fast.model.activations import (
     HostShelf,
     activations,
@@ -22,6 +22,8 @@ from comal_fast.model.activations import (
     spread,
 )
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.phases.items import make_items
+from comal_fast.phases.train import Trainer
 from comal_fast.plan.search import budgeted_layers
 from comal_fast.plan.shapes import shape_of
 from tiny import tiny_model
@@ -145,15 +147,48 @@ def test_inputs_lie_in_host_memory_until_they_are_fetched() -> None:
     assert shelf.shelf == []
 
 
-def test_a_run_under_a_budget_trains_the_same_weights(tiny_run: Path, tmp_path: Path) -> None:
-    from comal_fast.loop import run_all
+def trained(**training: Any) -> dict[str, torch.Tensor]:
+    """The weights after an iteration's steps on pairs of uneven length."""
+    torch.manual_seed(0)
+    model, n = tiny_model(num_hidden_layers=4), 4
+    sequences = {
+        i: PromptResponse([7 + i % n] * (3 + i % n), [9, *range(20, 25 + 3 * i)])
+        for i in range(2 * n)
+    }
+    config = Config(
+        ModelConfig(""),
+        algorithm=AlgorithmConfig(prox="ipo", eta=0.05),
+        training=TrainingConfig(
+            learning_rate=1e-3,
+            num_train_epochs=1,
+            train_batch_size=2,
+            max_tokens_per_microbatch=60,
+            **training,
+        ),
+    )
+    items = make_items(
+        config,
+        chosen=list(range(n)),
+        rejected=list(range(n, 2 * n)),
+        preference=[1.0] * n,
+        count=[1] * n,
+        prompt=list(range(n)) * 2,
+        win_rate=[0.5] * (2 * n),
+        ref_logp=[-40.0] * (2 * n),
+        last_logp=[-40.0] * (2 * n),
+    )
+    with Trainer(config, model, items, sequences, iteration=1) as trainer:
+        while trainer.step < trainer.steps:
+            trainer.optimiser_step()
+    return model.state_dict()
 
-    weights = []
-    for name, override in (("a", []), ("b", ["training.activation_memory=0.1MiB"])):
-        more = [f"output_dir={tmp_path / name}", "algorithm.iterations=1", *override]
-        run_all(load_config(tiny_run, more))
-        weights.append(tmp_path / name / "iterations/0001/model/model.safetensors")
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+def test_the_trainer_makes_the_same_weights_under_a_budget() -> None:
+    plain, start = trained(), tiny_model(num_hidden_layers=4).state_dict()
+    assert any(not torch.equal(plain[name], start[name]) for name in start)
+    for budget in ("0.01MiB", "0.2MiB"):
+        tried = trained(activation_memory=budget, offload_activations=True)
+        assert all(torch.equal(tried[name], plain[name]) for name in plain)
 
 
 @pytest.mark.parametrize(
