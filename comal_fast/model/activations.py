@@ -58,7 +58,7 @@ def checkpoint_layers(
 
     Everything that a layer is given, of whatever kind, passes through.
     """
-    layers = layers_of(model)
+    layers = layers_of(model) if count else []  # any model may keep everything
     chosen = [layers[i] for i in spread(count, len(layers))]
     for layer in chosen:
         layer.gradient_checkpointing = True

@@ -209,6 +209,13 @@ def test_bad_options(tiny_run: Path, override: list[str], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_models_without_such_layers() -> None:
+    model = torch.nn.Linear(3, 3)
+    checkpoint_layers(model, 0)()
+    with pytest.raises(ValueError, match="gradient_checkpointing: Linear has no layers"):
+        checkpointed_layers(model, options(gradient_checkpointing=True), 100)
+
+
 def test_auto_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="auto needs a GPU; give a size"):
         checkpointed_layers(tiny_model(), options(activation_memory="auto"), 100)
