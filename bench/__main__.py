@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bench import all as all_
 from bench import compile as compile_
-from bench import head, memory, model, profile, scaling, step, table
+from bench import head, memory, model, peak, profile, scaling, step, table
 from bench.options import Parser
 from comal_fast.terminal import quiet_libraries
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with one line on bad input."""
     parser = Parser(prog="python -m bench", description=__doc__)
     benches = parser.add_subparsers(required=True, metavar="BENCH", parser_class=Parser)
-    for bench in (head, step, memory, scaling, profile, compile_, model, table, all_):
+    for bench in (head, step, memory, peak, scaling, profile, compile_, model, table, all_):
         bench.register(benches)
     args = parser.parse_args(argv)
     quiet_libraries()

@@ -1,40 +1,16 @@
-"""What a machine can do: measured here, or its data sheet."""
+"""What this machine can do, measured."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
+from comal_fast.plan.machines import Machine
+
 GIB = 1 << 30
 ADAMW_WEIGHTS = 1 << 25  # more than any cache holds
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Rates that the cost model divides by; `source` says where they come from."""
-
-    name: str
-    flops: float  # FLOP/s of dense products in the training dtype
-    bandwidth: float  # bytes/s of device memory
-    memory: float  # bytes
-    link: float  # bytes/s to each neighbour, one direction, inside a node
-    network: float  # bytes/s of one device to other nodes, one direction
-    products: float  # share of `flops` that the model's products reach
-    elementwise: float  # share of `bandwidth` that elementwise operators reach
-    optimizer: float  # share of `bandwidth` that AdamW reaches
-    source: str
-
-
-SHEET = "data sheet; shares assumed"
-MACHINES = {  # dense bfloat16, no sparsity
-    "h100": Machine("H100 SXM", 989e12, 3.35e12, 80e9, 450e9, 50e9, 0.80, 0.90, 0.90, SHEET),
-    "h200": Machine("H200 SXM", 989e12, 4.8e12, 141e9, 450e9, 50e9, 0.80, 0.90, 0.90, SHEET),
-    "a100": Machine("A100 SXM 80 GB", 312e12, 2.04e12, 80e9, 300e9, 25e9, 0.85, 0.90, 0.90, SHEET),
-    "4090": Machine("RTX 4090", 165e12, 1.01e12, 24e9, 25e9, 3e9, 0.90, 0.90, 0.90, SHEET),
-}
 
 
 def measure(

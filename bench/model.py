@@ -11,22 +11,24 @@ from typing import Any
 
 import torch
 
-from bench import count, hardware, options, record, show
-from bench.count import Load
+from bench import hardware, options, record, show
+from bench.memory import reset_peak
 from bench.models import MODELS, SMOLLM2
 from bench.pairs import Pairs
 from bench.step import make_pairs
 from bench.trainers import OURS
-from comal_kernels.head import DEFAULT_WORKSPACE
+from comal_fast.plan import count, memory
+from comal_fast.plan.count import Load
+from comal_fast.plan.machines import MACHINES, Machine, predict
+from comal_fast.plan.modes import Mode
 
-ATTENTION_SHARE = 0.5  # of the GEMM rate, assumed for short causal sequences
 PER_NODE = 8  # devices
 
 
 def register(benches: Any) -> None:
     """Add `model`."""
     parser = benches.add_parser("model", help="predict a step's time and memory; compare")
-    gpus = (*hardware.MACHINES, "here")
+    gpus = (*MACHINES, "here")
     parser.add_argument("--gpu", choices=gpus, default="here", help="`here` measures this machine")
     parser.add_argument("--model", choices=tuple(MODELS), help="default: the one measured here")
     parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     cuda = args.device.type == "cuda" if here else True
     name = args.model or (SMOLLM2 if not cuda else "llama3-8b")
     described = record.describe(args.device)
+    libraries = 0.0 if cuda or not here else float(reset_peak(args.device))
     measured = None
     if here:
         measured = record.newest("step", described["folder"])
@@ -58,13 +61,14 @@ def run(args: argparse.Namespace) -> int:
     machine = (
         hardware.measure(args.device, dtype, described["memory"], _sizes(name, load))
         if here
-        else hardware.MACHINES[args.gpu]
+        else MACHINES[args.gpu]
     )
-    workspace = DEFAULT_WORKSPACE["cuda" if cuda else "cpu"]
     devices = PER_NODE * args.nodes if args.nodes else 1
     shape = MODELS[name]
     rows = predict(machine, count.parts(shape, load))
-    held = count.memory(shape, load, workspace)
+    held = held_at_peak(name, load, dtype, cuda)
+    if libraries:
+        held["Python and libraries"] = libraries
     if args.nodes:
         held = _sharded(held, devices)
         rows.append(communication(machine, shape.parameters * load.itemsize, devices, args.nodes))
@@ -96,24 +100,22 @@ def _sizes(name: str, load: Load) -> tuple[int, int, int]:
     return load.tokens // load.micro_batches, shape.hidden, shape.intermediate
 
 
-def predict(machine: hardware.Machine, parts: list[count.Part]) -> list[dict[str, Any]]:
-    """Seconds of each part, and what binds it."""
-    rows = []
-    for part in parts:
-        rate, share = machine.flops * machine.products, machine.elementwise
-        if part.name == "blocks: attention":
-            rate *= ATTENTION_SHARE
-        if part.name == "optimizer":
-            share = machine.optimizer
-        compute, move = part.flops / rate, part.bytes / (machine.bandwidth * share)
-        bound = "products" if compute >= move else "memory"
-        rows.append(asdict(part) | {"seconds": max(compute, move), "bound": bound})
-    return rows
+def held_at_peak(name: str, load: Load, dtype: torch.dtype, cuda: bool) -> dict[str, float]:
+    """Bytes at the peak, by what holds them."""
+    shape = MODELS[name]
+    mode = Mode(
+        dtype=str(dtype).removeprefix("torch."),
+        checkpointed=shape.layers if load.recomputed else 0,
+    )
+    batch = memory.MicroBatch(
+        load.tokens // load.micro_batches,
+        load.responses // load.micro_batches,
+        load.micro_batches == 1,
+    )
+    return memory.peak(memory.training(shape, mode, batch, cuda)).parts
 
 
-def communication(
-    machine: hardware.Machine, weights: float, devices: int, nodes: int
-) -> dict[str, Any]:
+def communication(machine: Machine, weights: float, devices: int, nodes: int) -> dict[str, Any]:
     """Sharded weights: gathered for the forward and the backward pass, gradients scattered."""
     moved = 3 * weights * (devices - 1) / devices
     rate = machine.network if nodes > 1 else machine.link
@@ -123,15 +125,14 @@ def communication(
 
 
 def _sharded(held: dict[str, float], devices: int) -> dict[str, float]:
-    whole = ("activations", "head's logits", "head's dW in float32")
-    return {name: x if name in whole else x / devices for name, x in held.items()}
+    return {name: x / devices if name in memory.SHARDED else x for name, x in held.items()}
 
 
 def _new_load(args: argparse.Namespace, name: str, cuda: bool) -> Load:
     """Of one device."""
     pairs, median = args.pairs or (16 if cuda else 4), args.response or (256 if cuda else 64)
     made: Pairs = make_pairs(name, pairs, median, 4 * median)
-    return Load(made.lengths, made.response_tokens, 1, 2 if cuda else 4, cuda)
+    return Load(made.lengths, made.response_tokens, 1, 2 if cuda else 4, float(cuda))
 
 
 def _measured_load(measured: dict[str, Any]) -> Load:
@@ -139,7 +140,9 @@ def _measured_load(measured: dict[str, Any]) -> Load:
     ours = next(row for row in measured["rows"] if row["name"] == OURS)
     item = getattr(torch, shape["dtype"]).itemsize
     micro = -(-shape["pairs"] // ours.get("micro_pairs", shape["pairs"]))
-    return Load(shape["lengths"], shape["response_tokens"], micro, item, shape["checkpointing"])
+    return Load(
+        shape["lengths"], shape["response_tokens"], micro, item, float(shape["checkpointing"])
+    )
 
 
 def _measured(found: dict[str, Any] | None) -> dict[str, Any] | None:

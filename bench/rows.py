@@ -89,6 +89,24 @@ def memory_rows(result: Record) -> Rows:
     return ["contender", *(f"MiB at {n} tokens" for n in sizes)], rows
 
 
+def peak_rows(result: Record) -> Rows:
+    """Predicted against measured peaks of training steps."""
+    rows = [
+        [
+            f"{r['model']}, {r['name']}",
+            f"{r['recomputed']}",
+            f"{r['passes']} × {r['tokens']}",
+            r["moment"],
+            mib(r["predicted"]),
+            mib(r["measured"]),
+            f"{r['predicted'] / r['measured'] - 1:+.1%}",
+        ]
+        for r in result["rows"]
+    ]
+    columns = ["model, mode", "layers recomputed", "passes × tokens", "peak at"]
+    return [*columns, "predicted MiB", "measured MiB", "error"], rows
+
+
 def scaling_rows(result: Record) -> Rows:
     """A row a contender: time and memory at each size, and the exponents."""
     timed = [r for r in result["rows"] if "seconds" in r]

@@ -73,6 +73,13 @@ def memory(result: Record) -> None:
     refused(result)
 
 
+def peak(result: Record) -> None:
+    """Predicted and measured peaks."""
+    from bench.rows import peak_rows
+
+    table(f"Peak memory of a step; {device_text(result)}", *peak_rows(result))
+
+
 def scaling(result: Record) -> None:
     """Times, memory and the fitted exponents."""
     from bench.rows import scaling_rows

@@ -1,8 +1,9 @@
 """The tables of README and docs, from the records, so that no figure is typed by hand.
 
 A document holds `<!-- bench: NAME FOLDER -->` … `<!-- /bench -->`; what stands between is replaced
-by the newest record NAME (head, head-forward, step, memory, scaling, profile-head, profile-step,
-model) of bench/results/FOLDER. `FOLDER` may be followed by a number of tokens, for `head`.
+by the newest record NAME (head, head-forward, step, memory, peak, scaling, profile-head,
+profile-step, model) of bench/results/FOLDER. `FOLDER` may be followed by a number of tokens, for
+`head`.
 """
 
 from __future__ import annotations
@@ -140,6 +141,7 @@ RENDERERS: dict[str, Callable[[Record, int], str]] = {
     "head-forward": _head,
     "step": _step,
     "memory": _plain(rows.memory_rows),
+    "peak": _plain(rows.peak_rows),
     "scaling": _plain(rows.scaling_rows),
     "profile-head": _plain(rows.breakdown_rows),
     "profile-step": _plain(rows.breakdown_rows),

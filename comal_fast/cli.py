@@ -11,6 +11,7 @@ from comal_fast.compare import command as compare
 from comal_fast.distributed.ranks import is_main, world
 from comal_fast.game import command as game
 from comal_fast.lm_game import command as lm_game
+from comal_fast.plan import command as plan
 from comal_fast.report import command as report
 from comal_fast.sweep import command as sweep
 from comal_fast.terminal import quiet_libraries
@@ -92,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
             "--iteration", type=int, help="default: the first whose model is not there yet"
         )
         verb.set_defaults(run=_phase, phase=phase)
+    plan.register(verbs)
     sweep.register(verbs)
     compare.register(verbs)
     merge.register(verbs)

@@ -22,6 +22,7 @@ from comal_fast.memory import reset_peak
 from comal_fast.metrics import read_metrics
 from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
 from comal_fast.phases.diagnose import Ending
+from comal_fast.plan.check import check_device
 from comal_fast.processes import run_apart
 from comal_fast.report import write_report
 from comal_fast.terminal import console
@@ -107,6 +108,7 @@ def open_run(config: Config) -> Iterator[Context]:
     """The run directory, for one process at a time; its inputs are read before it is written."""
     check_ranks(config)
     context = Context(config)
+    check_device(config, context.device)
     context.held_out_prompts()
     context.directory.mkdir(parents=True, exist_ok=True)
     with (context.directory / ".lock").open("w") as lock:

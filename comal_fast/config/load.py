@@ -127,6 +127,8 @@ def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
         choices = typing.get_args(hint)
         if value is False and "off" in choices:  # YAML 1.1 reads off as a boolean
             value = "off"
+        if value is True and "on" in choices:
+            value = "on"
         if value not in choices:
             raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
         return value

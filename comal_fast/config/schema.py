@@ -54,6 +54,9 @@ class ModelConfig:
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: the frozen weights in 4 bits, all but embeddings and head (QLoRA, arXiv 2305.14314).
     Needs `model.lora`."""
+    liger_kernels: Literal["auto", "on", "off"] = "auto"
+    """Liger's kernels for norms, positions and gated MLPs: `auto` takes them on CUDA where
+    liger-kernel is installed and knows the model."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,12 @@ class TrainingConfig:
     then come in one step: prompt and responses are run once for all of them, but steps are less
     mixed."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass."""
+    """Recompute the activations of every layer in the backward pass."""
+    activation_memory: str | None = None
+    """Most memory, such as `8GiB`, that layers keep for the backward pass: the least number of
+    layers that this asks for recompute theirs. `auto`: what a GPU has left. None: no limit."""
+    offload_activations: bool = False
+    """Hold the inputs of recomputed layers in host memory until the backward pass."""
     backend: Backend = "auto"
     """Kernels of the prox loss."""
     save_steps: int = 100

@@ -7,6 +7,7 @@ from functools import reduce
 from typing import Any
 
 from comal_fast.config.schema import Config
+from comal_fast.config.sizes import parse_bytes
 from comal_fast.game.preference import load_game
 from comal_fast.oracles.criteria import CRITERIA
 
@@ -62,11 +63,14 @@ def validate(config: Config, given: set[str]) -> None:
     _ignored("prox", config.algorithm.prox, PROX_OPTIONS, given)
     _baseline(config)
     _adapters(config)
+    _activations(config)
     _diagnostics(config, given)
     _optimizer(config)
     attention = config.model.attn_implementation
     if config.model.device == "cpu" and attention not in ("auto", "sdpa"):
         raise ValueError(f"model.attn_implementation: {attention} needs model.device=cuda")
+    if config.model.device == "cpu" and config.model.liger_kernels == "on":
+        raise ValueError("model.liger_kernels: on needs model.device=cuda")
     if not config.output_dir:
         raise ValueError("output_dir: empty; give a folder")
 
@@ -116,6 +120,22 @@ def _adapters(c: Config) -> None:
             raise ValueError(
                 f"{name}: needs the package {package}; pip install 'comal-fast[{extra}]'"
             )
+
+
+def _activations(c: Config) -> None:
+    t = c.training
+    if t.activation_memory is not None and t.gradient_checkpointing:
+        raise ValueError(
+            "training.activation_memory: gradient_checkpointing recomputes every layer, whatever "
+            "the budget; leave one of the two out"
+        )
+    if t.activation_memory not in (None, "auto"):
+        parse_bytes(t.activation_memory, "training.activation_memory")
+    if t.offload_activations and not (t.gradient_checkpointing or t.activation_memory):
+        raise ValueError(
+            "training.offload_activations: only recomputed layers have inputs to hold; set "
+            "gradient_checkpointing or activation_memory too"
+        )
 
 
 def _minima(c: Config) -> list[tuple[str, float | None, float]]:

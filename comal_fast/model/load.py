@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
 from comal_fast.distributed.group import own_device
 from comal_fast.model.adapters import keep_trainable, nf4
+from comal_fast.model.liger import use_liger
 
 
 def resolve_source(config: ModelConfig) -> str:
@@ -84,14 +85,19 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
         quantized = {"quantization_config": nf4(dtype), "device_map": {"": str(device)}}
         model = _load(AutoModelForCausalLM, source, options | quantized)
         keep_trainable(model)
-        return model.eval()
+        return use_liger(model.eval(), config.liger_kernels)
     model = _load(AutoModelForCausalLM, source, options)
     if getattr(model, "hf_quantizer", None) is not None and config.gguf_file is not None:
         # The weights are plain tensors by now; with the marks left, save_pretrained refuses them,
         # and so do other trainers.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
-    return model.to(device).eval()
+    return use_liger(model.to(device).eval(), config.liger_kernels)
+
+
+def model_config(config: ModelConfig, source: str) -> Any:
+    """transformers' configuration alone: no weights are read."""
+    return _load(AutoConfig, source, _options(config))
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:

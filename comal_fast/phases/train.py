@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from comal_fast.distributed.group import summed
 from comal_fast.distributed.ranks import is_main, world
 from comal_fast.distributed.sharding import forward_pass, shard, whole_state
 from comal_fast.distributed.share import my_passes
+from comal_fast.model.activations import activations
+from comal_fast.model.logps import passed_tokens
 from comal_fast.model.packed import (
     PromptResponse,
     head_arguments,
@@ -189,15 +192,26 @@ class Trainer:
     def __enter__(self) -> Trainer:
         self._packed.__enter__()
         self.model.train()
-        if self.config.training.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._activations = activations(self.model, self.config, self._most_tokens())
+        self._activations.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self.config.training.gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
+        self._activations.__exit__(*error)
         self.model.eval()
         self._packed.__exit__(*error)
+
+    def _most_tokens(self) -> int:
+        """Of a packed pass: the budget, or a group of items that is longer."""
+        sides = [side for side in (self.items.chosen, self.items.rejected) if side]
+
+        def tokens(items: Iterable[int]) -> int:  # all in one pass
+            rows = {side[item] for side in sides for item in items}
+            return passed_tokens([self.sequences[row] for row in rows], sys.maxsize)
+
+        longest = max(map(tokens, self.items.groups))
+        budget = max(self.config.training.max_tokens_per_microbatch, longest)
+        return min(budget, tokens(range(len(self.items.chosen))))
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then linear decay to zero after the last step."""

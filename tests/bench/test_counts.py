@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import count, scaling
+from bench import scaling
 from bench.__main__ import main
 from bench.models import MODELS, load
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.plan import count
 
 
 def test_products_of_the_blocks_are_those_that_torch_counts() -> None:
@@ -24,7 +25,7 @@ def test_products_of_the_blocks_are_those_that_torch_counts() -> None:
         predictor_states(model, packed).sum().backward()
     counted = counter.get_flop_counts()["Global"]
     products = sum(n for op, n in counted.items() if "mm" in str(op))
-    load_ = count.Load([13, 9], 15, 1, 4, checkpointing=False)  # last tokens predict nothing
+    load_ = count.Load([13, 9], 15, 1, 4)  # last tokens predict nothing
     parts = {part.name: part for part in count.parts(shape, load_)}
     # the first layer's inputs are embeddings and need dX too, so all of 6 · parameters · tokens
     assert products == parts["blocks: products"].flops
@@ -66,10 +67,10 @@ def test_the_model_of_an_8b_step(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_step_takes_no_less_with_more_of_anything() -> None:
     shape = MODELS["llama3-8b"]
 
-    def total(*sizes: int, responses: int = 100, again: bool = False) -> tuple[float, float]:
+    def total(*sizes: int, responses: int = 100, again: float = 0.0) -> tuple[float, float]:
         parts = count.parts(shape, count.Load(sizes, responses, 1, 2, again))
         return sum(p.flops for p in parts), sum(p.bytes for p in parts)
 
     base = np.array(total(100, 200))
-    for more in (total(150, 200), total(100, 200, responses=150), total(100, 200, again=True)):
+    for more in (total(150, 200), total(100, 200, responses=150), total(100, 200, again=1.0)):
         assert (np.array(more) >= base).all() and (np.array(more) != base).any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.models import Shape
+from comal_fast.plan.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,11 @@ class Load:
     lengths: Sequence[int]  # tokens of each packed sequence, prompt included
     responses: int  # tokens that the head sees
     micro_batches: int
-    itemsize: int  # bytes of a weight, gradient, moment and activation
-    checkpointing: bool
+    itemsize: int  # bytes of a weight, gradient and activation
+    recomputed: float = 0.0  # share of the layers that run forward twice
+    frozen: bool = False  # no gradients of the weights themselves
+    state: float | None = None  # bytes of the moments of a weight; None: two of `itemsize`
+    trained: int | None = None  # weights that are; None: all
 
     @property
     def tokens(self) -> int:
@@ -43,18 +46,20 @@ BACKWARD = 2.0  # the backward pass moves about twice as much
 def parts(shape: Shape, load: Load) -> list[Part]:
     """Blocks, attention, elementwise, embedding, head, optimizer; forward and backward."""
     tokens, item = load.tokens, load.itemsize
-    passes = 4 if load.checkpointing else 3  # forward, again, dX, dW
+    forward = 1 + load.recomputed
+    passes = forward + (1 if load.frozen else 2)  # dX, dW
     weights = shape.block_parameters * item
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    queries, keys = shape.queries, shape.keys
     # causal: half of QKᵀ and half of PV; backward has five such products for two
     scores = sum(n * n for n in load.lengths) * queries * shape.layers
-    forward_again = 2 if load.checkpointing else 1
-    attention = scores * (2 * forward_again + 5)
-    attended = tokens * (2 * queries + 2 * keys) * item * shape.layers * (forward_again + 2)
+    attention = scores * (2 * forward + 5)
+    attended = tokens * (2 * queries + 2 * keys) * item * shape.layers * (forward + 2)
     moves = 2 * (NORM_MOVES + RESIDUAL_MOVES) * shape.hidden
     moves += ROTARY_MOVES * (queries + keys) + SWIGLU_MOVES * shape.intermediate
-    moved = tokens * moves * item * shape.layers * (forward_again + BACKWARD)
-    head = shape.vocab * shape.hidden
+    moved = tokens * moves * item * shape.layers * (forward + BACKWARD)
+    head = shape.head_parameters
+    trained = shape.parameters if load.trained is None else load.trained
+    state = 2 * item if load.state is None else load.state
     return [
         Part(
             "blocks: products",
@@ -67,28 +72,11 @@ def parts(shape: Shape, load: Load) -> list[Part]:
         Part("embedding", 0.0, 3 * tokens * shape.hidden * item + 2 * head * item),
         Part(
             "head and prox loss",
-            6 * load.responses * head,
+            (4 if load.frozen else 6) * load.responses * head,
             # logits once written and three times read, the weight twice, dW in float32
-            4 * load.responses * shape.vocab * item + 2 * head * item + 2 * head * 4,
+            4 * load.responses * shape.vocab * item + 2 * head * item
+            + (0 if load.frozen else 2 * head * 4),
         ),
         # AdamW reads and writes weight and moments, reads the gradient; clipping reads it once more
-        Part("optimizer", 0.0, 8 * shape.parameters * item),
+        Part("optimizer", 0.0, trained * (4 * item + 2 * state)),
     ]  # fmt: skip
-
-
-def memory(shape: Shape, load: Load, workspace: int) -> dict[str, float]:
-    """Bytes at the peak, by what holds them."""
-    tokens = load.tokens / load.micro_batches  # alive at a time
-    item = load.itemsize
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    saved = 2 * 4 * shape.hidden + 3 * queries + 5 * keys + 4 * shape.intermediate
-    layers = 1 if load.checkpointing else shape.layers
-    kept = shape.layers * shape.hidden if load.checkpointing else 0
-    return {
-        "weights": shape.parameters * item,
-        "gradients": shape.parameters * item,
-        "AdamW's moments": 2 * shape.parameters * item,
-        "activations": tokens * item * (saved * layers + kept),
-        "head's logits": workspace,
-        "head's dW in float32": shape.vocab * shape.hidden * 4,
-    }

@@ -1,0 +1,48 @@
+"""Liger's kernels for a model's norms, positions and gated MLPs (arXiv 2410.10989), on CUDA.
+
+Never its cross entropy: the loss is `comal_kernels`'. Exact up to rounding.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+
+KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
+LEFT = {"layer_norm": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
+
+
+def why_not(family: str, device: torch.device) -> str | None:
+    """What keeps Liger from a model of this `model_type`; None: nothing."""
+    if device.type != "cuda":
+        return f"needs CUDA, and the model is on {device.type}"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return "needs the package liger-kernel; pip install 'comal-fast[gpu]'"
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    known = family in MODEL_TYPE_TO_APPLY_LIGER_FN
+    return None if known else f"has no kernels for models of type {family}"
+
+
+def use_liger(model: Any, requested: str) -> Any:
+    """The model, with Liger's kernels where `model.liger_kernels` means them.
+
+    Raises ValueError where they are asked for (`on`) and can't be had.
+    """
+    if requested == "off":
+        return model
+    why = why_not(model.config.model_type, model.device)
+    if why is None:
+        apply(model)
+    elif requested == "on":
+        raise ValueError(f"model.liger_kernels: on {why}")
+    return model
+
+
+def apply(model: Any) -> None:
+    """Put the kernels into a loaded model."""
+    from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+    _apply_liger_kernel_to_instance(model, **KERNELS, **LEFT)

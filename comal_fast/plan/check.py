@@ -1,0 +1,69 @@
+"""Whether a run fits its GPU, from its configuration alone, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from comal_fast.config import Config
+from comal_fast.config.sizes import gib
+from comal_fast.distributed.ranks import world
+from comal_fast.plan import modes
+from comal_fast.plan.machines import MACHINES, nearest
+from comal_fast.plan.memory import SHARDED, Peak
+from comal_fast.plan.search import Fit, Work, assess, changes, choose, configured, search
+from comal_fast.plan.shapes import Unplanned, read_shape
+from comal_fast.terminal import console
+
+
+def check_device(config: Config, device: torch.device) -> None:
+    """`check_fits` on a CUDA device. A model that can't be counted is said to be unchecked."""
+    if device.type != "cuda":
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    try:
+        check_fits(config, total, world())
+    except Unplanned as error:
+        console.print(f"  memory not estimated: {error}")
+
+
+def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
+    """Raise ValueError, one line, where a phase's estimate exceeds the device's memory.
+
+    It names the estimate by part and the nearest mode that fits. `ranks`: devices that share
+    weights, gradients and moments.
+    """
+    shape, work = read_shape(config.model), Work.of(config)
+    machine = MACHINES[nearest(memory_bytes)]
+    mode = configured(config, shape, memory_bytes)
+    fit = assess(shape, mode, work, machine)
+    phases = {name: _share(peak, ranks) for name, peak in fit.phases.items()}
+    name, worst = max(phases.items(), key=lambda item: item[1].bytes)
+    if worst.bytes <= memory_bytes:
+        return
+    held = ", ".join(f"{part} {gib(size)}" for part, size in worst.parts.items() if size > 2**27)
+    nearest_one = choose(search(shape, work, machine, memory_bytes), memory_bytes)
+    raise ValueError(
+        f"{config.model.name_or_path} does not fit: {name} needs {gib(worst.bytes)} GiB ({held}) "
+        f"and the GPU has {gib(memory_bytes)} GiB; {_advice(nearest_one, shape.layers, work)}"
+    )
+
+
+def _share(peak: Peak, ranks: int) -> Peak:
+    shared = {n: x / ranks if n in SHARDED else x for n, x in peak.parts.items()}
+    return replace(peak, parts=shared)
+
+
+def _advice(fit: Fit | None, layers: int, work: Work) -> str:
+    if fit is None:
+        return "no mode fits one such GPU, QLoRA included"
+    wanted = modes.options(fit.mode, layers) | changes(fit, work)
+    text = " ".join(f"{name}={_written(value)}" for name, value in wanted.items())
+    return f"the nearest mode that fits ({gib(fit.bytes)} GiB) is {fit.mode.name}: {text}"
+
+
+def _written(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,157 @@
+"""`comal-fast plan`: which mode fits a GPU, what it costs, and the options that give it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import yaml
+from rich.table import Table
+
+from comal_fast.config import Config, load_config
+from comal_fast.config.schema import ModelConfig
+from comal_fast.config.sizes import gib, parse_bytes
+from comal_fast.plan.machines import MACHINES, Machine, nearest
+from comal_fast.terminal import console
+
+
+def register(verbs: Any) -> None:
+    """Add `plan`."""
+    verb = verbs.add_parser("plan", help="which mode fits a GPU, its memory by part and its time")
+    verb.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file; or give --model")
+    verb.add_argument("overrides", nargs="*", metavar="key.path=value", help="options set here")
+    verb.add_argument("--model", help="a name or folder, planned with the default options")
+    verb.add_argument("--gpu-memory", metavar="SIZE", help="such as 80GiB; default: of --gpu")
+    verb.add_argument("--gpu", choices=tuple(MACHINES), help="default: by its memory")
+    verb.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; 2 where no mode fits."""
+    config = _config(args)
+    memory, machine = _device(args)
+    from comal_fast.plan import search
+    from comal_fast.plan.shapes import read_shape
+
+    shape, work = read_shape(config.model), search.Work.of(config)
+    fits = search.search(shape, work, machine, memory)
+    best = search.choose(fits, memory)
+    shown = list(fits)
+    if args.config:
+        mode = search.configured(config, shape, memory)
+        shown.insert(0, search.assess(shape, mode, work, machine))
+    name = config.model.name_or_path
+    console.print(f"{name} on {gib(memory)} GiB ({machine.name}: {machine.source})")
+    console.print(_modes(shown, best, work, memory), _notes(work), soft_wrap=True)
+    if best is None:
+        leanest = min(fits, key=lambda fit: fit.bytes)
+        print(
+            f"comal-fast: error: {name}: no mode fits {gib(memory)} GiB; the "
+            f"nearest, {leanest.mode.name}, needs {gib(leanest.bytes / (1 - search.HEADROOM))} GiB",
+            file=sys.stderr,
+        )
+        return 2
+    console.print(_phases(best), _seconds(best))
+    if best.host:
+        console.print(f"host memory: {gib(best.host)} GiB, pinned")
+    console.print(f"[bold]{best.mode.name}[/]:\n{_yaml(best, shape.layers, work)}")
+    return 0
+
+
+def _config(args: argparse.Namespace) -> Config:
+    if args.config and "=" in args.config and args.model:
+        args.overrides, args.config = [args.config, *args.overrides], None
+    if bool(args.config) == bool(args.model):
+        raise ValueError("plan: give either a CONFIG or --model NAME")
+    if args.config:
+        return load_config(args.config, args.overrides)
+    if args.overrides:
+        raise ValueError("plan: key.path=value belongs to a CONFIG, not to --model")
+    return Config(ModelConfig(args.model, dtype="bfloat16"))
+
+
+def _device(args: argparse.Namespace) -> tuple[float, Machine]:
+    if args.gpu_memory:
+        memory = float(parse_bytes(args.gpu_memory, "--gpu-memory"))
+        return memory, MACHINES[args.gpu or nearest(memory)]
+    if args.gpu:
+        return MACHINES[args.gpu].memory, MACHINES[args.gpu]
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ValueError("--gpu-memory: missing, and there is no GPU here; write such as 80GiB")
+    memory = float(torch.cuda.get_device_properties(0).total_memory)
+    return memory, MACHINES[nearest(memory)]
+
+
+def _modes(fits: list[Any], best: Any, work: Any, memory: float) -> Table:
+    from comal_fast.plan.modes import CONFIGURED
+    from comal_fast.plan.search import usable
+
+    table = Table(title="Modes, each at its fastest that fits", title_justify="left")
+    for name in ("mode", "recompute", "pairs", "tokens", "GiB", "s", "tokens/s", "fits"):
+        table.add_column(name, justify="left" if name == "mode" else "right")
+    for fit in fits:
+        own = fit.mode.name == CONFIGURED
+        ok = fit.fits(memory if own else usable(memory))
+        table.add_row(
+            fit.mode.name,
+            f"{fit.mode.checkpointed}" + (" to host" if fit.mode.offload_activations else ""),
+            f"{fit.work.pairs}",
+            f"{fit.work.budget}",
+            gib(fit.bytes),
+            f"{fit.seconds:.2f}",
+            f"{fit.rate:,.0f}",
+            "[green]yes[/]" if ok else "[red]no[/]",
+            style="bold" if fit is best else "",
+        )
+    return table
+
+
+def _notes(work: Any) -> str:
+    from comal_fast.plan.memory import HEADROOM
+    from comal_fast.plan.search import TYPICAL_PROMPT, TYPICAL_RESPONSE
+
+    prompt, response = min(TYPICAL_PROMPT, work.prompt), min(TYPICAL_RESPONSE, work.new)
+    return (
+        "recompute: layers that do; pairs: of a step; tokens: of a packed pass. Peaks are for the "
+        f"longest sequences\nallowed, with {HEADROOM:.0%} of the memory left free; times for "
+        f"prompts of {prompt} and responses of {response} tokens.\nAll are estimates.\n"
+    )
+
+
+def _phases(best: Any) -> Table:
+    table = Table(title="Memory at the peak of each phase", title_justify="left")
+    for name in ("phase", "at", "what", "GiB"):
+        table.add_column(name, justify="right" if name == "GiB" else "left")
+    for phase, peak in best.phases.items():
+        rows = [(part, gib(size)) for part, size in peak.parts.items() if size >= 2**26]
+        where: tuple[str, str] = (phase, peak.moment)
+        for part, size in rows:
+            table.add_row(*where, part, size)
+            where = ("", "")
+        table.add_row(*where, "in all", gib(peak.bytes), style="bold", end_section=True)
+    return table
+
+
+def _seconds(best: Any) -> Table:
+    title = f"Time of a step of {best.work.pairs} pairs, {best.tokens:,} tokens"
+    table = Table(title=title, title_justify="left")
+    for name in ("part", "s", "bound by"):
+        table.add_column(name, justify="right" if name == "s" else "left")
+    for row in best.rows:
+        table.add_row(row["name"], f"{row['seconds']:.3f}", row["bound"])
+    table.add_row("step", f"{best.seconds:.3f}", "", style="bold")
+    return table
+
+
+def _yaml(best: Any, layers: int, work: Any) -> str:
+    from comal_fast.plan.modes import options
+    from comal_fast.plan.search import changes
+
+    tree: dict[str, dict[str, Any]] = {}
+    for name, value in (options(best.mode, layers) | changes(best, work)).items():
+        group, key = name.split(".")
+        tree.setdefault(group, {})[key] = value
+    return yaml.safe_dump(tree, sort_keys=False)

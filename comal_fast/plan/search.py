@@ -1,0 +1,235 @@
+"""The fastest mode that fits: for each way of training, what must be recomputed or made smaller."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from comal_fast.config import Config
+from comal_fast.config.sizes import parse_bytes
+from comal_fast.model.activations import least_checkpointed
+from comal_fast.plan import memory, modes
+from comal_fast.plan.count import Load, parts
+from comal_fast.plan.machines import Machine, predict
+from comal_fast.plan.memory import HEADROOM, MicroBatch, Peak
+from comal_fast.plan.modes import LADDER, Mode
+from comal_fast.plan.shapes import Shape
+
+# typical of instruction data; only times depend on them
+TYPICAL_PROMPT, TYPICAL_RESPONSE = 256, 384
+BESIDE = "copies to host memory (beside the rest)"
+AFTER = "copies to host memory"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is asked of a step and of the other phases, in tokens."""
+
+    pairs: int  # of an optimizer step
+    budget: int  # most tokens of a packed pass
+    longest: int  # of a prompt and both its responses, at most
+    prompt: int  # longest prompt
+    new: int  # longest response
+    generations: int
+    generation_batch: int
+    evaluations: int
+
+    @classmethod
+    def of(cls, config: Config) -> Work:
+        """Of a run."""
+        data, generation, training = config.data, config.generation, config.training
+        new = generation.max_new_tokens
+        prompt = min(data.max_prompt_length or data.max_length, data.max_length - new)
+        return cls(
+            pairs=training.train_batch_size,
+            budget=training.max_tokens_per_microbatch,
+            longest=prompt + 2 * new,
+            prompt=prompt,
+            new=new,
+            generations=generation.num_generations,
+            generation_batch=generation.batch_size,
+            evaluations=config.evaluation.num_generations,
+        )
+
+    def batch(self, mode: Mode) -> MicroBatch:
+        """The largest pass; a pair longer than the budget stands alone."""
+        alone = self.pairs * self.longest <= self.budget
+        tokens = self.pairs * self.longest if alone else max(self.budget, self.longest)
+        return MicroBatch(tokens, tokens, alone)
+
+    def load(self, mode: Mode, shape: Shape) -> Load:
+        """A step of typical lengths, every prompt once."""
+        prompt = min(TYPICAL_PROMPT, self.prompt)
+        response = min(TYPICAL_RESPONSE, self.new)
+        lengths = [prompt + response, response] * self.pairs
+        return Load(
+            lengths,
+            2 * response * self.pairs,
+            math.ceil(sum(lengths) / max(self.budget, self.longest)),
+            mode.torch_dtype.itemsize,
+            min(1.0, mode.checkpointed / shape.layers),
+            frozen=mode.rank is not None,
+            state=mode.state_bytes,
+            trained=mode.trained(shape),
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A mode at work: its peak in every phase, and the time of a step."""
+
+    mode: Mode
+    work: Work
+    phases: dict[str, Peak]
+    rows: list[dict[str, Any]]
+    seconds: float
+    tokens: int  # of a typical step
+    host: float  # bytes of host memory
+
+    @property
+    def bytes(self) -> float:
+        return max(peak.bytes for peak in self.phases.values())
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+    def fits(self, usable: float) -> bool:
+        return self.bytes <= usable
+
+
+def assess(shape: Shape, mode: Mode, work: Work, machine: Machine) -> Fit:
+    """Memory of every phase and time of a training step."""
+    batch, load = work.batch(mode), work.load(mode, shape)
+    generated = [
+        memory.peak(memory.generation(shape, mode, work.generation_batch, k, work.prompt, work.new))
+        for k in (work.generations, work.evaluations)
+    ]
+    phases = {
+        "train": memory.peak(memory.training(shape, mode, batch)),
+        "generate, evaluate": max(generated, key=lambda peak: peak.bytes),
+        "logps": memory.peak(memory.log_probs(shape, mode, batch.tokens)),
+    }
+    rows = predict(machine, parts(shape, load))
+    seconds = sum(row["seconds"] for row in rows)
+    inputs = memory.layer_cost(shape, mode).checkpoint * mode.checkpointed
+    moved = inputs * load.tokens * mode.offload_activations
+    if mode.offload_state:
+        moved += mode.trained(shape) * mode.state_bytes
+    if moved:
+        copies = moved / machine.host if machine.host else math.inf
+        beside = mode.in_backward or not mode.offload_state
+        rows.append(
+            {"name": BESIDE if beside else AFTER, "flops": 0.0, "bytes": moved}
+            | {"seconds": copies, "bound": "host link"}
+        )
+        seconds = max(seconds, copies) if beside else seconds + copies
+    host = mode.host_bytes(shape, inputs * batch.tokens)
+    return Fit(mode, work, phases, rows, seconds, load.tokens, host)
+
+
+def usable(device_memory: float) -> float:
+    """What a plan may fill."""
+    return device_memory * (1 - HEADROOM)
+
+
+def search(shape: Shape, work: Work, machine: Machine, device_memory: float) -> list[Fit]:
+    """Each mode of the ladder at its fastest that fits; at its leanest where none does."""
+    space = usable(device_memory)
+    return [_fastest(shape, mode, work, machine, space) for mode in LADDER]
+
+
+def choose(fits: list[Fit], device_memory: float) -> Fit | None:
+    """The fastest of those that fit and change least in what is computed; None: none fits.
+
+    A step inside the backward pass gives up clipping and large batches, an adapter most weights.
+    """
+    fitting = [fit for fit in fits if fit.fits(usable(device_memory))]
+    given_up = [(fit.mode.rank is not None, fit.mode.in_backward) for fit in fitting]
+    ranked = sorted(zip(given_up, fitting, strict=True), key=lambda x: (x[0], -x[1].rate))
+    return ranked[0][1] if ranked else None
+
+
+def _fastest(shape: Shape, mode: Mode, work: Work, machine: Machine, space: float) -> Fit:
+    found = []
+    for smaller in _budgets(mode, work):
+        fitted = _smaller_batches(mode, smaller, shape, space)
+        again = least_recomputed(shape, mode, fitted, space)
+        found.append(assess(shape, again, fitted, machine))
+    fitting = [fit for fit in found if fit.fits(space)]
+    if fitting:
+        return max(fitting, key=lambda fit: fit.rate)
+    return min(found, key=lambda fit: fit.bytes)
+
+
+def _budgets(mode: Mode, work: Work) -> list[Work]:
+    """Halved as long as a pair has room; from that of a whole step, where a step is one pass."""
+    whole = work.pairs * work.longest if mode.in_backward else 0
+    budgets = [max(work.budget, work.longest, whole)]
+    while budgets[-1] // 2 >= work.longest:
+        budgets.append(budgets[-1] // 2)
+    return [replace(work, budget=budget) for budget in budgets]
+
+
+def _smaller_batches(mode: Mode, work: Work, shape: Shape, space: float) -> Work:
+    """Generation in batches that fit; a step inside the backward pass in one packed pass."""
+    batch = work.generation_batch
+    while batch > work.generations:
+        peaks = [
+            memory.peak(memory.generation(shape, mode, batch, k, work.prompt, work.new)).bytes
+            for k in (work.generations, work.evaluations)
+        ]
+        if max(peaks) <= space:
+            break
+        batch = max(work.generations, batch // 2 // work.generations * work.generations)
+    work = replace(work, generation_batch=batch)
+    if mode.in_backward:
+        work = replace(work, pairs=min(work.pairs, max(1, work.budget // work.longest)))
+    return work
+
+
+def least_recomputed(shape: Shape, mode: Mode, work: Work, space: float) -> Mode:
+    """The mode with as few recomputed layers as fit; all of them, their inputs in host memory, if
+    nothing less does."""
+
+    def fits(layers: int, offload: bool = False) -> bool:
+        tried = replace(mode, checkpointed=layers, offload_activations=offload)
+        moments = memory.training(shape, tried, work.batch(tried))
+        return memory.peak(moments).bytes <= space
+
+    for layers in range(shape.layers + 1):
+        if fits(layers):
+            return replace(mode, checkpointed=layers)
+    return replace(mode, checkpointed=shape.layers, offload_activations=True)
+
+
+def configured(config: Config, shape: Shape, device_memory: float) -> Mode:
+    """The mode of a configuration, with as many recomputed layers as its budget asks for."""
+    mode, work = modes.mode_of(config, shape.layers), Work.of(config)
+    if config.training.activation_memory is None:
+        return mode
+    if config.training.activation_memory != "auto":
+        again = budgeted_layers(config, shape, work.batch(mode).tokens)
+    else:
+        again = least_recomputed(shape, mode, work, usable(device_memory)).checkpointed
+    return replace(mode, checkpointed=again)
+
+
+def budgeted_layers(config: Config, shape: Shape, tokens: int, cuda: bool = True) -> int:
+    """Recomputed layers under a size of `training.activation_memory`, for a pass of `tokens`."""
+    each = memory.layer_cost(shape, modes.mode_of(config, shape.layers), cuda)
+    budget = parse_bytes(config.training.activation_memory or "", "training.activation_memory")
+    return least_checkpointed(budget, tokens, shape.layers, each.layer, each.checkpoint)
+
+
+def changes(fit: Fit, work: Work) -> dict[str, Any]:
+    """Options by which this fit's sizes differ from what was asked for."""
+    own = fit.work
+    pairs = [
+        ("training.train_batch_size", own.pairs, work.pairs),
+        ("training.max_tokens_per_microbatch", own.budget, work.budget),
+        ("generation.batch_size", own.generation_batch, work.generation_batch),
+    ]
+    return {name: mine for name, mine, asked in pairs if mine != asked}
