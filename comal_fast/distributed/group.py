@@ -19,6 +19,7 @@ import torch.distributed as dist
 from comal_fast.distributed.ranks import local_rank, rank, world
 
 _FAILURE = "comal-fast failure"
+_BROKEN = (1, 2, 130)  # exit statuses that leave the group in no state for an orderly end
 _PATIENCE = timedelta(days=365)  # while another rank judges, say; torchrun ends those that wait
 _control: Any = None  # the group of messages: gloo, on the CPU
 _store: Any = None
@@ -70,7 +71,7 @@ def run_rank(work: Callable[[], int]) -> int:
         status = 1
         if claim_failure():
             traceback.print_exc()
-    if status == 2 or status == 1 or status == 130:  # the group is broken: no orderly end
+    if status in _BROKEN:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -33,22 +33,23 @@ def start(case: str) -> Any:
     return tiny_model(tie_word_embeddings=case == "tied")
 
 
-def train(case: str, config_file: Path) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    """(the weights, on rank 0 and on the CPU; metrics rows) after STEPS steps."""
+Weights = dict[str, torch.Tensor]
+
+
+def train(case: str, config_file: Path) -> tuple[Weights, Weights, list[dict[str, Any]]]:
+    """(what trains before and, on rank 0, after STEPS steps; their metrics rows)."""
     from comal_fast.config import load_config
     from comal_fast.context import Context
-    from comal_fast.distributed.ranks import world
     from comal_fast.distributed.sharding import whole_state
     from comal_fast.phases import train
 
     config = load_config(config_file, CASES[case])
-    context = Context(config)
     model = start(case)
-    trainer = train.Trainer(config, model, *train._load(context, 1), 1)
+    before = {name: x.clone() for name, x in whole_state(model).items()}
+    trainer = train.Trainer(config, model, *train._load(Context(config), 1), 1)
     with trainer:
         rows = [trainer.optimiser_step() for _ in range(STEPS)]
-    weights = whole_state(model) if world() > 1 else model.state_dict()
-    return {name: x.detach().clone() for name, x in weights.items()}, rows
+    return before, whole_state(model), rows
 
 
 def main() -> int:
