@@ -12,7 +12,7 @@ from comal_fast.artefacts import make_key, read_table, table_key, write_table
 from comal_fast.context import Context
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
-from comal_fast.distributed.ranks import rank, world
+from comal_fast.distributed.ranks import is_main, rank, world
 from comal_fast.model.logps import joint_logps, passed_tokens
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import generate, pair
@@ -89,9 +89,10 @@ def model_logps(
                 advance=advance,
                 share=(rank(), world()),
             )
-            values = np.sum(gather(values), axis=0)
+            parts = gather(values)
             advance(tokens - advance.done)
-        result |= zip(together, values, strict=True)
+        if is_main():
+            result |= zip(together, np.sum(parts, axis=0), strict=True)
         seconds += advance.seconds
         del models  # before the next is loaded
     return result, seconds

@@ -21,6 +21,7 @@ CASES: dict[str, list[str]] = {
     "a pair a pass": ["training.max_tokens_per_microbatch=1"],
     "fewer prompts than ranks": ["training.train_batch_size=1"],
     "float32 moments": ["training.optimizer_state=float32"],
+    "lora": ["model.lora={r: 4}"],
     "in backward": ["training.optimizer_in_backward=true", "training.max_grad_norm=0"],
 }
 STEPS = 4
@@ -44,9 +45,12 @@ def train(case: str, config_file: Path) -> tuple[Weights, Weights, list[dict[str
     from comal_fast.phases import train
 
     config = load_config(config_file, CASES[case])
-    model = start(case)
+    context = Context(config)
+    model = context.take_model(0) if case == "lora" else start(case)
+    if case == "lora":
+        context.forget_models()
     before = {name: x.clone() for name, x in whole_state(model).items()}
-    trainer = train.Trainer(config, model, *train._load(Context(config), 1), 1)
+    trainer = train.Trainer(config, model, *train._load(context, 1), 1)
     with trainer:
         rows = [trainer.optimiser_step() for _ in range(STEPS)]
     return before, whole_state(model), rows
