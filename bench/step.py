@@ -40,8 +40,8 @@ def register(benches: Any) -> None:
         "--peers",
         nargs="+",
         choices=(*NAMES, "none"),
-        default=["trl", "authors"],
-        help="beside ours; `unshared`: ours, a prompt run again for every response",
+        help="beside ours; `unshared`: ours, a prompt run again for every response; `lean`, "
+        "`leanest`: ours in less memory. Default: trl authors, on a GPU lean leanest too",
     )
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
     parser.set_defaults(run=run)
@@ -67,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
     setting = Setting(
         name, str(args.device), dtype_name, torch.get_num_threads(), args.checkpointing or cuda
     )
-    wanted = [NAMES[p] for p in NAMES if p == "comal" or p in args.peers]
+    peers = options.default(
+        args, "peers", ["trl", "authors"], [p for p in NAMES if p != "unshared"]
+    )
+    wanted = [NAMES[p] for p in NAMES if p == "comal" or p in peers]
     rows = measure(setting, pairs, wanted, options.default(args, "repeat", 3, 5))
     shape = MODELS[name]
     flops = 6 * (shape.block_parameters + shape.vocab * shape.hidden) * pairs.distinct_tokens

@@ -4,10 +4,21 @@ from bench.trainers import authors, ours, trl
 
 OURS, TRL, AUTHORS = "comal_fast", "TRL DPOTrainer", "padded loop, full log-softmax"
 UNSHARED = "comal_fast, prompts repeated"
-TRAINERS = {OURS: ours.train, UNSHARED: ours.train_unshared, TRL: trl.train, AUTHORS: authors.train}
-NAMES = {
+LEAN = "comal_fast, 8-bit AdamW in backward"
+LEANEST = "comal_fast, the same, moments on the host, 24 GiB"
+TRAINERS = {
+    OURS: ours.train,
+    UNSHARED: ours.train_unshared,
+    LEAN: ours.train_lean,
+    LEANEST: ours.train_leanest,
+    TRL: trl.train,
+    AUTHORS: authors.train,
+}
+NAMES = {  # what --peers calls them
     "comal": OURS,
     "unshared": UNSHARED,
+    "lean": LEAN,
+    "leanest": LEANEST,
     "trl": TRL,
     "authors": AUTHORS,
-}  # what --peers calls them
+}

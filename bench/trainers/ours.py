@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from bench.trainers.base import LEARNING_RATE, MAX_GRAD_NORM, Task, Turn
 from comal_fast.allocator import keep_freed_memory
 from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
@@ -10,6 +14,14 @@ from comal_fast.phases.items import make_items
 from comal_fast.phases.train import Trainer
 
 ENDLESS = 10_000  # epochs; the process ends first
+CAP = 24 << 30  # bytes of a small GPU
+LEAN: dict[str, Any] = {
+    "optimizer_state": "8bit",
+    "optimizer_in_backward": True,
+    "max_grad_norm": 0.0,
+    "gradient_checkpointing": True,
+}
+LEANEST = LEAN | {"optimizer_offload": True, "offload_activations": True}
 
 
 class Unshared(PromptResponse):
@@ -25,7 +37,22 @@ def train_unshared(task: Task, turn: Turn) -> None:
     train(task, turn, Unshared)
 
 
-def train(task: Task, turn: Turn, kind: type[PromptResponse] = PromptResponse) -> None:
+def train_lean(task: Task, turn: Turn) -> None:
+    """8-bit moments, the step inside the backward pass; gradients are not clipped."""
+    train(task, turn, **LEAN)
+
+
+def train_leanest(task: Task, turn: Turn) -> None:
+    """The same with moments and layers' inputs on the host; a GPU's memory is cut to CAP."""
+    if task.model.device.type == "cuda":
+        total = torch.cuda.get_device_properties(task.model.device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / total), task.model.device)
+    train(task, turn, **LEANEST)
+
+
+def train(
+    task: Task, turn: Turn, kind: type[PromptResponse] = PromptResponse, **training: Any
+) -> None:
     """comal_fast.phases.train.Trainer, as the `train` phase drives it."""
     if task.model.device.type == "cpu":
         keep_freed_memory()  # as every run on a CPU does
@@ -33,18 +60,20 @@ def train(task: Task, turn: Turn, kind: type[PromptResponse] = PromptResponse) -
     count = len(pairs)
     sequences = {i: kind(p, r) for i, (p, r) in enumerate(pairs.sequences)}
     longest = sorted((len(s) for s in sequences.values()), reverse=True)
+    settings: dict[str, Any] = {
+        "learning_rate": LEARNING_RATE,
+        "warmup_ratio": 0.0,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "num_train_epochs": ENDLESS,
+        "train_batch_size": count,
+        "max_tokens_per_microbatch": sum(longest[: 2 * task.micro_pairs]),
+        "gradient_checkpointing": task.checkpointing,
+        "stochastic_rounding": bool(training) and task.model.dtype is torch.bfloat16,
+    }
     config = Config(
         ModelConfig(""),
         algorithm=AlgorithmConfig(prox="dpo", beta=pairs.beta),
-        training=TrainingConfig(
-            learning_rate=LEARNING_RATE,
-            warmup_ratio=0.0,
-            max_grad_norm=MAX_GRAD_NORM,
-            num_train_epochs=ENDLESS,
-            train_batch_size=count,
-            max_tokens_per_microbatch=sum(longest[: 2 * task.micro_pairs]),
-            gradient_checkpointing=task.checkpointing,
-        ),
+        training=TrainingConfig(**settings | training),
     )
     ref = [*pairs.ref_chosen, *pairs.ref_rejected]
     items = make_items(
