@@ -18,10 +18,16 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 
 from comal_fast.model.attention import Layout, Options, choose_engine, interface
-from comal_fast.model.attention.flex import BLOCK, block_mask, flex
+from comal_fast.model.attention.flex import BLOCK, block_mask, compiled, flex
 from comal_fast.model.attention.layout import Engine
 from comal_fast.model.attention.sdpa import sdpa
-from comal_fast.model.attention.varlen import Bounds, torch_has_varlen, torch_varlen, varlen
+from comal_fast.model.attention.varlen import (
+    Bounds,
+    flash,
+    torch_has_varlen,
+    torch_varlen,
+    varlen,
+)
 from comal_fast.model.packed import PromptResponse, pack
 from plain import plain_kernel
 
@@ -200,8 +206,8 @@ def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     llama, single = model_like("cuda", torch.bfloat16), model_like("cuda", torch.float32)
     gemma = model_like("cuda", torch.bfloat16, attn_logit_softcapping=50.0)
     assert torch_has_varlen()
-    for flash, models in ((True, "ffx"), (False, "vxx")):
-        installed["flash_attn"] = flash
+    for there, models in ((True, "ffx"), (False, "vxx")):
+        installed["flash_attn"] = there
         chosen = [choose_engine("auto", model) for model in (llama, gemma, single)]
         names = {"f": "flash_attention_2", "v": "torch_varlen", "x": "flex_attention"}
         assert chosen == [names[m] for m in models]
@@ -218,3 +224,38 @@ def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(ValueError, match=f"model.attn_implementation: {words}"):
             choose_engine(requested, model)
+
+
+ON_GPU = {
+    "flash_attention_2": varlen(flash),
+    "torch_varlen": varlen(torch_varlen),
+    "flex_attention": flex(compiled),
+}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("name", ON_GPU)
+@pytest.mark.parametrize(
+    "options", [Options(0.125), Options(0.125, window=50), Options(0.125, softcap=5.0)]
+)
+def test_engines_of_a_gpu(name: str, options: Options) -> None:
+    """In bfloat16, against float64: no further off than twice SDPA's segments in bfloat16."""
+    if name == "flash_attention_2":
+        pytest.importorskip("flash_attn")
+    if name == "torch_varlen" and (options.softcap or not torch_has_varlen()):
+        pytest.skip("this torch's varlen_attn can't do it")
+    segments = layout_of([(200, [70, 130, 1]), (1, [40]), (64, [64, 300])]).segments
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, heads, segments[-1].stop, 64, generator=g) for heads in (4, 2, 2)]
+    upstream = torch.randn(1, segments[-1].stop, 4, 64, generator=g)
+
+    def outcome_in(engine: Engine, dtype: torch.dtype) -> list[Tensor]:
+        low = [x.to("cuda", torch.bfloat16).to(dtype).requires_grad_() for x in inputs]
+        out = engine(*low, Layout(segments, torch.device("cuda")), options)
+        return [out, *torch.autograd.grad(out, low, upstream.to("cuda", torch.bfloat16).to(dtype))]
+
+    exact = outcome_in(sdpa, torch.float64)
+    found = outcome_in(ON_GPU[name], torch.bfloat16)
+    plain = outcome_in(sdpa, torch.bfloat16)
+    for ours, theirs, truth in zip(found, plain, exact, strict=True):
+        assert (ours - truth).norm() <= 2 * (theirs - truth).norm()
