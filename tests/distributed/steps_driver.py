@@ -21,6 +21,7 @@ CASES: dict[str, list[str]] = {
     "a pair a pass": ["training.max_tokens_per_microbatch=1"],
     "fewer prompts than ranks": ["training.train_batch_size=1"],
     "float32 moments": ["training.optimizer_state=float32"],
+    "adapters": ["model.lora={r: 4}"],
     "in backward": ["training.optimizer_in_backward=true", "training.max_grad_norm=0"],
 }
 STEPS = 4
@@ -30,7 +31,14 @@ def start(case: str) -> Any:
     """The model that a case begins with."""
     from tiny import tiny_model
 
-    return tiny_model(tie_word_embeddings=case == "tied")
+    model = tiny_model(tie_word_embeddings=case == "tied")
+    if case != "adapters":
+        return model
+    from comal_fast.config.schema import LoraConfig, ModelConfig
+    from comal_fast.model.adapters import add_adapter, freeze
+
+    lora = LoraConfig(r=4)
+    return add_adapter(freeze(model, lora), ModelConfig("tiny", lora=lora), seed=0)
 
 
 Weights = dict[str, torch.Tensor]
