@@ -31,7 +31,14 @@ def start(case: str) -> Any:
     """The model that a case begins with."""
     from tiny import tiny_model
 
-    return tiny_model(tie_word_embeddings=case == "tied")
+    model = tiny_model(tie_word_embeddings=case == "tied")
+    if case != "adapters":
+        return model
+    from comal_fast.config.schema import LoraConfig, ModelConfig
+    from comal_fast.model.adapters import add_adapter, freeze
+
+    lora = LoraConfig(r=4)
+    return add_adapter(freeze(model, lora), ModelConfig("tiny", lora=lora), seed=0)
 
 
 Weights = dict[str, torch.Tensor]
