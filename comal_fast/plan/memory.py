@@ -72,13 +72,14 @@ def training(
     ends = each.ends * tokens
     work = each.recompute if mode.checkpointed else each.backward
     full = mode.trained(shape)
-    gradients = float(full * (item if mode.rank is None else mode.adapter_item))
+    gradients = float(mode.gradient_bytes(shape))
+    alone = batch.alone or (mode.in_backward and not mode.one_pass)  # else they add up here
     stays = {
         "weights": mode.weight_bytes(shape),
         "optimizer state": 0.0 if mode.offload_state else full * mode.state_bytes,
     }
     whole = mode.rank is None
-    accumulated = 0.0 if batch.alone else gradients  # of the micro-batches before
+    accumulated = 0.0 if alone else gradients  # of the micro-batches before
     of_head = head * item if whole else 0.0
     of_layer = shape.layer_parameters * item if whole else gradients
     float32 = compute_dtype(mode.torch_dtype).itemsize
@@ -86,7 +87,7 @@ def training(
     device = torch.device("cuda" if cuda else "cpu")
     rows = chunk_rows(workspace, shape.vocab, item if cuda else float32, device)
     logits = min(rows, batch.responses) * shape.vocab * (item if cuda else float32)
-    if mode.in_backward and batch.alone:
+    if mode.in_backward and alone:
         first, last = of_head, of_layer
         ended = of_head
     else:
@@ -111,7 +112,7 @@ def training(
         },
         # where the head is the embedding, its gradient waits for the embedding's
         "the embedding, backward": {
-            "gradients": ended + (of_head if shape.tied or not batch.alone else 0.0),
+            "gradients": ended + (of_head if shape.tied or not alone else 0.0),
             "activations": 2 * shape.hidden * item * tokens,
         },
         "the optimizer": {"gradients": gradients if not mode.in_backward else of_layer},

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import torch
@@ -37,6 +36,14 @@ class Mode:
         return getattr(torch, self.dtype)
 
     @property
+    def one_pass(self) -> bool:
+        """Whether gradients of one layer at a time take a step of a single packed pass.
+
+        With the moments in host memory, those of several passes add up there.
+        """
+        return self.in_backward and not self.offload_state
+
+    @property
     def state_bytes(self) -> float:
         """Both moments of a weight."""
         own = 2 * (self.torch_dtype.itemsize if self.rank is None else self.adapter_item)
@@ -63,10 +70,18 @@ class Mode:
             blocks += shape.hidden * shape.intermediate * item
         return blocks + (shape.parameters - shape.block_parameters) * item + adapters
 
-    def host_bytes(self, shape: Shape, kept: float) -> float:
-        """Of host memory: moments, and the layers' inputs where they are kept there."""
-        moments = self.trained(shape) * self.state_bytes if self.offload_state else 0.0
-        return moments + (kept if self.offload_activations else 0.0)
+    def gradient_bytes(self, shape: Shape) -> int:
+        """Of all gradients together."""
+        return self.trained(shape) * (
+            self.torch_dtype.itemsize if self.rank is None else self.adapter_item
+        )
+
+    def host_bytes(self, shape: Shape, kept: float, passes: int) -> float:
+        """Of host memory: moments, sums of gradients, layers' inputs, where they are kept there."""
+        held = self.trained(shape) * self.state_bytes if self.offload_state else 0.0
+        if self.in_backward and self.offload_state and passes > 1:
+            held += self.gradient_bytes(shape)
+        return held + (kept if self.offload_activations else 0.0)
 
 
 # From the fastest and least changed to the leanest, all in bfloat16. "on host": the moments in host
@@ -108,19 +123,15 @@ def options(mode: Mode, layers: int) -> dict[str, Any]:
 
 def mode_of(config: Config, layers: int, recomputed: int | None = None) -> Mode:
     """What a configuration asks for. `recomputed`: layers, where `activation_memory` decides."""
-
-    def get(name: str, default: Any = None) -> Any:
-        return reduce(lambda node, key: getattr(node, key, default), name.split("."), config)
-
-    lora = get("model.lora")
+    lora = config.model.lora
     return Mode(
         CONFIGURED,
         dtype=config.model.dtype,
-        state=get("training.optimizer_state", "model"),
-        in_backward=get("training.optimizer_in_backward", False),
-        offload_state=get("training.optimizer_offload", False),
+        state=config.training.optimizer_state,
+        in_backward=config.training.optimizer_in_backward,
+        offload_state=config.training.optimizer_offload,
         checkpointed=recomputed or (layers if config.training.gradient_checkpointing else 0),
         offload_activations=config.training.offload_activations,
         rank=lora.r if lora else None,
-        quantized=get("model.quantization", "none") != "none",
+        quantized=config.model.quantization != "none",
     )

@@ -118,6 +118,8 @@ def assess(shape: Shape, mode: Mode, work: Work, machine: Machine) -> Fit:
     moved = inputs * load.tokens * mode.offload_activations
     if mode.offload_state:
         moved += mode.trained(shape) * mode.state_bytes
+        if mode.in_backward:  # each pass but the first takes the sums in, each but the last out
+            moved += (load.micro_batches - 1) * mode.gradient_bytes(shape)
     if moved:
         copies = moved / machine.host if machine.host else math.inf
         beside = mode.in_backward or not mode.offload_state
@@ -126,7 +128,7 @@ def assess(shape: Shape, mode: Mode, work: Work, machine: Machine) -> Fit:
             | {"seconds": copies, "bound": "host link"}
         )
         seconds = max(seconds, copies) if beside else seconds + copies
-    host = mode.host_bytes(shape, inputs * batch.tokens)
+    host = mode.host_bytes(shape, inputs * batch.tokens, 1 if batch.alone else 2)
     return Fit(mode, work, phases, rows, seconds, load.tokens, host)
 
 
@@ -144,7 +146,8 @@ def search(shape: Shape, work: Work, machine: Machine, device_memory: float) -> 
 def choose(fits: list[Fit], device_memory: float) -> Fit | None:
     """The fastest of those that fit and change least in what is computed; None: none fits.
 
-    A step inside the backward pass gives up clipping and large batches, an adapter most weights.
+    A step inside the backward pass gives up clipping, some large batches too; an adapter most
+    weights.
     """
     fitting = [fit for fit in fits if fit.fits(usable(device_memory))]
     given_up = [(fit.mode.rank is not None, fit.mode.in_backward) for fit in fitting]
@@ -166,7 +169,7 @@ def _fastest(shape: Shape, mode: Mode, work: Work, machine: Machine, space: floa
 
 def _budgets(mode: Mode, work: Work) -> list[Work]:
     """Halved as long as a pair has room; from that of a whole step, where a step is one pass."""
-    whole = work.pairs * work.longest if mode.in_backward else 0
+    whole = work.pairs * work.longest if mode.one_pass else 0
     budgets = [max(work.budget, work.longest, whole)]
     while budgets[-1] // 2 >= work.longest:
         budgets.append(budgets[-1] // 2)
@@ -174,7 +177,7 @@ def _budgets(mode: Mode, work: Work) -> list[Work]:
 
 
 def _smaller_batches(mode: Mode, work: Work, shape: Shape, space: float) -> Work:
-    """Generation in batches that fit; a step inside the backward pass in one packed pass."""
+    """Generation in batches that fit; a step that must be one packed pass, in that."""
     batch = work.generation_batch
     while batch > work.generations:
         peaks = [
@@ -185,7 +188,7 @@ def _smaller_batches(mode: Mode, work: Work, shape: Shape, space: float) -> Work
             break
         batch = max(work.generations, batch // 2 // work.generations * work.generations)
     work = replace(work, generation_batch=batch)
-    if mode.in_backward:
+    if mode.one_pass:
         work = replace(work, pairs=min(work.pairs, max(1, work.budget // work.longest)))
     return work
 

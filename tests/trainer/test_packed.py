@@ -124,6 +124,7 @@ def test_packed_equals_one_at_a_time(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_flex_attention_in_a_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uncompiled; torch refuses gradients on a CPU though that form has them."""
+    torch.compiler.reset()  # else another scale than before is symbolic, and fails
     monkeypatch.setattr(torch_flex, "_validate_device", lambda *tensors: None)
     register("comal_uncompiled", flex(torch_flex.flex_attention))
     model, sequences = family_model(name), random_sequences()
