@@ -18,6 +18,7 @@ def conclusions(sweep: Sweep) -> list[str]:
     """One sentence a finding; each is true of the intervals as they are."""
     return [
         *_against_initial(sweep.results),
+        *_same(sweep.results),
         *_best(sweep.results),
         *(_effect(e, sweep.cells[0]) for e in sweep.effects),
         *_nash(sweep),
@@ -54,6 +55,19 @@ def _against_initial(results: list[Result]) -> list[str]:
         "with their interval."
     )
     return sentences
+
+
+def _same(results: list[Result]) -> list[str]:
+    """Cells that no measurement tells apart: an option that had nothing to act on, say."""
+    groups: dict[tuple[bytes, float, float], list[str]] = {}
+    for r in results:
+        key = (np.asarray(r.wins).tobytes(), r.kl.mean, r.tokens)
+        groups.setdefault(key, []).append(f"`{r.cell.name}`")
+    return [
+        f"{', '.join(names)} are alike in every measurement: what they differ in changed nothing."
+        for names in groups.values()
+        if len(names) > 1
+    ]
 
 
 def _best(results: list[Result]) -> list[str]:

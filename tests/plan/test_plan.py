@@ -17,7 +17,15 @@ from comal_fast.plan import modes
 from comal_fast.plan.check import check_fits
 from comal_fast.plan.machines import MACHINES, nearest
 from comal_fast.plan.modes import LADDER, Mode, mode_of
-from comal_fast.plan.search import Work, assess, budgeted_layers, choose, least_recomputed, search
+from comal_fast.plan.search import (
+    Work,
+    assess,
+    budgeted_layers,
+    choose,
+    configured,
+    least_recomputed,
+    search,
+)
 from comal_fast.plan.search import usable as usable_of
 from comal_fast.plan.shapes import KNOWN, Unplanned, read_shape, short_name
 
@@ -84,7 +92,8 @@ def test_shipped_configs_are_what_is_recommended(name: str, gib: int) -> None:
     machine = MACHINES[nearest(gib * GIB)]
     best = choose(search(KNOWN["llama-3-8b"], asked, machine, gib * GIB), gib * GIB)
     assert best is not None
-    assert replace(mode_of(config, 32), name=best.mode.name) == best.mode
+    mode = configured(config, KNOWN["llama-3-8b"], gib * GIB)
+    assert replace(mode, name=best.mode.name) == best.mode
     assert Work.of(config) == best.work
 
 
