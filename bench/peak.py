@@ -19,7 +19,7 @@ from bench.models import SMOLLM2
 from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases.items import make_items
-from comal_fast.phases.train import Trainer
+from comal_fast.phases.trainer import Trainer
 from comal_fast.plan import memory
 from comal_fast.plan.modes import mode_of
 from comal_fast.plan.search import budgeted_layers

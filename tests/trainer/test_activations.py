@@ -23,7 +23,7 @@ from comal_fast.model.activations import (
 )
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
 from comal_fast.phases.items import make_items
-from comal_fast.phases.train import Trainer
+from comal_fast.phases.trainer import Trainer
 from comal_fast.plan.search import budgeted_layers
 from comal_fast.plan.shapes import shape_of
 from tiny import tiny_model

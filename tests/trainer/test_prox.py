@@ -21,7 +21,7 @@ from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import train
 from comal_fast.phases.batches import micro_batches
 from comal_fast.phases.items import Items, hyperparameters, make_items
-from comal_fast.phases.train import Trainer
+from comal_fast.phases.trainer import Trainer
 from comal_kernels import PROX, prox_loss
 
 # The step of each, large enough that no term of its loss vanishes beside the others.
