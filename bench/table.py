@@ -20,7 +20,7 @@ from bench.record import Record
 from bench.rows import Rows
 from bench.show import device_text, shape_text
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/plan.md")
 MARK = re.compile(r"(<!-- bench: (\S+) (\S+)(?: (\d+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
