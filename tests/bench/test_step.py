@@ -12,7 +12,7 @@ from bench.__main__ import main
 from bench.models import MODELS, load
 from bench.pairs import plain_logps, random_pairs
 from bench.step import agree
-from bench.trainers import AUTHORS, NAMES, OURS, TRL, UNSHARED
+from bench.trainers import AUTHORS, LEAN, LEANEST, NAMES, OURS, TRL, UNSHARED
 from bench.trainers.base import Task
 
 
@@ -70,12 +70,12 @@ def test_our_trainer_and_the_plain_loop_take_the_same_steps(micro_pairs: int) ->
 def test_every_trainer_in_its_process(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     options = ["--model", "tiny", "--pairs", "2", "--response", "8", "--repeat", "2"]
-    options += ["--responses-per-prompt", "4", "--peers", "unshared", "trl", "authors"]
+    options += ["--responses-per-prompt", "4", "--peers", *(n for n in NAMES if n != "comal")]
     assert main(["step", "--device", "cpu", *options, "--json", str(out)]) == 0
     record = json.loads(out.read_text())
     rows = {row["name"]: row for row in record["rows"]}
     assert rows.keys() == set(NAMES.values())
-    for name in (OURS, UNSHARED, AUTHORS):
+    for name in (OURS, UNSHARED, LEAN, LEANEST, AUTHORS):
         assert len(rows[name]["seconds"]["runs"]) == 2 and rows[name]["peak"] > 2**26
         seconds = rows[name]["seconds"]["median"]
         tokens = record["shape"]["distinct_tokens"]

@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+SUPPORT = Path(__file__).parents[1] / "support"
+
 
 def torchrun(*arguments: str | Path, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """`arguments`: a script with its own, or `-m` and a module."""
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    path = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [*launcher, *rendezvous, *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)},
         capture_output=True,
         text=True,
         timeout=120,
