@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -31,23 +32,30 @@ def write_together(path: Path, key: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _alone_if_alone() -> Iterator[dict[str, bool]]:
-    """DCP's option for a single process, and not its warning that there is only one."""
+def _plainly() -> Iterator[dict[str, bool]]:
+    """DCP's option for a single process, and not its warning that there is only one.
+
+    What went wrong is raised itself, Ctrl-C too, not in DCP's wrapping, a BaseException.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield {"no_dist": world() == 1}
+        try:
+            yield {"no_dist": world() == 1}
+        except CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            raise causes[0] if causes else RuntimeError(str(error)) from None
 
 
 def save(folder: Path, model: Any, optimizer: Any) -> None:
     """Write what is trained, and its moments, into `folder`; all ranks call it."""
-    with _alone_if_alone() as option:
+    with _plainly() as option:
         dcp.save(_state(model, optimizer), checkpoint_id=folder, **option)
 
 
 def load(folder: Path, model: Any, optimizer: Any) -> None:
     """Read both from `folder`, in place; all ranks call it."""
     state = _state(model, optimizer)
-    with _alone_if_alone() as option:
+    with _plainly() as option:
         dcp.load(state, checkpoint_id=folder, **option)
     set_state_dict(
         model,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemWriter
 
 from comal_fast.config.schema import TrainingConfig
 from comal_fast.distributed import checkpoint
@@ -59,3 +60,19 @@ def test_goes_on_as_if_nothing_had_happened(kind: str, layout: str, tmp_path: Pa
         step(other, resumed, number)
     ours, theirs = model.state_dict(), other.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_what_goes_wrong_is_raised_itself(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a write, or a full disk: DCP would hide it in a BaseException."""
+
+    def breaks(*args: object, **kwargs: object) -> None:
+        raise error("in the middle")
+
+    model = tiny_model()
+    optimizer = torch.optim.AdamW(model.parameters())
+    monkeypatch.setattr(FileSystemWriter, "write_data", breaks)
+    with pytest.raises(error, match="in the middle"):
+        checkpoint.save(tmp_path, model, optimizer)
