@@ -16,9 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench import options, record, show
 from bench.models import SMOLLM2
+from bench.trainers.ours import paired
 from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
 from comal_fast.model.packed import PromptResponse
-from comal_fast.phases.items import make_items
 from comal_fast.phases.trainer import Trainer
 from comal_fast.plan import memory
 from comal_fast.plan.modes import mode_of
@@ -142,17 +142,7 @@ def _trainer_step(
     sequences = {
         i: PromptResponse([1 + i % n] * case.prompt, [2] * case.response) for i in range(2 * n)
     }
-    items = make_items(
-        config,
-        chosen=list(range(n)),
-        rejected=list(range(n, 2 * n)),
-        preference=[1.0] * n,
-        count=[1] * n,
-        prompt=list(range(n)) * 2,
-        win_rate=[0.5] * (2 * n),
-        ref_logp=[0.0] * (2 * n),
-        last_logp=[0.0] * (2 * n),
-    )
+    items = paired(config, [0.0] * (2 * n))
     trainer = Trainer(config, model, items, sequences, iteration=1)
     trainer.__enter__()
     trainer.optimiser_step()

@@ -10,7 +10,7 @@ from bench.trainers.base import LEARNING_RATE, MAX_GRAD_NORM, Task, Turn
 from comal_fast.allocator import keep_freed_memory
 from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
 from comal_fast.model.packed import PromptResponse
-from comal_fast.phases.items import make_items
+from comal_fast.phases.items import Items, make_items
 from comal_fast.phases.trainer import Trainer
 
 ENDLESS = 10_000  # epochs; the process ends first
@@ -75,20 +75,25 @@ def train(
         algorithm=AlgorithmConfig(prox="dpo", beta=pairs.beta),
         training=TrainingConfig(**settings | training),
     )
-    ref = [*pairs.ref_chosen, *pairs.ref_rejected]
-    items = make_items(
-        config,
-        chosen=list(range(count)),
-        rejected=list(range(count, 2 * count)),
-        preference=[1.0] * count,
-        count=[1] * count,
-        prompt=list(range(count)) * 2,
-        win_rate=[0.5] * (2 * count),
-        ref_logp=ref,
-        last_logp=ref,
-    )
+    items = paired(config, [*pairs.ref_chosen, *pairs.ref_rejected])
     with Trainer(config, task.model, items, sequences, iteration=1) as trainer:
         while True:
             turn.wait()
             row = trainer.optimiser_step()
             turn.done(row["loss"], row["grad_norm"])
+
+
+def paired(config: Config, ref_logp: list[float]) -> Items:
+    """Row i chosen over row n + i, all of them distinct; ref_logp (2n,) of either side."""
+    n = len(ref_logp) // 2
+    return make_items(
+        config,
+        chosen=list(range(n)),
+        rejected=list(range(n, 2 * n)),
+        preference=[1.0] * n,
+        count=[1] * n,
+        prompt=list(range(n)) * 2,
+        win_rate=[0.5] * (2 * n),
+        ref_logp=ref_logp,
+        last_logp=ref_logp,
+    )

@@ -28,13 +28,11 @@ def response_logps(
     attn_implementation: str = "auto",
     backend: str = "auto",
     advance: Callable[[int], None] = lambda tokens: None,
-    share: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
     """(S,) float64: sum of the log-probs of each response's tokens, in nats.
 
     Sequences run through the model packed, at most `max_tokens` tokens at a time; `advance` is
-    told the tokens that went through it. `share` (r, n): only the passes whose number is r modulo
-    n; 0 elsewhere.
+    told the tokens that went through it.
     """
     return joint_logps(
         [model],
@@ -43,7 +41,6 @@ def response_logps(
         attn_implementation=attn_implementation,
         backend=backend,
         advance=advance,
-        share=share,
     )[0]
 
 
@@ -60,7 +57,8 @@ def joint_logps(
 ) -> np.ndarray:
     """(M, S) float64: `response_logps` under each of M models that share one head.
 
-    Each batch goes through every model, and once through the head for all of them.
+    Each batch goes through every model, and once through the head for all of them. `share` (r, n):
+    only the passes whose number is r modulo n; 0 elsewhere.
     """
     result = np.zeros((len(models), len(sequences)))
     head = head_arguments(models[0])
