@@ -5,18 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench import all as all_
-from bench import compile as compile_
-from bench import head, memory, model, peak, profile, scaling, step, table
+from bench import run_all
+from bench.benches import cost, head, head_memory, kernels, profile, scaling, step, step_memory
 from bench.options import Parser
-from comal_fast.terminal import quiet_libraries
+from bench.render import documents
+from comal_fast.system.terminal import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with one line on bad input."""
     parser = Parser(prog="python -m bench", description=__doc__)
     benches = parser.add_subparsers(required=True, metavar="BENCH", parser_class=Parser)
-    for bench in (head, step, memory, peak, scaling, profile, compile_, model, table, all_):
+    for bench in (
+        head,
+        step,
+        head_memory,
+        step_memory,
+        scaling,
+        profile,
+        kernels,
+        cost,
+        documents,
+        run_all,
+    ):
         bench.register(benches)
     args = parser.parse_args(argv)
     quiet_libraries()

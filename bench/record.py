@@ -122,7 +122,7 @@ def finish(record: Record, args: argparse.Namespace) -> None:
     """Write the record and the plot where --json and --plot ask for them."""
     write(record, args.json)
     if getattr(args, "plot", None):
-        from bench import plots
+        from bench.render import plots
 
         _save_plot(record, plots.draw(record), args.plot)
 

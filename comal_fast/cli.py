@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 
 from comal_fast import __version__, merge
 from comal_fast.compare import command as compare
-from comal_fast.distributed.ranks import is_main, world
 from comal_fast.game import command as game
 from comal_fast.lm_game import command as lm_game
 from comal_fast.plan import command as plan
 from comal_fast.report import command as report
 from comal_fast.sweep import command as sweep
-from comal_fast.terminal import quiet_libraries
+from comal_fast.system.ranks import is_main, world
+from comal_fast.system.terminal import quiet_libraries
 
 PHASE_HELP = {
     "generate": "sample K responses per prompt from the current policy",

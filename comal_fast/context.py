@@ -16,22 +16,10 @@ from typing import Any
 import torch
 import yaml
 
-from comal_fast.allocator import keep_freed_memory
-from comal_fast.artefacts import (
-    folder_key,
-    hash_files,
-    make_key,
-    write_folder,
-    write_json,
-    write_text,
-)
 from comal_fast.config import Config, to_dict
 from comal_fast.config.schema import LoraConfig
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
-from comal_fast.distributed.ranks import is_main, world
-from comal_fast.memory import peak_gib
-from comal_fast.metrics import PhaseMetrics
 from comal_fast.model.adapters import add_adapter, freeze, is_adapter, load_adapter
 from comal_fast.model.load import (
     load_model,
@@ -41,7 +29,19 @@ from comal_fast.model.load import (
     weight_files,
 )
 from comal_fast.optim import check_installed
-from comal_fast.terminal import console
+from comal_fast.store.artefacts import (
+    folder_key,
+    hash_files,
+    make_key,
+    write_folder,
+    write_json,
+    write_text,
+)
+from comal_fast.store.metrics import PhaseMetrics
+from comal_fast.system.allocator import keep_freed_memory
+from comal_fast.system.peak import peak_gib
+from comal_fast.system.ranks import is_main, world
+from comal_fast.system.terminal import console
 
 PACKAGES = ("comal-fast", "torch", "triton", "transformers", "numpy", "peft", "bitsandbytes")
 

@@ -11,21 +11,21 @@ from typing import Any
 
 from rich.table import Table
 
-from comal_fast.artefacts import read_json, write_json
 from comal_fast.config import Config
+from comal_fast.config.validate import check_ranks
 from comal_fast.context import Context
 from comal_fast.distributed import collective
 from comal_fast.distributed.collective import dismiss
-from comal_fast.distributed.ranks import world
-from comal_fast.distributed.rules import check_ranks
-from comal_fast.memory import reset_peak
-from comal_fast.metrics import read_metrics
 from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
 from comal_fast.phases.diagnose import Ending
 from comal_fast.plan.check import check_device
-from comal_fast.processes import run_apart
 from comal_fast.report import write_report
-from comal_fast.terminal import console
+from comal_fast.store.artefacts import read_json, write_json
+from comal_fast.store.metrics import read_metrics
+from comal_fast.system.peak import reset_peak
+from comal_fast.system.processes import run_apart
+from comal_fast.system.ranks import world
+from comal_fast.system.terminal import console
 
 PHASES: dict[str, Callable[[Context, int], None]] = {
     "generate": generate.run,
@@ -106,7 +106,7 @@ def run_here(context: Context, phase: str, iteration: int) -> None:
 @contextmanager
 def open_run(config: Config) -> Iterator[Context]:
     """The run directory, for one process at a time; its inputs are read before it is written."""
-    check_ranks(config)
+    check_ranks(config, world())
     context = Context(config)
     check_device(config, context.device)
     context.held_out_prompts()

@@ -29,8 +29,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast merge`; returns 0, or raises ValueError before anything is written."""
-    from comal_fast.artefacts import read_json
     from comal_fast.config import load_saved
+    from comal_fast.store.artefacts import read_json
 
     config = load_saved(args.run_dir / "config.yaml")
     if config.model.lora is None:
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     iterate = args.iterate
     if iterate is None:
         iterate = read_json(args.run_dir / "summary.json")["result"]
-    from comal_fast.terminal import console  # torch and transformers load from here on
+    from comal_fast.system.terminal import console  # torch and transformers load from here on
 
     merge(args.run_dir, iterate, args.output)
     console.print(f"π_{iterate} of {args.run_dir}, merged: {args.output}", soft_wrap=True)
@@ -55,9 +55,9 @@ def merge(run_dir: Path, iterate: int, output: Path) -> None:
 
     from peft import PeftModel
 
-    from comal_fast.artefacts import make_key, write_folder
     from comal_fast.config import load_saved
     from comal_fast.context import Context
+    from comal_fast.store.artefacts import make_key, write_folder
 
     saved = load_saved(run_dir / "config.yaml")
     context = Context(replace(saved, output_dir=str(run_dir)))

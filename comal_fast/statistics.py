@@ -1,8 +1,10 @@
-"""Means with bootstrap intervals over prompts, and win rates at equal length."""
+"""Intervals: of means over prompts by bootstrap, of win rates at equal length."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,47 @@ Array = NDArray[np.float64]
 
 CHUNK = 1000  # resamples at a time: memory stays small at any n
 RIDGE = 1e-4  # keeps the length regression finite where one side wins every prompt
+
+DRAW = 1e-9  # a comparison within this of ½ is a tie
+LENGTH_RESAMPLES = 1000  # of `length_controlled`: a regression each
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95 % interval; NaN where a number is missing."""
+
+    mean: float
+    low: float
+    high: float
+
+    def complement(self) -> Interval:
+        """The other side's win rate."""
+        return Interval(1 - self.mean, 1 - self.high, 1 - self.low)
+
+    def excludes(self, value: float) -> bool:
+        """Whether `value` lies outside the interval."""
+        return self.low > value or self.high < value
+
+
+def number(value: Any) -> float:
+    """`value` as a float; NaN for anything that is not a number."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return math.nan
+
+
+def to_interval(value: Any) -> Interval | None:
+    """{`mean`, `ci95` [low, high]} as an Interval; None without a finite mean."""
+    if not isinstance(value, dict) or not math.isfinite(mean := number(value.get("mean"))):
+        return None
+    ends = value.get("ci95")
+    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
+    return Interval(mean, number(low), number(high))
+
+
+def tie_share(matrix: np.ndarray) -> float:
+    """Share of the comparisons at P = ½."""
+    return float(np.mean(np.abs(matrix - 0.5) <= DRAW))
 
 
 def bootstrap_mean(values: Array, resamples: int, seed: int) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from bench.measure.timing import reason
 from bench.peers import apple, liger, ours, plain, quack, trl, verl
 from bench.peers.base import Contender, Missing
 from bench.problem import Size
-from bench.timing import reason
 
 Family = Callable[[Size], Iterator[Contender | Missing]]
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from bench.trainers.base import LEARNING_RATE, MAX_GRAD_NORM, Task, Turn
-from comal_fast.allocator import keep_freed_memory
 from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
 from comal_fast.model.packed import PromptResponse
-from comal_fast.phases.items import Items, make_items
-from comal_fast.phases.trainer import Trainer
+from comal_fast.system.allocator import keep_freed_memory
+from comal_fast.training.items import Items, make_items
+from comal_fast.training.trainer import Trainer
 
 ENDLESS = 10_000  # epochs; the process ends first
 CAP = 24 << 30  # bytes of a small GPU
@@ -53,7 +53,7 @@ def train_leanest(task: Task, turn: Turn) -> None:
 def train(
     task: Task, turn: Turn, kind: type[PromptResponse] = PromptResponse, **training: Any
 ) -> None:
-    """comal_fast.phases.trainer.Trainer, as the `train` phase drives it."""
+    """comal_fast.training.trainer.Trainer, as the `train` phase drives it."""
     if task.model.device.type == "cpu":
         keep_freed_memory()  # as every run on a CPU does
     pairs = task.pairs

@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from comal_fast.compare.entrants import load_entrants, samples_of
     from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
     from comal_fast.compare.tournament import play, to_json
-    from comal_fast.game.files import check_target, write_all
     from comal_fast.oracles import make_oracle
-    from comal_fast.terminal import console, progress
+    from comal_fast.store.files import check_target, write_all
+    from comal_fast.system.terminal import console, progress
 
     for option in ("json", "plot"):
         if getattr(args, option) is not None:
@@ -68,8 +68,8 @@ def picture(result: dict[str, Any]) -> bytes:
     """The PNG of the matrix."""
     import numpy as np
 
-    from comal_fast.report.heatmap import heat_map  # matplotlib is slow to load
-    from comal_fast.report.style import LIGHT, to_png
+    from comal_fast.figures.heatmap import heat_map  # matplotlib is slow to load
+    from comal_fast.figures.style import LIGHT, to_png
 
     names = result["names"]
     excludes = np.zeros((len(names), len(names)), dtype=bool)

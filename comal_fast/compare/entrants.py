@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from comal_fast.artefacts import read_json, read_table, table_key
 from comal_fast.compare.tournament import Entrant
 from comal_fast.config import Config, load_saved
+from comal_fast.store.artefacts import read_json, read_table, table_key
 
 SAMPLES = "eval_samples.parquet"
 Held = dict[tuple[int, ...], tuple[str, list[str], float]]

@@ -10,11 +10,15 @@ import numpy as np
 
 from comal_fast.game.nash import nash_policy
 from comal_fast.oracles import Comparison, Oracle
-from comal_fast.statistics import Array, bootstrap_means, length_controlled
+from comal_fast.statistics import (
+    LENGTH_RESAMPLES,
+    Array,
+    bootstrap_means,
+    length_controlled,
+    tie_share,
+)
 
-DRAW = 1e-9  # a comparison within this of ½ is a tie
 NASH_RESAMPLES = 200  # a linear program each
-LENGTH_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,6 @@ def play(
             ties[i, j] = ties[j, i] = float(np.mean(drawn))
     lengths = np.stack([e.lengths for e in entrants])
     return Tournament(tuple(e.name for e in entrants), wins, ties, lengths)
-
-
-def tie_share(matrix: np.ndarray) -> float:
-    """Share of the comparisons at P = ½."""
-    return float(np.mean(np.abs(matrix - 0.5) <= DRAW))
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from comal_fast.artefacts import write_folder
 from comal_fast.distributed.group import broadcast, wait
-from comal_fast.distributed.ranks import rank, world
+from comal_fast.store.artefacts import write_folder
+from comal_fast.system.ranks import rank, world
 
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 

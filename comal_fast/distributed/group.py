@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from comal_fast.distributed.ranks import local_rank, rank, world
+from comal_fast.system.ranks import rank, world
 
 _FAILURE = "comal-fast failure"
 _BROKEN = (1, 2, 130)  # exit statuses that leave the group in no state for an orderly end
@@ -32,26 +32,6 @@ def start() -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=_store, rank=rank(), world_size=world())
     _control = dist.new_group(backend="gloo", timeout=_PATIENCE)
-
-
-def own_device(device: torch.device) -> torch.device:
-    """This rank's own of such devices. Raises ValueError where there are more ranks than GPUs."""
-    if world() == 1 or device.type != "cuda":
-        return device
-    if device.index is not None:
-        raise ValueError(
-            f"model.device: {device} under torchrun, where each rank takes a GPU of its own; "
-            "use cuda"
-        )
-    here, available = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-    if here > available:
-        raise ValueError(
-            f"torchrun: {here} processes on a machine with {available} GPUs; "
-            f"give --nproc-per-node {available}"
-        )
-    own = torch.device("cuda", local_rank())
-    torch.cuda.set_device(own)
-    return own
 
 
 def claim_failure() -> bool:

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from comal_fast.distributed.ranks import world
+from comal_fast.system.ranks import world
 
 R = TypeVar("R")
 

@@ -10,9 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from comal_fast.game.bar import Bar
 from comal_fast.game.compare import CRITERIA, Entry, lineup, same_curves
-from comal_fast.game.files import check_target, write_all
 from comal_fast.game.nash import is_unique, nash_policy
 from comal_fast.game.preference import PAPER_START, Array, Game, paper_game
 from comal_fast.game.report import (
@@ -30,6 +28,8 @@ from comal_fast.game.report import (
 from comal_fast.game.solvers import SOLVERS
 from comal_fast.game.study import STUDY_COLUMNS, run_study, study_games, study_json, study_table
 from comal_fast.game.trajectory import DEFAULT_ETA, DEFAULT_TAU
+from comal_fast.store.files import check_target, write_all
+from comal_fast.system.terminal import Bar
 
 DEFAULT_PLOT = "game.png"
 PAPER = "the game of the paper"

@@ -10,11 +10,11 @@ from rich.console import Console
 
 from comal_fast.game import actions
 from comal_fast.game.families import FAMILIES, load_empirical, make_game
-from comal_fast.game.files import check_target
 from comal_fast.game.preference import PAPER_START, Array, Game, check_start, load_game
 from comal_fast.game.prox import OPERATORS
 from comal_fast.game.report import OPTIONS
 from comal_fast.game.solvers import SOLVERS
+from comal_fast.store.files import check_target
 
 GAME_OPTIONS = ("matrix", "game", "size", "seed", "empirical", "iteration", "prompt")
 EVERYTHING = (*GAME_OPTIONS, "algorithm", *OPTIONS, "compare", "study", "start", "json", "plot")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from comal_fast.game.files import check_target, write_all
 from comal_fast.game.preference import PAPER_START, check_start, load_game
-from comal_fast.terminal import console
+from comal_fast.store.files import check_target, write_all
+from comal_fast.system.terminal import console
 
 _DESCRIPTION = """\
 A language model whose responses are the strings of a known game (oracle.game).

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from comal_fast.artefacts import write_json
 from comal_fast.config import Config
 from comal_fast.context import Context
 from comal_fast.game.nash import duality_gap, nash_policy
 from comal_fast.game.preference import Array, Game, load_game
 from comal_fast.lm_game.model import game_sequences
-from comal_fast.metrics import read_metrics
 from comal_fast.model.logps import response_logps
 from comal_fast.oracles.matrix import with_unknown
-from comal_fast.terminal import progress
+from comal_fast.store.artefacts import write_json
+from comal_fast.store.metrics import read_metrics
+from comal_fast.system.terminal import progress
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comal_fast.artefacts import folder_key, make_key, write_folder
 from comal_fast.config import Config
 from comal_fast.data.prompts import load_prompts
 from comal_fast.data.tokenize import tokenize_prompts
 from comal_fast.game.preference import Array, Game
+from comal_fast.model.head import head_arguments
 from comal_fast.model.packed import (
     PromptResponse,
-    head_arguments,
     pack,
     packed_attention,
     predictor_states,
 )
-from comal_fast.terminal import progress
+from comal_fast.store.artefacts import folder_key, make_key, write_folder
+from comal_fast.system.terminal import progress
 from comal_kernels import linear_logprob
 
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from comal_fast.figures.style import LIGHT, Theme, dress, new_figure, to_png
 from comal_fast.game.preference import Array
 from comal_fast.lm_game.measure import Measured
-from comal_fast.report.style import LIGHT, Theme, dress, new_figure, to_png
 
 TARGET = 0.05  # the total variation that counts as having arrived
 MOST_BANDS = 3  # with more runs than this the ranges over the prompts hide the lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
-from comal_fast.distributed.group import own_device
 from comal_fast.model.adapters import keep_trainable, nf4
 from comal_fast.model.liger import use_liger
+from comal_fast.system.ranks import local_rank, world
 
 
 def resolve_source(config: ModelConfig) -> str:
@@ -59,6 +60,26 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"model.device: {name} asked for, but no CUDA device is available")
     return own_device(device)
+
+
+def own_device(device: torch.device) -> torch.device:
+    """This rank's own of such devices. Raises ValueError where there are more ranks than GPUs."""
+    if world() == 1 or device.type != "cuda":
+        return device
+    if device.index is not None:
+        raise ValueError(
+            f"model.device: {device} under torchrun, where each rank takes a GPU of its own; "
+            "use cuda"
+        )
+    here, available = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+    if here > available:
+        raise ValueError(
+            f"torchrun: {here} processes on a machine with {available} GPUs; "
+            f"give --nproc-per-node {available}"
+        )
+    own = torch.device("cuda", local_rank())
+    torch.cuda.set_device(own)
+    return own
 
 
 def load_tokenizer(config: ModelConfig, source: str | None = None) -> Any:

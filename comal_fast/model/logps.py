@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from comal_fast.model.bins import fill_bins
+from comal_fast.model.head import head_arguments
 from comal_fast.model.packed import (
     PromptResponse,
-    head_arguments,
     pack,
     packed_attention,
     predictor_states,

@@ -145,17 +145,3 @@ def _refuse_moving_rope(model: Any, packed: Packed) -> None:
             f"they change for a whole pass; {type(model).__name__} has them, and a sequence has "
             f"{longest}; lower data.max_length"
         )
-
-
-def head_arguments(model: Any) -> dict[str, Any]:
-    """`weight`, `bias`, `softcap`, `logit_scale` of the model's head, for comal_kernels."""
-    head, config = model.get_output_embeddings(), model.config
-    scale = getattr(config, "logit_scale", None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
-    scale *= getattr(config, "lm_head_multiplier", None) or 1.0  # Falcon-H1
-    return {
-        "weight": head.weight,
-        "bias": getattr(head, "bias", None),
-        "softcap": getattr(config, "final_logit_softcapping", None),
-        "logit_scale": float(scale),
-    }

@@ -16,41 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+from comal_fast.data.text import content_words, repetition, words
 from comal_fast.oracles.base import Comparison, Oracle
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,]\d+)*")
 _CLOSERS = "\"'”’)]}*_`"
 _BOILERPLATE = re.compile(
     r"\W*(sure|certainly|of course|absolutely|as an ai|i'm sorry|i am sorry|i apologi[sz]e|"
     r"here(?:'s| is| are)|thank you for|great question|i'd be happy|i would be happy)\b",
     re.IGNORECASE,
 )
-_STOP_WORDS = frozenset(
-    """
-    a about after all also an and any are as at be because been but by can could did do does
-    for from give had has have he her his how i if in into is it its just like make me more
-    most my no not of on one or our out please she should so some such tell than that the
-    their them then there these they this to up us use was we were what when where which who
-    why will with would write you your
-    """.split()  # noqa: SIM905
-)
-
-
-def words(text: str) -> list[str]:
-    """Lower-case words and numbers."""
-    return [word.lower() for word in _WORD.findall(text)]
-
-
-def content_words(text: str) -> set[str]:
-    """Distinct words that carry meaning, cut to a common stem of at most six letters."""
-    return {word[:6] for word in words(text) if word not in _STOP_WORDS and len(word) > 1}
-
-
-def repetition(text: str) -> float:
-    """Share of word trigrams that occurred before, in [0, 1]."""
-    tokens = words(text)
-    trigrams = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
-    return 1 - len(set(trigrams)) / len(trigrams) if trigrams else 0.0
 
 
 def _answers(prompt: str, response: str, target: int) -> float:

@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from comal_fast.artefacts import (
+from comal_fast.config import Config
+from comal_fast.context import Context
+from comal_fast.diagnostics import CHECKS, Evaluated, History
+from comal_fast.phases import evaluate, train
+from comal_fast.phases.logps import model_logps, prompt_responses
+from comal_fast.store.artefacts import (
     folder_key,
     json_key,
     make_key,
@@ -22,13 +27,8 @@ from comal_fast.artefacts import (
     write_json,
     write_table,
 )
-from comal_fast.config import Config
-from comal_fast.context import Context
-from comal_fast.diagnostics import CHECKS, Evaluated, History
-from comal_fast.metrics import read_metrics
-from comal_fast.phases import evaluate, train
-from comal_fast.phases.logps import model_logps, prompt_responses
-from comal_fast.terminal import console
+from comal_fast.store.metrics import read_metrics
+from comal_fast.system.terminal import console
 from comal_kernels import PROX
 
 

@@ -9,17 +9,28 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from comal_fast.artefacts import json_key, make_key, read_table, table_key, write_json, write_table
-from comal_fast.compare.tournament import LENGTH_RESAMPLES, tie_share
 from comal_fast.config import Config
 from comal_fast.context import Context
+from comal_fast.data.text import repetition
 from comal_fast.oracles import Comparison, Oracle, make_oracle
-from comal_fast.oracles.criteria import repetition
 from comal_fast.phases.generate import sample_table
 from comal_fast.phases.judge import responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
-from comal_fast.statistics import bootstrap_mean, length_controlled
-from comal_fast.terminal import console, progress
+from comal_fast.statistics import (
+    LENGTH_RESAMPLES,
+    bootstrap_mean,
+    length_controlled,
+    tie_share,
+)
+from comal_fast.store.artefacts import (
+    json_key,
+    make_key,
+    read_table,
+    table_key,
+    write_json,
+    write_table,
+)
+from comal_fast.system.terminal import console, progress
 
 
 def path(context: Context, iteration: int) -> Path:

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from comal_fast.artefacts import make_key, table_key, write_table
 from comal_fast.context import Context
 from comal_fast.data.tokenize import TokenizedPrompt
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
-from comal_fast.distributed.ranks import rank, world
-from comal_fast.model.sample import Response, sample_responses
-from comal_fast.terminal import progress
+from comal_fast.generation.transformers import Response, sample_responses
+from comal_fast.store.artefacts import make_key, table_key, write_table
+from comal_fast.system.ranks import rank, world
+from comal_fast.system.terminal import progress
 
 SAMPLES = pa.schema(
     [

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from comal_fast.artefacts import make_key, read_table, table_key, write_table
 from comal_fast.context import Context
 from comal_fast.game.nash import has_strict_cycle
 from comal_fast.oracles import make_oracle, self_comparison
 from comal_fast.phases import generate
-from comal_fast.terminal import progress
+from comal_fast.store.artefacts import make_key, read_table, table_key, write_table
+from comal_fast.system.terminal import progress
 
 
 def path(context: Context, iteration: int) -> Path:

@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from comal_fast.artefacts import make_key, read_table, table_key, write_table
 from comal_fast.context import Context
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
-from comal_fast.distributed.ranks import is_main, rank, world
 from comal_fast.model.logps import joint_logps, passed_tokens
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import generate, pair
-from comal_fast.terminal import progress
+from comal_fast.store.artefacts import make_key, read_table, table_key, write_table
+from comal_fast.system.ranks import is_main, rank, world
+from comal_fast.system.terminal import progress
 
 
 def path(context: Context, iteration: int) -> Path:

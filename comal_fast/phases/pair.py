@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from comal_fast.artefacts import make_key, read_table, table_key, write_table
 from comal_fast.context import Context
 from comal_fast.phases import generate, judge
-from comal_fast.phases.items import keeps_draws
-from comal_fast.terminal import console
+from comal_fast.store.artefacts import make_key, read_table, table_key, write_table
+from comal_fast.system.terminal import console
+from comal_fast.training.items import keeps_draws
 from comal_kernels import PROX
 
 PAIRS = pa.schema(

@@ -8,24 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from comal_fast.artefacts import (
+from comal_fast.config.validate import prox_options
+from comal_fast.context import Context
+from comal_fast.distributed import checkpoint
+from comal_fast.distributed.collective import collective
+from comal_fast.distributed.sharding import whole_state
+from comal_fast.model.packed import PromptResponse
+from comal_fast.phases import generate, judge, logps, pair
+from comal_fast.store.artefacts import (
     folder_key,
     make_key,
     read_table,
     table_key,
     write_folder,
 )
-from comal_fast.config.validate import prox_options
-from comal_fast.context import Context
-from comal_fast.distributed import checkpoint
-from comal_fast.distributed.collective import collective
-from comal_fast.distributed.ranks import is_main, world
-from comal_fast.distributed.sharding import whole_state
-from comal_fast.model.packed import PromptResponse
-from comal_fast.phases import generate, judge, logps, pair
-from comal_fast.phases.items import Items, make_items
-from comal_fast.phases.trainer import Diverged, Trainer
-from comal_fast.terminal import progress
+from comal_fast.system.ranks import is_main, world
+from comal_fast.system.terminal import progress
+from comal_fast.training.items import Items, make_items
+from comal_fast.training.trainer import Diverged, Trainer
 
 __all__ = ["Diverged", "Trainer", "fit", "path", "run"]
 

@@ -8,13 +8,13 @@ import torch
 
 from comal_fast.config import Config
 from comal_fast.config.sizes import gib
-from comal_fast.distributed.ranks import world
 from comal_fast.plan import modes
 from comal_fast.plan.machines import MACHINES, nearest
 from comal_fast.plan.memory import SHARDED, Peak
 from comal_fast.plan.search import Fit, Work, assess, changes, choose, configured, search
 from comal_fast.plan.shapes import Unplanned, read_shape
-from comal_fast.terminal import console
+from comal_fast.system.ranks import world
+from comal_fast.system.terminal import console
 
 
 def check_device(config: Config, device: torch.device) -> None:

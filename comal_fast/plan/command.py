@@ -13,7 +13,7 @@ from comal_fast.config import Config, load_config
 from comal_fast.config.schema import ModelConfig
 from comal_fast.config.sizes import gib, parse_bytes
 from comal_fast.plan.machines import MACHINES, Machine, nearest
-from comal_fast.terminal import console
+from comal_fast.system.terminal import console
 
 
 def register(verbs: Any) -> None:

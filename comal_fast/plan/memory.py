@@ -14,7 +14,8 @@ import torch
 from comal_fast.plan.modes import Mode
 from comal_fast.plan.shapes import Shape
 from comal_fast.plan.trace import PerToken, per_token
-from comal_kernels.head import chunk_rows, compute_dtype
+from comal_kernels.engines.workspace import chunk_rows
+from comal_kernels.head import compute_dtype
 
 HEADROOM = 0.06  # of the device's memory, that a plan leaves free; assumed
 SAMPLING_BYTES = 32  # a logit: float32 copies, their sort, softmax, running sum in float64

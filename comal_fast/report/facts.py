@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from comal_fast.compare.tournament import Standing, standings
-from comal_fast.report.load import Array, Interval, Row, Run, number, to_interval
+from comal_fast.report.load import Row, Run
+from comal_fast.statistics import Array, Interval, number, to_interval
 
 PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate", "diagnose")
 
@@ -196,15 +197,3 @@ def interval_text(rate: Interval, short: bool = False) -> str:
     """63.2% (95% interval 57.1% to 69.0%)."""
     name = "" if short else "95% interval "
     return f"{percent(rate.mean)} ({name}{percent(rate.low)} to {percent(rate.high)})"
-
-
-def duration(value: float) -> str:
-    """Seconds in the unit that suits them."""
-    if not math.isfinite(value):
-        return "–"
-    if value < 60:
-        return f"{value:.1f} s" if value >= 0.95 else f"{value:.2f} s"
-    minutes, rest = divmod(round(value), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

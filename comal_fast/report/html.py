@@ -11,13 +11,13 @@ from pathlib import Path
 
 import jinja2
 
-from comal_fast.files import replacing
+from comal_fast.figures.style import DARK, LIGHT, to_png
 from comal_fast.report import tables
 from comal_fast.report.facts import ended, is_finished, model_name, progress, verdict
 from comal_fast.report.load import Run
 from comal_fast.report.plots import FIGURES
-from comal_fast.report.style import DARK, LIGHT, to_png
 from comal_fast.report.tables import Table
+from comal_fast.store.files import replacing
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # not allowed in HTML
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from numpy.typing import NDArray
 
 from comal_fast.report.samples import Comparison, load_comparisons, one_line
+from comal_fast.statistics import Array, Interval, number, to_interval
 
-Array = NDArray[np.float64]
 Row = Mapping[str, Any]
 
 ARTEFACTS = (
@@ -29,23 +27,6 @@ ARTEFACTS = (
     "evaluation.json",
     "diagnostics.json",
 )
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean and its 95 % interval; NaN where a number is missing."""
-
-    mean: float
-    low: float
-    high: float
-
-    def complement(self) -> Interval:
-        """The other side's win rate."""
-        return Interval(1 - self.mean, 1 - self.high, 1 - self.low)
-
-    def excludes(self, value: float) -> bool:
-        """Whether `value` lies outside the interval."""
-        return self.low > value or self.high < value
 
 
 @dataclass(frozen=True)
@@ -114,13 +95,6 @@ class Run:
     def phase(self, name: str) -> list[Row]:
         """The rows of one phase, by iteration."""
         return sorted((r for r in self.rows if r["phase"] == name), key=lambda r: r["iteration"])
-
-
-def number(value: Any) -> float:
-    """`value` as a float; NaN for anything that is not a number."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    return math.nan
 
 
 def load_run(path: Path) -> Run:
@@ -254,15 +228,6 @@ def _diagnoses(
             fields = [str(found.get(key, "")) for key in ("name", "action", "text")]
             fired.append(Diagnosis(t, *fields))
     return checked, fired
-
-
-def to_interval(value: Any) -> Interval | None:
-    """{`mean`, `ci95` [low, high]} as an Interval; None without a finite mean."""
-    if not isinstance(value, dict) or not math.isfinite(mean := number(value.get("mean"))):
-        return None
-    ends = value.get("ci95")
-    low, high = ends if isinstance(ends, list) and len(ends) == 2 else (None, None)
-    return Interval(mean, number(low), number(high))
 
 
 def _dict(content: dict[str, Any], key: str) -> dict[str, Any]:

@@ -11,18 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from comal_fast.report.facts import (
-    PHASES,
-    duration,
-    phases,
-    reference_moves,
-    seconds,
-    train_runs,
-    win_matrix,
-)
-from comal_fast.report.heatmap import heat_map
-from comal_fast.report.load import Array, Evaluation, Interval, Row, Run, number
-from comal_fast.report.style import (
+from comal_fast.figures.heatmap import heat_map
+from comal_fast.figures.style import (
     Theme,
     distribution,
     dress,
@@ -34,6 +24,17 @@ from comal_fast.report.style import (
     points_with_bars,
     smoothed,
 )
+from comal_fast.report.facts import (
+    PHASES,
+    phases,
+    reference_moves,
+    seconds,
+    train_runs,
+    win_matrix,
+)
+from comal_fast.report.load import Evaluation, Row, Run
+from comal_fast.statistics import Array, Interval, number
+from comal_fast.system.terminal import duration
 
 NOTHING = Interval(np.nan, np.nan, np.nan)
 SMOOTH_FROM = 150  # optimizer steps above which a running mean is drawn

@@ -9,7 +9,6 @@ from typing import Any
 
 from comal_fast.report.facts import (
     Verdict,
-    duration,
     empirical_game,
     interval_text,
     iterations,
@@ -20,7 +19,9 @@ from comal_fast.report.facts import (
     seconds,
     win_matrix,
 )
-from comal_fast.report.load import Interval, Run, number
+from comal_fast.report.load import Run
+from comal_fast.statistics import Interval, number
+from comal_fast.system.terminal import duration
 
 NONE = "–"
 

@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast sweep`; returns 0, or 1 where a cell broke off."""
-    from comal_fast.game.files import check_target
+    from comal_fast.store.files import check_target
     from comal_fast.sweep.grid import expand, full_override, parse_axes
 
     axes, fixed = parse_axes([word for words in args.grid for word in words])
@@ -59,14 +59,14 @@ def _write(
     cells: list[Any],
     failed: dict[str, str],
 ) -> None:
-    from comal_fast.artefacts import write_bytes, write_json, write_text
-    from comal_fast.report.style import LIGHT, to_png
+    from comal_fast.figures.style import LIGHT, to_png
+    from comal_fast.store.artefacts import write_bytes, write_json, write_text
     from comal_fast.sweep.conclusions import conclusions
     from comal_fast.sweep.markdown import render
     from comal_fast.sweep.plot import draw
     from comal_fast.sweep.results import collect, to_json
     from comal_fast.sweep.table import table
-    from comal_fast.terminal import console
+    from comal_fast.system.terminal import console
 
     sweep = collect(folder, axes, cells, failed)
     picture = to_png(draw(sweep, LIGHT))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from comal_fast.report.facts import percent
-from comal_fast.report.load import Interval
-from comal_fast.statistics import bootstrap_interval
+from comal_fast.statistics import Interval, bootstrap_interval
 from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.results import Effect, Result, Sweep
 

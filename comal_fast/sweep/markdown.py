@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comal_fast.report.facts import duration
 from comal_fast.sweep.conclusions import EXACT, conclusions, exact_columns, points, rate
 from comal_fast.sweep.results import Sweep
+from comal_fast.system.terminal import duration
 
 NONE = "–"
 

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from comal_fast.report.load import Interval
-from comal_fast.report.style import WIDTH, Theme, dress
+from comal_fast.figures.style import WIDTH, Theme, dress
+from comal_fast.statistics import Interval
 from comal_fast.sweep.conclusions import signed
 from comal_fast.sweep.results import Sweep
 

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from comal_fast.artefacts import read_json, table_key
 from comal_fast.compare.entrants import SAMPLES, load_entrants
 from comal_fast.compare.tournament import Standing, Tournament, nash_support, play, standings
 from comal_fast.lm_game.measure import measure
 from comal_fast.oracles import make_oracle
-from comal_fast.report.load import Interval, to_interval
-from comal_fast.statistics import Array, bootstrap_interval
+from comal_fast.statistics import Array, Interval, bootstrap_interval, to_interval
+from comal_fast.store.artefacts import read_json, table_key
 from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.runs import is_finished, spent_seconds
-from comal_fast.terminal import progress
+from comal_fast.system.terminal import progress
 
 NOWHERE = Interval(float("nan"), float("nan"), float("nan"))
 

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import yaml
 
-from comal_fast.artefacts import read_json, write_json
 from comal_fast.config import to_dict
-from comal_fast.report.facts import duration
+from comal_fast.store.artefacts import read_json, write_json
 from comal_fast.sweep.grid import Cell
-from comal_fast.sweep.share import start_from
-from comal_fast.terminal import console
+from comal_fast.sweep.reuse import start_from
+from comal_fast.system.terminal import console, duration
 
 
 def is_finished(cell: Cell) -> bool:

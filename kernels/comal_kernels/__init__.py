@@ -3,9 +3,9 @@
 Depends on torch and numpy; triton is imported by the triton backend alone, on its first use.
 """
 
-from comal_kernels.ops.linear_logprob.api import linear_logprob
-from comal_kernels.ops.prox_loss.api import ProxOutput, prox_loss
+from comal_kernels.linear_logprob.api import linear_logprob
 from comal_kernels.prox import PROX, Hyper, Prox, Terms, register
+from comal_kernels.prox_loss.api import ProxOutput, prox_loss
 
 __all__ = [
     "PROX",

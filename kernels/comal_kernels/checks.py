@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_kernels.backend import BACKENDS
-from comal_kernels.plan import Ints, to_host
+from comal_kernels.chunks import Ints, to_host
+from comal_kernels.engines.choose import BACKENDS
 from comal_kernels.prox import PROX, Prox
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -1,4 +1,4 @@
-"""What happens between the head's product and the softmax, and how big a chunk of logits may be."""
+"""A head: its weight, and what happens between its product and the softmax."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-MIB = 1 << 20
-ALIGNED_ROWS = 16  # 64 bytes of float32: a CPU's product is a third slower into odd rows
-DEFAULT_WORKSPACE = {"cpu": 128 * MIB, "cuda": 1024 * MIB}
 
 
 @dataclass(frozen=True)
@@ -41,15 +37,3 @@ class Head:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Dtype of logits, reductions and gradient accumulators: float32, or float64 for float64."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def chunk_rows(workspace: int | None, vocab: int, itemsize: int, device: torch.device) -> int:
-    """Rows of logits that fit in `workspace` bytes, in whole lines of cache: at least one."""
-    budget = DEFAULT_WORKSPACE.get(device.type, 128 * MIB) if workspace is None else workspace
-    rows = max(1, budget // (vocab * itemsize))
-    return rows if rows < ALIGNED_ROWS else rows - rows % ALIGNED_ROWS
-
-
-def aligned(rows: int) -> int:
-    """The next multiple of a line of cache, where there is at least one."""
-    return rows if rows < ALIGNED_ROWS else -(-rows // ALIGNED_ROWS) * ALIGNED_ROWS

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import scaling
 from bench.__main__ import main
+from bench.benches import scaling
 from bench.models import MODELS, load
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
 from comal_fast.plan import count

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import memory
 from bench.__main__ import main
+from bench.benches import head_memory as memory
+from bench.benches.profile import least_elements
 from bench.peers import FAMILIES
 from bench.peers.base import Contender
 from bench.problem import Size
-from bench.profile import least_elements
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bench.__main__ import main
+from bench.benches.step import agree
 from bench.models import MODELS, load
 from bench.pairs import plain_logps, random_pairs
-from bench.step import agree
 from bench.trainers import AUTHORS, LEAN, LEANEST, NAMES, OURS, TRL, UNSHARED
 from bench.trainers.base import Task
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import record, table
+from bench import record
 from bench.__main__ import main
+from bench.render import documents as table
 
 SMALL = ["--device", "cpu", "--tokens", "128", "--hidden", "16", "--vocab", "300", "--repeat", "1"]
 

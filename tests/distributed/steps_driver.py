@@ -65,7 +65,7 @@ def train(case: str, config_file: Path) -> tuple[Weights, Weights, list[dict[str
 
 def main() -> int:
     from comal_fast.distributed.group import run_rank
-    from comal_fast.distributed.ranks import is_main
+    from comal_fast.system.ranks import is_main
 
     config, out = map(Path, sys.argv[1:])
 

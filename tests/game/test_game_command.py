@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comal_fast.game import SOLVERS, comal, command, files
+from comal_fast.game import SOLVERS, comal, command
+from comal_fast.store import files
 
 FIELDS = {
     "matrix", "names", "algorithm", "prox", "eta", "tau", "outer", "inner", "adaptive", "c1",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from comal_kernels.ops import tuning
+from comal_kernels.engines.triton import tuning
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from backends import BACKENDS
 from comal_kernels import linear_logprob
-from comal_kernels.ops.linear_logprob.reference import reference_logprob
+from comal_kernels.linear_logprob.reference import reference_logprob
 
 SHAPES = {
     "one token": (1, 16, 40),

@@ -82,7 +82,7 @@ def test_a_small_batch_takes_less_than_the_workspace() -> None:
 
 
 def test_half_precision_never_widens_the_whole_head(monkeypatch) -> None:
-    from comal_kernels.ops import torch_engine
+    from comal_kernels.engines import torch as torch_engine
 
     hidden, weight, target = inputs(20)
     leaves = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from comal_kernels import linear_logprob, prox_loss
-from comal_kernels.ops.linear_logprob.op import logprob_backward_op, logprob_op
-from comal_kernels.ops.prox_loss.op import prox_loss_op
+from comal_kernels.linear_logprob.op import logprob_backward_op, logprob_op
+from comal_kernels.prox_loss.op import prox_loss_op
 
 LENGTHS, WIDTH, VOCAB = [4, 0, 6, 3], 5, 23
 LENGTH = sum(LENGTHS)

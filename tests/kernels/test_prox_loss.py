@@ -6,9 +6,9 @@ from torch import Tensor
 
 from backends import BACKENDS
 from comal_kernels import PROX, Hyper, Prox, linear_logprob, prox_loss, register
-from comal_kernels.ops import torch_engine
-from comal_kernels.ops.linear_logprob.reference import reference_logprob
-from comal_kernels.ops.prox_loss.reference import reference_prox, reference_prox_loss
+from comal_kernels.engines import torch as torch_engine
+from comal_kernels.linear_logprob.reference import reference_logprob
+from comal_kernels.prox_loss.reference import reference_prox, reference_prox_loss
 
 # lengths: one-token responses (1), an empty one (0), one longer than the 16 rows of a chunk (23)
 LENGTHS = [5, 1, 7, 0, 23, 4, 1, 6, 3, 2]
@@ -256,8 +256,8 @@ def test_frozen_inputs_cost_nothing(backend, device, monkeypatch) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("gradient work without a need")
 
-    from comal_kernels.ops.torch_engine import TorchEngine
-    from comal_kernels.ops.triton_engine import TritonEngine
+    from comal_kernels.engines.torch import TorchEngine
+    from comal_kernels.engines.triton.engine import TritonEngine
 
     for engine in (TorchEngine, TritonEngine):
         monkeypatch.setattr(engine, "backward", refuse)

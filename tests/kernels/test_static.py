@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import comal_kernels
-
+REPO = Path(__file__).resolve().parents[2]
 MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 # the plainest and the fullest of each; the rest differs by one flag and is in the slow test
@@ -23,15 +22,17 @@ def start(arch: int, match: str, cache: Path) -> subprocess.Popen[str]:
     """The compiler in a process of its own: kernels here may be bound to the interpreter."""
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["TRITON_CACHE_DIR"] = str(cache)
-    env["PYTHONPATH"] = str(Path(comal_kernels.__file__).parents[1])
-    command = [sys.executable, "-m", "comal_kernels.static", "--arch", str(arch), "--match", match]
+    cache.mkdir(exist_ok=True)
+    out = cache / "records.json"
+    command = [sys.executable, "-m", "bench", "compile", "--arch", str(arch), "--match", match]
+    command += ["--json", str(out)]
     return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=env, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
 
 
 def check(arch: int, text: str) -> int:
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = json.loads(text)
     for row in rows:
         label = f"{row['kernel']} {row['config']} sm_{arch}"
         assert row["spill_bytes"] == 0, f"{label} spills {row['spill_bytes']} bytes"
@@ -44,11 +45,12 @@ def check(arch: int, text: str) -> int:
 
 
 def compile_all(arch: int, matches: list[str], cache: Path) -> int:
-    running = [start(arch, match, cache) for match in matches]
-    results = [process.communicate() for process in running]
-    for process, (_, err) in zip(running, results, strict=True):
+    places = [cache / str(i) for i in range(len(matches))]
+    running = [start(arch, *each) for each in zip(matches, places, strict=True)]
+    for process in running:
+        _, err = process.communicate()
         assert process.returncode == 0, err[-2000:]
-    return sum(check(arch, out) for out, _ in results)
+    return sum(check(arch, (place / "records.json").read_text()) for place in places)
 
 
 def test_hopper(tmp_path) -> None:

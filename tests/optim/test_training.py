@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from comal_fast.config import load_config
 from comal_fast.loop import PHASES, open_run
-from comal_fast.phases.trainer import Diverged, Trainer
+from comal_fast.training.trainer import Diverged, Trainer
 from tiny import byte_tokenizer, tiny_model
 
 IN_BACKWARD = ["training.optimizer_in_backward=true", "training.max_grad_norm=0"]

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import peak
+from bench.benches import step_memory as peak
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
 from comal_fast.plan.memory import MicroBatch, training
 from comal_fast.plan.memory import peak as peak_of

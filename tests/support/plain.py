@@ -10,7 +10,8 @@ from torch import Tensor
 
 from comal_fast.model.attention import Options
 from comal_fast.model.attention.varlen import Bounds
-from comal_fast.model.packed import PromptResponse, head_arguments, pack, predictor_states
+from comal_fast.model.head import head_arguments
+from comal_fast.model.packed import PromptResponse, pack, predictor_states
 from comal_kernels import linear_logprob
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from comal_fast.config import load_config
 from comal_fast.sweep.grid import expand, full_override, parse_axes
-from comal_fast.sweep.share import common_iterations
+from comal_fast.sweep.reuse import common_iterations
 
 
 def test_short_names_and_single_values(tiny_run: Path) -> None:

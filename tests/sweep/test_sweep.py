@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.loop import run_all
-from comal_fast.report.load import Interval
+from comal_fast.statistics import Interval
 from comal_fast.sweep.conclusions import conclusions
 from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.results import Effect, Result, Sweep

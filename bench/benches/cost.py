@@ -1,0 +1,161 @@
+"""The cost model: time and memory of a prox step from counted FLOP and bytes, against measurement.
+
+A part takes the longer of its products at the GEMM rate and its bytes at the memory's rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from bench import options, record
+from bench.benches.head_memory import reset_peak
+from bench.benches.step import make_pairs
+from bench.measure import hardware
+from bench.models import MODELS, SMOLLM2
+from bench.pairs import Pairs
+from bench.render import terminal as show
+from bench.trainers import OURS
+from comal_fast.plan import count, memory
+from comal_fast.plan.count import Load
+from comal_fast.plan.machines import MACHINES, Machine, predict
+from comal_fast.plan.modes import Mode
+
+PER_NODE = 8  # devices
+
+
+def register(benches: Any) -> None:
+    """Add `model`."""
+    parser = benches.add_parser("model", help="predict a step's time and memory; compare")
+    gpus = (*MACHINES, "here")
+    parser.add_argument("--gpu", choices=gpus, default="here", help="`here` measures this machine")
+    parser.add_argument("--model", choices=tuple(MODELS), help="default: the one measured here")
+    parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
+    parser.add_argument("--response", type=options.positive, help="median tokens of a response")
+    parser.add_argument("--nodes", type=options.positive, help="nodes of 8, weights sharded")
+    options.add(parser, "device", "json")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, print; compare where this shape was measured."""
+    here = args.gpu == "here"
+    if here and args.nodes:
+        raise ValueError("--nodes: only for a GPU of a data sheet; name one by --gpu")
+    cuda = args.device.type == "cuda" if here else True
+    name = args.model or (SMOLLM2 if not cuda else "llama3-8b")
+    described = record.describe(args.device)
+    libraries = 0.0 if cuda or not here else float(reset_peak(args.device))
+    measured = None
+    if here:
+        measured = record.newest("step", described["folder"])
+    else:
+        folders = (f.name for f in record.RESULTS.iterdir() if args.gpu in f.name.split("-"))
+        measured = next((r for f in folders if (r := record.newest("step", f))), None)
+    same_load = args.pairs is None and args.response is None
+    if measured and (measured["model"] != name or not same_load):
+        measured = None
+    load = _measured_load(measured) if measured else _new_load(args, name, cuda)
+    dtype = {2: torch.bfloat16, 4: torch.float32}[load.itemsize]
+    machine = (
+        hardware.measure(args.device, dtype, described["memory"], _sizes(name, load))
+        if here
+        else MACHINES[args.gpu]
+    )
+    devices = PER_NODE * args.nodes if args.nodes else 1
+    shape = MODELS[name]
+    rows = predict(machine, count.parts(shape, load))
+    held = held_at_peak(name, load, dtype, cuda)
+    if libraries:
+        held["Python and libraries"] = libraries
+    if args.nodes:
+        held = _sharded(held, devices)
+        rows.append(communication(machine, shape.parameters * load.itemsize, devices, args.nodes))
+        computed = sum(row["seconds"] for row in rows[:-1])
+        total = max(computed, rows[-1]["seconds"])
+    else:
+        total = sum(row["seconds"] for row in rows)
+    result = {
+        "bench": "model",
+        **record.environment(args.device),
+        "machine": asdict(machine),
+        "model": name,
+        "shape": {**asdict(load), "devices": devices},
+        "extrapolated": bool(args.nodes) or name == "llama3-70b",
+        "rows": rows,
+        "seconds": total,
+        "memory": held,
+        "peak": sum(held.values()),
+        "fits": sum(held.values()) <= machine.memory,
+        "measured": _measured(measured),
+    }
+    show.model(result)
+    record.finish(result, args)
+    return 0
+
+
+def _sizes(name: str, load: Load) -> tuple[int, int, int]:
+    shape = MODELS[name]
+    return load.tokens // load.micro_batches, shape.hidden, shape.intermediate
+
+
+def held_at_peak(name: str, load: Load, dtype: torch.dtype, cuda: bool) -> dict[str, float]:
+    """Bytes at the peak, by what holds them."""
+    shape = MODELS[name]
+    mode = Mode(
+        dtype=str(dtype).removeprefix("torch."),
+        checkpointed=shape.layers if load.recomputed else 0,
+    )
+    batch = memory.MicroBatch(
+        load.tokens // load.micro_batches,
+        load.responses // load.micro_batches,
+        load.micro_batches == 1,
+    )
+    return memory.peak(memory.training(shape, mode, batch, cuda)).parts
+
+
+def communication(machine: Machine, weights: float, devices: int, nodes: int) -> dict[str, Any]:
+    """Sharded weights: gathered for the forward and the backward pass, gradients scattered."""
+    moved = 3 * weights * (devices - 1) / devices
+    rate = machine.network if nodes > 1 else machine.link
+    seconds = moved / rate
+    name = "communication (beside the computation)"
+    return {"name": name, "flops": 0.0, "bytes": moved, "seconds": seconds, "bound": "network"}
+
+
+def _sharded(held: dict[str, float], devices: int) -> dict[str, float]:
+    return {name: x / devices if name in memory.SHARDED else x for name, x in held.items()}
+
+
+def _new_load(args: argparse.Namespace, name: str, cuda: bool) -> Load:
+    """Of one device."""
+    pairs, median = args.pairs or (16 if cuda else 4), args.response or (256 if cuda else 64)
+    made: Pairs = make_pairs(name, pairs, median, 4 * median)
+    return Load(made.lengths, made.response_tokens, 1, 2 if cuda else 4, float(cuda))
+
+
+def _measured_load(measured: dict[str, Any]) -> Load:
+    shape = measured["shape"]
+    ours = next(row for row in measured["rows"] if row["name"] == OURS)
+    item = getattr(torch, shape["dtype"]).itemsize
+    micro = -(-shape["pairs"] // ours.get("micro_pairs", shape["pairs"]))
+    return Load(
+        shape["lengths"], shape["response_tokens"], micro, item, float(shape["checkpointing"])
+    )
+
+
+def _measured(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What was measured of the same step, and where."""
+    ours = next((r for r in found["rows"] if r["name"] == OURS), None) if found else None
+    if not found or not ours or "seconds" not in ours:
+        return None
+    return {
+        "seconds": ours["seconds"]["median"],
+        "peak": ours["peak"],
+        "date": found["date"],
+        "commit": found["commit"],
+        "device": found["device"]["name"],
+    }

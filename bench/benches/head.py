@@ -1,0 +1,168 @@
+"""The head: log-probs and a prox loss from hidden states, against peers and the GEMM floor."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bench import options, record
+from bench.measure.honesty import CHECK_TOKENS, Judge, solve, value
+from bench.measure.timing import Clock, Job, interleaved, reason, summary
+from bench.peers import chosen, contenders
+from bench.peers.base import Contender, Missing
+from bench.problem import DATA, Problem
+from bench.render import terminal as show
+from comal_fast.system.allocator import keep_freed_memory
+from comal_fast.system.terminal import progress
+
+FLOOR = "floor"
+Row = dict[str, Any]
+
+
+def register(benches: Any) -> None:
+    """Add `head`."""
+    parser = benches.add_parser("head", help="prox loss from hidden states, forward and backward")
+    options.add(parser, "device", "dtype", "tokens", "hidden", "vocab", "repeat", "peers")
+    options.add(parser, "json", "plot")
+    parser.add_argument("--data", choices=tuple(DATA), default="random", help="states and head")
+    parser.add_argument("--forward-only", action="store_true", help="no gradients")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check, time, print; write the records where asked. Status 1 if ours gave a wrong result."""
+    size = options.size(args)
+    if not size.cuda:
+        keep_freed_memory()  # as training does; for every contender, and it is faster for each
+    candidates = contenders(chosen(args.peers), size)
+    right, rows = checked(candidates, size.problem(CHECK_TOKENS, args.data), size.dtype)
+    result = {
+        "bench": "head-forward" if args.forward_only else "head",
+        **record.environment(size.device),
+        "shape": size.text(),
+        "data": args.data,
+        "checked_on": {"tokens": CHECK_TOKENS},
+        "rows": rows,
+    }
+    repeat = options.default(args, "repeat", 3, 20)
+    for tokens in options.default(args, "tokens", [1024], [2048, 8192]):
+        p = size.problem(tokens, args.data)
+        result["rows"] += measure(p, right, size.dtype, repeat, args.forward_only)
+    show.head(result)
+    record.finish(result, args)
+    return int(any(row["name"].startswith("comal_kernels") and row.get("why") for row in rows))
+
+
+def checked(
+    candidates: list[Contender | Missing], p: Problem, dtype: torch.dtype
+) -> tuple[list[tuple[Contender, Row]], list[Row]]:
+    """The contenders whose results are right, with what their rows say; rows of all others."""
+    judge, right, refused = Judge(p, dtype), [], []
+    with progress("checking against float64", len(candidates), "contenders") as advance:
+        for candidate in candidates:
+            if isinstance(candidate, Missing):
+                refused.append({"name": candidate.name, "why": candidate.why})
+                advance()
+                continue
+            row: Row = candidate.text()
+            try:
+                verdict = judge(candidate)
+                row["errors"], why = verdict.errors, verdict.wrong
+            except Exception as error:  # a peer that fails is a row that says why
+                why = reason(error)
+            if why:
+                refused.append({**row, "why": why})
+            else:
+                right.append((candidate, row))
+            advance()
+    return right, refused
+
+
+def measure(
+    p: Problem,
+    right: list[tuple[Contender, Row]],
+    dtype: torch.dtype,
+    repeat: int,
+    forward_only: bool = False,
+) -> list[Row]:
+    """Rows of one problem: the floor, and of each contender its fastest variant."""
+    device, tokens = p.hidden.device, len(p.target)
+    job = value if forward_only else solve
+    passes = 1 if forward_only else 3
+    entries: list[tuple[Row, Job]] = [
+        ({"name": FLOOR, "variant": layout, "exact": True, "bounded": False}, floor)
+        for layout, floor in floors(p, passes).items()
+    ]
+    entries += [(row, functools.partial(job, contender, p, dtype)) for contender, row in right]
+    kept, failed = warm(entries, device)
+    with progress(f"timing, {tokens} tokens", repeat * len(kept), "runs") as advance:
+        times = interleaved(
+            {str(i): run for i, (_, run) in enumerate(kept)}, repeat, device, advance
+        )
+    rows = [
+        {**row, "tokens": tokens, "seconds": summary(times[str(i)])}
+        for i, (row, _) in enumerate(kept)
+    ]
+    base = next(row for row in rows if row["name"] == FLOOR)["seconds"]["median"]
+    flops = 2 * passes * tokens * p.hidden.shape[1] * p.weight.shape[0]
+    for row in rows:
+        row["ratio_to_floor"] = row["seconds"]["median"] / base
+        row["flops_per_second"] = flops / row["seconds"]["median"]  # useful ones
+    return rows + [{**row, "tokens": tokens} for row in failed]
+
+
+def floors(p: Problem, passes: int) -> dict[str, Callable[[], None]]:
+    """The plain products that none can do without, in both layouts of the logits."""
+    tokens, vocab = len(p.target), p.weight.shape[0]
+    buffer = torch.empty(tokens * vocab, dtype=p.hidden.dtype, device=p.hidden.device)
+    rows, columns = buffer.view(tokens, vocab), buffer.view(vocab, tokens)
+
+    def by_rows() -> None:
+        torch.mm(p.hidden, p.weight.t(), out=rows)
+        if passes == 3:
+            torch.mm(rows, p.weight)
+            torch.mm(rows.t(), p.hidden)
+
+    def by_columns() -> None:
+        torch.mm(p.weight, p.hidden.t(), out=columns)
+        if passes == 3:
+            torch.mm(columns.t(), p.weight)
+            torch.mm(columns, p.hidden)
+
+    return {"logits (T, V)": by_rows, "logits (V, T)": by_columns}
+
+
+def warm(
+    entries: list[tuple[Row, Job]], device: torch.device
+) -> tuple[list[tuple[Row, Job]], list[Row]]:
+    """Run each (twice on a GPU, where the first run compiles); the fastest variant of each name.
+
+    The other variants' times go into the row as `variants`. Failures are rows that say why.
+    """
+    clock, failed = Clock(device), []
+    best: dict[str, tuple[float, Row, Job]] = {}
+    variants: dict[str, dict[str, float]] = {}
+    with progress("warming up", len(entries), "contenders") as advance:
+        for row, job in entries:
+            advance()
+            try:
+                seconds = [clock(job) for _ in range(2 if device.type == "cuda" else 1)][-1]
+            except Exception as error:  # out of memory, a kernel that does not build
+                failed.append({**row, "why": reason(error)})
+                continue
+            finally:
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+            name = row["name"]
+            variants.setdefault(name, {})[row["variant"]] = seconds
+            if name not in best or seconds < best[name][0]:
+                best[name] = seconds, row, job
+    kept = []
+    for name, (_, row, job) in best.items():
+        tried = {"variants": variants[name]} if len(variants[name]) > 1 else {}
+        kept.append(({**row, **tried}, job))
+    return kept, [row for row in failed if row["name"] not in best]

@@ -1,0 +1,174 @@
+"""Peak memory of the head, beyond its inputs and gradients.
+
+On a CPU the resident high-water mark of a fresh process for each measurement, on a GPU the
+allocator's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import options, record
+from bench.measure.honesty import solve
+from bench.measure.timing import reason
+from bench.peers import FAMILIES, chosen, contenders
+from bench.peers.base import Contender, Missing
+from bench.problem import Size
+from bench.render import terminal as show
+from comal_fast.system.terminal import progress
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+WARM_TOKENS = 128  # a first run at this size makes what libraries allocate once
+QUIET_HEAP = {  # glibc gives freed memory back at once, so the resident set is what is in use
+    "MALLOC_TRIM_THRESHOLD_": "0",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "TQDM_DISABLE": "1",
+}
+FAILED = 3  # exit status of a measurement whose contender raised
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One measurement."""
+
+    family: str
+    name: str
+    variant: str
+    tokens: int
+    hidden: int
+    vocab: int
+    dtype: str
+    device: str
+
+    @classmethod
+    def of(cls, family: str, row: dict[str, Any], size: Size) -> Spec:
+        """The measurement that belongs to a contender's row."""
+        where = {**size.text(), "device": str(size.device)}
+        return cls(family, row["name"], row["variant"], row["tokens"], **where)
+
+    @property
+    def size(self) -> Size:
+        return Size(self.hidden, self.vocab, getattr(torch, self.dtype), torch.device(self.device))
+
+
+def reset_peak(device: torch.device) -> int:
+    """Start a new high-water mark; bytes in use now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    CLEAR.write_text("5")
+    return _status("VmRSS")
+
+
+def peak(device: torch.device) -> int:
+    """Bytes at the mark."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) << 10
+    raise ValueError(f"no {field} in {STATUS}: peak memory on a CPU is measured on Linux only")
+
+
+def register(benches: Any) -> None:
+    """Add `memory`."""
+    parser = benches.add_parser("memory", help="peak memory beyond inputs and gradients")
+    options.add(parser, "device", "dtype", "tokens", "hidden", "vocab", "peers", "json", "plot")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure each contender and variant, print; write where asked."""
+    size = options.size(args)
+    tokens = options.default(args, "tokens", [1024], [8192])
+    rows: list[dict[str, Any]] = []
+    work: list[tuple[str, Contender, int]] = []
+    for family in chosen(args.peers):
+        for found in contenders([family], size):
+            if isinstance(found, Missing):
+                rows.append({"name": found.name, "why": found.why})
+            else:
+                work += [(family, found, n) for n in tokens]
+    with progress("peak memory", len(work), "runs") as advance:
+        for family, found, n in work:
+            row = {**found.text(), "tokens": n}
+            rows.append(row | extra(Spec.of(family, row, size)))
+            advance()
+    result = {
+        "bench": "memory",
+        **record.environment(size.device),
+        "shape": size.text(),
+        "rows": rows,
+    }
+    show.memory(result)
+    record.finish(result, args)
+    return 0
+
+
+def extra(wanted: Spec) -> dict[str, Any]:
+    """{"extra_bytes"}: the peak less what was in use before and the gradients; or {"why"}."""
+    if torch.device(wanted.device).type == "cuda":
+        try:
+            return {"extra_bytes": measure(wanted)}
+        except Exception as error:
+            return {"why": reason(error)}
+        finally:
+            torch.cuda.empty_cache()
+    process = subprocess.run(
+        [sys.executable, "-m", "bench.benches.head_memory", json.dumps(asdict(wanted))],
+        cwd=record.ROOT,
+        env=os.environ | QUIET_HEAP,
+        capture_output=True,
+        text=True,
+    )
+    last = (process.stdout.strip().splitlines() or [""])[-1]
+    if process.returncode == FAILED:
+        return {"why": last}
+    if process.returncode != 0:
+        return {"why": f"its process ended with status {process.returncode} (out of memory?)"}
+    return {"extra_bytes": int(last)}
+
+
+def measure(wanted: Spec) -> int:
+    """Bytes, in this process."""
+    size = wanted.size
+    contender = next(
+        c
+        for c in FAMILIES[wanted.family](size)
+        if isinstance(c, Contender) and (c.name, c.variant) == (wanted.name, wanted.variant)
+    )
+    p = size.problem(wanted.tokens)
+    solve(contender, size.problem(WARM_TOKENS), size.dtype)
+    before = reset_peak(size.device)
+    solve(contender, p, size.dtype)
+    gradients = (p.hidden.numel() + p.weight.numel()) * p.hidden.itemsize
+    return max(0, peak(size.device) - before - gradients)
+
+
+def main() -> int:
+    """One measurement in a process of its own; prints bytes, or why not."""
+    wanted = Spec(**json.loads(sys.argv[1]))
+    try:
+        print(measure(wanted))
+    except Exception as error:
+        print(reason(error))
+        return FAILED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""A whole prox step of a model: this library's trainer against TRL's and the authors' loop.
+
+Same pairs, same reference log-probs, each trainer in its own process. On a CPU they take turns; on
+a GPU, where they would not fit together, they run one after another. The first step's loss and
+gradient norm must agree with the plain loop's, or there is no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from bench import models, options, record
+from bench.measure.timing import summary
+from bench.measure.worker import Failed, Setting, Worker
+from bench.models import MODELS, SMOLLM2
+from bench.pairs import Pairs, random_pairs, text_pairs
+from bench.render import terminal as show
+from bench.trainers import AUTHORS, NAMES, OURS, TRL
+from comal_fast.system.terminal import progress
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # relative, of loss and norm
+FIRST_MICRO = {AUTHORS: 2, TRL: 8}  # pairs to begin with on a GPU: fewer models made in vain
+Row = dict[str, Any]
+
+
+def register(benches: Any) -> None:
+    """Add `step`."""
+    parser = benches.add_parser("step", help="a whole training step, against other trainers")
+    options.add(parser, "device", "dtype", "repeat", "json", "plot")
+    parser.add_argument("--model", choices=tuple(MODELS), help="default: what suits the device")
+    parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
+    parser.add_argument("--response", type=options.positive, help="median tokens of a response")
+    parser.add_argument(
+        "--responses-per-prompt", type=options.positive, default=2, help="even: pairs of two"
+    )
+    parser.add_argument("--prompts", help="as data.prompts, for smollm2; default: the built-in")
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=(*NAMES, "none"),
+        help="beside ours; `unshared`: ours, a prompt run again for every response; `lean`, "
+        "`leanest`: ours in less memory. Default: trl authors, on a GPU lean leanest too",
+    )
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Agree, time, print; status 1 if ours disagrees."""
+    cuda, dtype = args.device.type == "cuda", options.dtype(args)
+    name = options.default(args, "model", SMOLLM2, "llama3-8b")
+    count, median = (
+        options.default(args, "pairs", 4, 16),
+        options.default(args, "response", 64, 256),
+    )
+    each = args.responses_per_prompt
+    if each % 2:
+        raise ValueError(f"--responses-per-prompt: {each} is odd; pairs are of two")
+    if args.prompts and name != SMOLLM2:
+        raise ValueError(f"--prompts: {name} has no tokenizer here; only {SMOLLM2} takes prompts")
+    pairs = make_pairs(name, count, median, 4 * median, each // 2, args.prompts or "builtin")
+    dtype_name = str(dtype).removeprefix("torch.")
+    if dtype_name not in TOLERANCE:
+        raise ValueError(f"--dtype: {dtype_name} is not trained in; use {', '.join(TOLERANCE)}")
+    setting = Setting(
+        name, str(args.device), dtype_name, torch.get_num_threads(), args.checkpointing or cuda
+    )
+    peers = options.default(
+        args, "peers", ["trl", "authors"], [p for p in NAMES if p != "unshared"]
+    )
+    wanted = [NAMES[p] for p in NAMES if p == "comal" or p in peers]
+    rows = measure(setting, pairs, wanted, options.default(args, "repeat", 3, 5))
+    shape = MODELS[name]
+    flops = 6 * (shape.block_parameters + shape.vocab * shape.hidden) * pairs.distinct_tokens
+    for row in rows:
+        if "seconds" in row:
+            median_seconds = row["seconds"]["median"]
+            row["tokens_per_second"] = pairs.distinct_tokens / median_seconds
+            row["flops_per_second"] = flops / median_seconds
+    result = {
+        "bench": "step",
+        **record.environment(args.device),
+        "model": name,
+        "shape": {
+            "dtype": dtype_name,
+            "pairs": len(pairs),
+            "distinct_tokens": pairs.distinct_tokens,
+            "response_tokens": pairs.response_tokens,
+            "padded_tokens": pairs.padded_tokens,
+            "responses_per_prompt": each,
+            "lengths": pairs.lengths,
+            "prompt_lengths": [len(p) for p in pairs.prompts],
+            "checkpointing": setting.checkpointing,
+        },
+        "useful_flops": flops,
+        "rows": rows,
+    }
+    show.step(result)
+    record.finish(result, args)
+    return int(any(row["name"] == OURS and row.get("why") for row in rows))
+
+
+def make_pairs(
+    model: str, count: int, median: int, longest: int, share: int = 1, prompts: str = "builtin"
+) -> Pairs:
+    """Human-written text for SmolLM2, random ids for random weights; reference log-probs of 0.
+
+    `share`: pairs of one prompt; `prompts`: SmolLM2's, as data.prompts.
+    """
+    if model == SMOLLM2:
+        tokenizer = models.load_smollm2_tokenizer()
+        return text_pairs(tokenizer, count, median, longest, share, prompts)
+    return random_pairs(MODELS[model].vocab, count, median, longest, share)
+
+
+def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> list[Row]:
+    """A row each; who fails, or disagrees with the plain loop, gets no time."""
+    together = torch.device(setting.device).type == "cpu"
+    first = Worker(setting)
+    try:
+        pairs = pairs.with_reference(first.ask("logps", pairs))
+    except Failed as error:
+        first.end()
+        raise ValueError(f"{setting.model}: {error}") from None
+    spare: list[Worker] = [first]
+    order = sorted(names, key=lambda name: name != AUTHORS)  # the plain loop sets the measure
+    rows: dict[str, Row] = {}
+    running: dict[str, Worker] = {}
+    with progress(f"training {setting.model}", len(names) * (1 + repeat), "steps") as advance:
+        for name in order:
+            rows[name], worker = begin(setting, pairs, name, spare)
+            advance()
+            if worker is None:
+                advance(repeat)
+                continue
+            running[name] = worker
+            if not together:
+                take_turns(running, rows, repeat, advance)
+        take_turns(running, rows, repeat, advance)
+    for worker in spare:
+        worker.end()
+    agree(rows, TOLERANCE[setting.dtype])
+    return [rows[name] for name in names]
+
+
+def begin(
+    setting: Setting, pairs: Pairs, name: str, spare: list[Worker]
+) -> tuple[Row, Worker | None]:
+    """The first step, which makes AdamW's state; smaller micro-batches where memory is short."""
+    micro, why = len(pairs), ""
+    if setting.device != "cpu":
+        micro = min(micro, FIRST_MICRO.get(name, micro))
+    while micro >= 1:
+        worker = spare.pop() if spare else Worker(setting)
+        row: Row = {"name": name, "micro_pairs": micro}
+        try:
+            worker.ask("train", name, pairs, micro)
+            first = worker.ask("step")
+            return {**row, "first": {k: first[k] for k in ("loss", "grad_norm")}}, worker
+        except Failed as error:
+            worker.end()
+            why = str(error)
+            if "out of memory" not in why:
+                break
+            micro //= 2
+    return {"name": name, "why": why}, None
+
+
+def take_turns(running: dict[str, Worker], rows: dict[str, Row], repeat: int, advance: Any) -> None:
+    """`repeat` steps of each that runs, by turns; then they end."""
+    steps: dict[str, list[Row]] = {name: [] for name in running}
+    for _ in range(repeat):
+        for name, worker in list(running.items()):
+            try:
+                steps[name].append(worker.ask("step"))
+            except Failed as error:
+                rows[name] = {"name": name, "why": str(error)}
+                running.pop(name).end()
+            advance()
+    for name, worker in running.items():
+        rows[name]["seconds"] = summary([s["seconds"] for s in steps[name]])
+        rows[name]["peak"] = max(s["peak"] for s in steps[name])
+        worker.end()
+    running.clear()
+
+
+def agree(rows: dict[str, Row], tolerance: float) -> None:
+    """Who is not at the first one's loss and gradient norm loses the time; the first is plain."""
+    known = [row for row in rows.values() if "first" in row]
+    if not known:
+        return
+    base = known[0]
+    for row in known:
+        for quantity, value in row["first"].items():
+            off = abs(value - base["first"][quantity]) / abs(base["first"][quantity])
+            if not off <= tolerance:
+                row["why"] = (
+                    f"wrong result, not timed: {quantity} {value:.6g}, "
+                    f"but {base['first'][quantity]:.6g} by {base['name']}"
+                )
+                row.pop("seconds", None)
+    for row in known:
+        row["agrees_with"] = base["name"]

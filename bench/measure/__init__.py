@@ -1,0 +1,1 @@
+"""Clocks, machines, right results, processes of their own."""

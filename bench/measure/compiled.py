@@ -1,0 +1,199 @@
+"""What the compiler makes of every kernel as it can be launched, for a GPU that need not be there.
+
+TRITON_INTERPRET must not be set: interpreted kernels have no machine code.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from comal_kernels.engines.triton import tuning
+from comal_kernels.engines.triton.forward_kernels import combine_kernel, partial_kernel
+from comal_kernels.engines.triton.training_kernels import (
+    gradient_kernel,
+    reduce_kernel,
+    soften_kernel,
+)
+
+ELEMENT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+MATRIX = re.compile(r"\b(UTC[A-Z]*MMA|HGMMA|HMMA|QGMMA)\b")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel as one launch specialises it."""
+
+    kernel: str
+    config: str
+    function: Any
+    types: dict[str, str]  # run-time arguments
+    constants: dict[str, object]
+    warps: int
+    stages: int
+    aligned: bool  # sizes, strides and pointers are multiples of 16
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What the compiler made of a case. matrix_instructions: name → occurrences in the code."""
+
+    kernel: str
+    config: str
+    arch: int
+    registers: int
+    spill_bytes: int
+    shared_bytes: int
+    matrix_instructions: dict[str, int]
+
+
+def cases(arch: int) -> Iterator[Case]:
+    """Every specialisation that the launchers can ask for on sm_<arch>."""
+    for bias, softcap in itertools.product((False, True), (False, True)):
+        flags: dict[str, object] = {"HAS_BIAS": bias, "SOFTCAP": softcap}
+        label = f"bias={int(bias)} softcap={int(softcap)}"
+        every = set(ELEMENT)
+        yield from _products(partial_kernel, tuning.FORWARD, every, flags, label, arch)
+        softened = tuning.SOFT[tuning.nearest(arch)]
+        yield from _products(soften_kernel, tuning.SOFTEN, softened, flags, label, arch)
+        yield from _epilogue(flags, label)
+    constants: dict[str, object] = {
+        "BLOCK_N": tuning.COMBINE_ROWS,
+        "BLOCK_S": tuning.COMBINE_SPLITS,
+    }
+    types = _types(combine_kernel, "fp32")
+    yield Case("combine_kernel", "", combine_kernel, types, constants, 4, 3, False)
+
+
+def _products(
+    function: Any,
+    tables: dict[int, tuning.Table],
+    dtypes: set[torch.dtype],
+    flags: dict[str, object],
+    label: str,
+    arch: int,
+) -> Iterator[Case]:
+    """A kernel that holds the head's product, in every tile of its table."""
+    for (dtype, fit), tile in tables[tuning.nearest(arch)].items():
+        if dtype not in dtypes or (fit == "wide" and any(flags.values())):
+            continue
+        element, h = ELEMENT[dtype], tile.block_h
+        types = _types(function, element)
+        if tile.tma:
+            types["x"] = f"tensordesc<{element}[{tile.block_n}, {h}]>"
+            types["weight"] = f"tensordesc<{element}[{tile.block_v}, {h}]>"
+            if "soft" in types:
+                types["soft"] = f"tensordesc<{element}[{tile.block_n}, {tile.block_v // 2}]>"
+        yield Case(
+            function.__name__,
+            f"{element} {tile.block_n}x{tile.block_v}x{h} {label} {fit}",
+            function,
+            types,
+            {
+                **flags,
+                "EVEN": fit == "even" and not tile.tma,
+                "TMA": tile.tma,
+                "PRECISION": "ieee",
+                "BLOCK_N": tile.block_n,
+                "BLOCK_V": tile.block_v,
+                "BLOCK_H": h,
+            },
+            tile.warps,
+            tile.stages,
+            fit != "odd",
+        )
+
+
+def _epilogue(flags: dict[str, object], label: str) -> Iterator[Case]:
+    kernels = (reduce_kernel, gradient_kernel)
+    for dtype, kernel, aligned in itertools.product(ELEMENT, kernels, (True, False)):
+        yield Case(
+            kernel.__name__,
+            f"{ELEMENT[dtype]} {label} {'aligned' if aligned else 'odd'}",
+            kernel,
+            _types(kernel, ELEMENT[dtype]),
+            {**flags, "BLOCK_V": tuning.EPILOGUE_BLOCK},
+            tuning.EPILOGUE_WARPS,
+            3,
+            aligned,
+        )
+
+
+_WIDE = {"target": "*i64", "due": "*i32", "inner": "fp32", "outer": "fp32"}
+_NARROW = {"x", "weight", "bias", "grads", "soft"}  # in the inputs' dtype
+_FLOAT = {"logits", "lse", "coef", "logp", "shift", "tops", "rests", "totals", "picks"}
+
+
+def _types(kernel: Any, element: str) -> dict[str, str]:
+    result = {}
+    for name in kernel.arg_names:
+        if name.isupper():
+            continue
+        if name in _NARROW:
+            result[name] = f"*{element}"
+        elif name in _FLOAT:
+            result[name] = "*fp32"
+        else:
+            result[name] = _WIDE.get(name, "i32")
+    return result
+
+
+def tool(name: str) -> str | None:
+    """A binary of the CUDA toolkit: the one in the triton wheel, or one on the PATH."""
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return str(bundled) if bundled.exists() else shutil.which(name)
+
+
+def measure(case: Case, arch: int) -> Figures:
+    """Compile a case for sm_<arch> and read registers, spills, shared memory, instructions."""
+    names = case.function.arg_names
+    signature = {n: case.types.get(n, "constexpr") for n in names}
+    hint = [["tt.divisibility", 16]]
+    sized = [n for n, t in case.types.items() if t.startswith("*") or t == "i32"]
+    # what has 16 as a divisor only by chance; a view's start may be odd where sizes are
+    loose = {"n", "splits", "split_tiles"} if case.aligned else set(case.types)
+    attrs = {(names.index(n),): hint for n in sized if n not in loose}
+    constants = {(names.index(n),): v for n, v in case.constants.items()}
+    source = ASTSource(case.function, signature, constants, attrs)
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": case.warps, "num_stages": case.stages},
+    )
+    usage, code = _inspect(compiled.asm["cubin"])
+    return Figures(
+        case.kernel,
+        case.config,
+        arch,
+        registers=int(re.search(r"REG:(\d+)", usage)[1]),  # type: ignore[index]
+        spill_bytes=int(re.search(r"STACK:(\d+)", usage)[1]),  # type: ignore[index]
+        shared_bytes=compiled.metadata.shared,
+        matrix_instructions=dict(Counter(MATRIX.findall(code))),
+    )
+
+
+def _inspect(cubin: bytes) -> tuple[str, str]:
+    path = tool("cuobjdump")
+    if path is None:
+        raise RuntimeError("cuobjdump: neither in the triton wheel nor on the PATH")
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        texts = [
+            subprocess.run([path, flag, file.name], capture_output=True, text=True, check=True)
+            for flag in ("-res-usage", "-sass")
+        ]
+    return texts[0].stdout, texts[1].stdout

@@ -1,0 +1,1 @@
+"""Plot style and heat map, for every room that draws."""

@@ -1,0 +1,1 @@
+"""Sampling responses: an interface, and a file per engine."""

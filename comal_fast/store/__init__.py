@@ -1,0 +1,1 @@
+"""The run directory: whole files, artefacts with keys, metrics, and what everything is called."""

@@ -1,0 +1,1 @@
+"""Processes, allocator, peak memory, terminal, ranks: nothing of COMAL."""

@@ -1,0 +1,1 @@
+"""Items, batches and the trainer: what another loop could call."""

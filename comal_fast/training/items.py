@@ -1,0 +1,134 @@
+"""The items that a prox trains on, pairs or responses, and what prox_loss is given for them.
+
+Read off the prox's row in comal_kernels.PROX. dpo, ipo and inpo read the preference of each pair
+and the references of their papers. sppo, dro and rebel are the prox operator at π_t for the
+gradient of the regularised game, r(y) = P̂(y ≻ π_t) − τ (log π_t(y) − log π_ref(y)): they minimise
+to π ∝ π_t exp(r/η), inpo's closed form. So what dro calls its reference is π_t, and its τ is η.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from comal_fast.config import Config
+from comal_fast.training.batches import MicroBatch
+from comal_kernels import PROX, Prox, Terms
+
+
+def reads_rewards(prox: Prox) -> bool:
+    """Whether it steps from π_t along rewards, rather than reading preferences of pairs."""
+    return "reward" in prox.uses or not prox.pairwise
+
+
+def keeps_draws(config: Config) -> bool:
+    """Whether a pair at P = ½ teaches something: under hard labels it does not."""
+    return config.pairing.soft_labels or reads_rewards(PROX[config.algorithm.prox])
+
+
+def hyperparameters(config: Config) -> dict[str, float]:
+    """prox_loss's constants, by its names."""
+    a = config.algorithm
+    known = {
+        "beta": a.beta,
+        "label_smoothing": a.label_smoothing,
+        "eta": a.eta,
+        "tau_eta_ratio": a.tau_eta_ratio,
+        "tau": a.eta,  # dro: the coefficient of its KL, which is to π_t
+    }
+    return {name: known[name] for name in PROX[a.prox].hyper if name in known}
+
+
+@dataclass(frozen=True)
+class Items:
+    """P items over the N rows of samples.parquet.
+
+    chosen, rejected: the rows of each; rejected is None where items are single responses.
+    preference (P,) float64: P(chosen ≻ rejected) or P̂(chosen ≻ π_t), whether the loss reads it or
+    not. count (P,) int64: how often each came up, its weight. groups: item numbers that must share
+    a pass. per_row (N,) and per_item (P,): arguments of prox_loss, by name; NaN in rows that no
+    item uses.
+    """
+
+    chosen: list[int]
+    rejected: list[int] | None
+    preference: Tensor
+    count: Tensor
+    groups: list[list[int]]
+    per_row: dict[str, Tensor]
+    per_item: dict[str, Tensor]
+
+    def rows(self) -> list[int]:
+        """The rows that stand in an item, in order."""
+        return sorted({*self.chosen, *(self.rejected or [])})
+
+    def cached(self, micro: MicroBatch, device: torch.device) -> dict[str, Any]:
+        """per_row and per_item of a micro-batch, on its device."""
+        rows = {name: x[micro.rows].to(device) for name, x in self.per_row.items()}
+        return rows | {name: x[micro.items].to(device) for name, x in self.per_item.items()}
+
+
+def make_items(
+    config: Config,
+    *,
+    chosen: list[int],  # (P,) rows
+    rejected: list[int] | None,  # (P,) rows
+    preference: ArrayLike,  # (P,)
+    count: ArrayLike,  # (P,) int
+    prompt: ArrayLike,  # (N,) int, the prompt of each row
+    win_rate: ArrayLike,  # (N,) P̂(y ≻ π_t)
+    ref_logp: ArrayLike,  # (N,) nats
+    last_logp: ArrayLike,  # (N,) nats
+) -> Items:
+    """What the prox of this configuration reads, nothing else."""
+    prox, algorithm = PROX[config.algorithm.prox], config.algorithm
+    prompts = np.asarray(prompt, dtype=np.int64)
+    ref, last, wins = (np.asarray(x, dtype=np.float64) for x in (ref_logp, last_logp, win_rate))
+    pull = algorithm.tau_eta_ratio * (last - ref)  # τ/η log π_t/π_ref
+    reward = wins - algorithm.eta * pull
+    columns = {
+        "ref": ("ref_logp", last if reads_rewards(prox) else ref),
+        "last": ("last_logp", last),
+        "reward": ("reward", reward),
+    }
+    per_row = {name: torch.tensor(x) for term, (name, x) in columns.items() if term in prox.uses}
+    labels = torch.tensor(np.asarray(preference, dtype=np.float64))
+    per_item: dict[str, Tensor] = {}
+    if "preference" in prox.uses or ("preference" in prox.optional and config.pairing.soft_labels):
+        per_item["preference"] = labels
+    if "log_z" in prox.hyper:  # prox_loss knows no τ: the pull goes with log Z
+        shift = pull
+        if algorithm.log_z == "samples":
+            shift = pull + log_mean_exp((reward - 0.5) / algorithm.eta, prompts)
+        per_item["log_z"] = torch.tensor(shift[chosen])
+    groups = [[item] for item in range(len(chosen))]
+    if prox.centred is not None:  # the baseline is solved from all of a prompt's responses
+        per_row["group"] = torch.tensor(prompts)
+        members: dict[int, list[int]] = {}
+        for item, number in enumerate(prompts[chosen].tolist()):
+            members.setdefault(number, []).append(item)
+        groups = list(members.values())
+    counts = torch.tensor(np.asarray(count, dtype=np.int64))
+    return Items(chosen, rejected, labels, counts, groups, per_row, per_item)
+
+
+def log_mean_exp(x: NDArray[np.float64], group: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(N,) log of the mean of exp(x) (N,) over the rows of the same group (N,)."""
+    _, place = np.unique(group, return_inverse=True)
+    top = np.full(place.max() + 1, -np.inf)
+    np.maximum.at(top, place, x)
+    mean = np.bincount(place, np.exp(x - top[place])) / np.bincount(place)
+    result: NDArray[np.float64] = (top + np.log(mean))[place]
+    return result
+
+
+def implicit_rewards(config: Config, logp: Tensor, cached: dict[str, Any]) -> Tensor:
+    """(S,) what each response's log-prob (S,) has gained on the loss's anchor; dpo's times β."""
+    prox, hyper = PROX[config.algorithm.prox], hyperparameters(config)
+    terms = Terms(cached.get("ref_logp"), cached.get("last_logp"), None, None, hyper)
+    return (hyper[prox.scale] if prox.scale else 1.0) * (logp - prox.anchor(terms))

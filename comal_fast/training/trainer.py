@@ -1,0 +1,224 @@
+"""The optimiser steps of an iteration, through comal_kernels.prox_loss over packed responses."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comal_fast.config import Config
+from comal_fast.distributed import checkpoint
+from comal_fast.distributed.group import summed
+from comal_fast.distributed.sharding import forward_pass, shard
+from comal_fast.model.activations import activations
+from comal_fast.model.head import head_arguments
+from comal_fast.model.logps import passed_tokens
+from comal_fast.model.packed import (
+    PromptResponse,
+    pack,
+    packed_attention,
+    predictor_states,
+)
+from comal_fast.optim import make_optimizer
+from comal_fast.store.artefacts import read_json, write_json
+from comal_fast.system.ranks import is_main
+from comal_fast.training.batches import Group, MicroBatch, epoch_batches, micro_batches
+from comal_fast.training.items import Items, hyperparameters, implicit_rewards
+from comal_fast.training.ranks_share import my_passes
+from comal_kernels import prox_loss
+from comal_kernels.sharded import whole
+
+
+class Diverged(ValueError):
+    """A gradient that is no number: no iterate comes of this iteration."""
+
+
+class Trainer:
+    """AdamW steps on one iteration's items. A context manager: packed attention is on inside.
+
+    Under torchrun the model is sharded, and every rank makes a share of each step's passes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model: Any,
+        items: Items,
+        sequences: dict[int, PromptResponse],
+        iteration: int,
+    ) -> None:
+        self.config, self.model, self.iteration = config, model, iteration
+        self.items, self.sequences = items, sequences
+        training = config.training
+        shard(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(trained, training)
+        self.schedule = [
+            (epoch, batch)
+            for epoch in range(training.num_train_epochs)
+            for batch in epoch_batches(
+                items.groups,
+                training.train_batch_size,
+                f"{config.seed} train {iteration} {epoch}",
+                self._prompt if training.shuffle == "prompts" else None,
+            )
+        ]
+        self.step = 0
+        self._packed = packed_attention(model, config.model.attn_implementation)
+        self._states = forward_pass(model, predictor_states)
+
+    def _prompt(self, group: Group) -> Hashable:
+        return self.sequences[self.items.chosen[group[0]]].prompt
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the iteration."""
+        return len(self.schedule)
+
+    def __enter__(self) -> Trainer:
+        self._packed.__enter__()
+        self.model.train()
+        self._activations = activations(self.model, self.config, self._most_tokens())
+        self._activations.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._activations.__exit__(*error)
+        self.model.eval()
+        self._packed.__exit__(*error)
+
+    def _most_tokens(self) -> int:
+        """Of a packed pass: the budget, or a group of items that is longer."""
+        sides = [side for side in (self.items.chosen, self.items.rejected) if side]
+
+        def tokens(items: Iterable[int]) -> int:  # all in one pass
+            rows = {side[item] for side in sides for item in items}
+            return passed_tokens([self.sequences[row] for row in rows], sys.maxsize)
+
+        longest = max(map(tokens, self.items.groups))
+        budget = max(self.config.training.max_tokens_per_microbatch, longest)
+        return min(budget, tokens(range(len(self.items.chosen))))
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then linear decay to zero after the last step."""
+        warmup = round(self.config.training.warmup_ratio * self.steps)
+        if step < warmup:
+            share = (step + 1) / (warmup + 1)
+        else:
+            share = (self.steps - step) / max(1, self.steps - warmup)
+        return self.config.training.learning_rate * share
+
+    def optimiser_step(self) -> dict[str, Any]:
+        """Forward, backward and update for the next batch; its metrics row."""
+        start = time.monotonic()
+        epoch, batch = self.schedule[self.step]
+        text = f"{self.config.seed} step {self.iteration} {self.step}"
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        torch.manual_seed(seed)
+        rate = self.learning_rate(self.step)
+        totals: dict[str, Tensor] = {}
+        weights = self._weights(batch)
+        nothing = {name: torch.zeros_like(x) for name, x in weights.items()}
+        both = self.items.chosen, self.items.rejected
+        passes = my_passes(batch, *both, self.sequences, self._pack)
+        for number, (micro, counts) in enumerate(passes):
+            self.optimizer.arm(rate, seed, last=number == len(passes) - 1)
+            for name, value in self._backward(micro, weights if counts else nothing).items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value * counts
+        norm = whole(self.optimizer.step())
+        self.step += 1
+        row: dict[str, Any] = {"step": self.step, "epoch": epoch + 1}
+        row |= summed({name: float(value) for name, value in totals.items()})
+        if {"rewards/chosen", "rewards/rejected"} <= row.keys():
+            row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
+        row |= {"grad_norm": float(norm), "learning_rate": rate}
+        if not torch.isfinite(norm):
+            raise Diverged(
+                f"training: the gradient norm of step {self.step} in iteration {self.iteration} is "
+                f"{float(norm)}; lower training.learning_rate or look at the data of this batch"
+            )
+        seconds = time.monotonic() - start
+        row |= {"perf/seconds": seconds, "perf/tokens_per_s": row["perf/tokens"] / seconds}
+        return row
+
+    def _pack(self, batch: Sequence[Group]) -> list[MicroBatch]:
+        return micro_batches(
+            batch,
+            self.items.chosen,
+            self.items.rejected,
+            self.sequences,
+            self.config.training.max_tokens_per_microbatch,
+        )
+
+    def _weights(self, batch: Sequence[Group]) -> dict[str, Tensor]:
+        """(P,) share of each item in the step's loss, and in the means of either side, by counts.
+
+        The sides of a single response are TRL's for unpaired data: chosen where P̂(y ≻ π_t) > ½,
+        rejected elsewhere.
+        """
+        drawn = [item for group in batch for item in group]
+        counts = torch.zeros_like(self.items.count)
+        counts[drawn] = self.items.count[drawn]
+        sides = {"loss": counts, "chosen": counts, "rejected": counts}
+        if self.items.rejected is None:
+            better = self.items.preference > 0.5
+            sides |= {"chosen": counts * better, "rejected": counts * ~better}
+        return {name: side / side.sum() for name, side in sides.items() if side.any()}
+
+    def _backward(self, micro: MicroBatch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Accumulate the gradients of one packed pass; its share of the step's means."""
+        config, device = self.config, self.model.device
+        packed = pack([self.sequences[row] for row in micro.rows], device)
+        hidden = self._states(packed)
+        chosen = torch.tensor(micro.chosen)
+        rejected = torch.tensor(micro.rejected) if micro.rejected else None
+        cached = self.items.cached(micro, device)
+        arguments = cached | head_arguments(self.model) | hyperparameters(config)
+        shares = {name: x[micro.items].to(device) for name, x in weights.items()}
+        output = prox_loss(
+            hidden,
+            target=packed.target,
+            cu_seqlens=packed.response_cu_seqlens,
+            loss=config.algorithm.prox,
+            chosen=chosen,
+            rejected=rejected,
+            pair_weight=shares["loss"],
+            backend=config.training.backend,
+            **arguments,
+        )
+        output.loss.backward()
+        rewards = implicit_rewards(config, output.logp, cached)
+        gained = output.margin > 0
+        if rejected is None:
+            gained = gained == (self.items.preference[micro.items] > 0.5).to(device)
+        result = {
+            "loss": output.loss.detach(),
+            "rewards/accuracies": (shares["loss"] * gained).sum(),
+            "perf/tokens": torch.tensor(packed.tokens),
+        }
+        sides = {"chosen": chosen, "rejected": chosen if rejected is None else rejected}
+        for side, rows in sides.items():
+            if side in shares:
+                here = rows.to(device)
+                result[f"rewards/{side}"] = (shares[side] * rewards[here]).sum()
+                result[f"logps/{side}"] = (shares[side] * output.logp[here]).sum()
+        return result
+
+    def save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
+        """What `restore` needs to go on as if nothing had happened. All ranks call it."""
+        checkpoint.save(folder, self.model, self.optimizer.inner)
+        if is_main():
+            write_json(folder / "trainer.json", {"step": self.step, "rows": rows})
+
+    def restore(self, folder: Path) -> list[dict[str, Any]]:
+        """Continue from a checkpoint, of any number of ranks; the metrics rows up to it."""
+        checkpoint.load(folder, self.model, self.optimizer.inner)
+        state = read_json(folder / "trainer.json")
+        self.step = state["step"]
+        return state["rows"]

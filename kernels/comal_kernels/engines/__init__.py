@@ -1,0 +1,1 @@
+"""What computes: products, log-probs and gradients of a chunk of rows, a backend each."""

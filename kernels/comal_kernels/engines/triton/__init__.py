@@ -1,0 +1,1 @@
+"""The Triton backend: kernels, their launches and their tuning."""

@@ -1,0 +1,132 @@
+"""The engine of the Triton backend: kernels up to the logits' gradients, cuBLAS for dW and dH.
+
+Forward-only log-probs hold no logits. dW adds up in float32 over the chunks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import triton
+from torch import Tensor
+
+from comal_kernels.engines import products
+from comal_kernels.engines.triton import tuning
+from comal_kernels.engines.triton.forward_kernels import partial_kernel
+from comal_kernels.engines.triton.held_logits import RawLogits, SoftLogits
+from comal_kernels.engines.triton.launch import (
+    architecture,
+    choose_tile,
+    combine,
+    head_arguments,
+    processors,
+    product_arguments,
+)
+from comal_kernels.head import Head
+
+LOGP_ROWS = 1 << 16  # bounds the partial results, (splits, n)
+
+
+def softened(head: Head, grad_filter: float | None) -> bool:
+    """Whether training holds exp(logit) in the inputs' dtype rather than float32 logits.
+
+    The filter compares gradients with one threshold, and softened logits have a scale per row.
+    """
+    weight = head.weight
+    return grad_filter is None and tuning.soft(architecture(weight.device), weight.dtype)
+
+
+class TritonEngine:
+    """float32, bfloat16 or float16; CUDA tensors, or any under TRITON_INTERPRET=1."""
+
+    def __init__(
+        self,
+        head: Head,
+        capacity: int,
+        *,
+        need_x: bool,
+        need_weight: bool,
+        need_bias: bool,
+        grad_filter: float | None = None,
+    ) -> None:
+        if not head.weight.is_cuda and isinstance(partial_kernel, triton.JITFunction):
+            raise ValueError(
+                "backend: the Triton kernels were loaded before TRITON_INTERPRET=1 was set; "
+                "expected it in the environment before the first use"
+            )
+        if head.weight.stride(1) != 1:
+            head = replace(head, weight=head.weight.contiguous())
+        self.head, self.capacity, self.logp_rows = head, capacity, LOGP_ROWS
+        self.need_x, self.need_weight, self.grad_filter = need_x, need_weight, grad_filter
+        self.held: RawLogits | SoftLogits | None = None  # made on first use, as is dweight
+        self.dweight: Tensor | None = None  # (V, H) float32
+        self.dbias: Tensor | None = None  # (V,) float32
+        if need_bias:
+            self.dbias = head.weight.new_zeros(head.weight.shape[0], dtype=torch.float32)
+
+    def logp(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        n, x = x.shape[0], x.contiguous()
+        tile, even = choose_tile(tuning.FORWARD, self.head, x)
+        blocks = triton.cdiv(n, tile.block_n)
+        tiles = triton.cdiv(self.head.weight.shape[0], tile.block_v)
+        splits, each = tuning.split_vocabulary(blocks, tiles, processors(x.device))
+        partial = x.new_empty(3, splits, n, dtype=torch.float32).unbind(0)
+        partial_kernel[(blocks, splits)](
+            target=target,
+            tops=partial[0],
+            totals=partial[1],
+            picks=partial[2],
+            split_tiles=each,
+            **product_arguments(self.head, x, tile, even),
+            **head_arguments(self.head),
+        )
+        return combine(*partial)
+
+    def load(self, x: Tensor, target: Tensor, lse: Tensor | None = None) -> Tensor | None:
+        if self.held is None:
+            kind = SoftLogits if softened(self.head, self.grad_filter) else RawLogits
+            self.held = kind(self.head, self.capacity)
+        self.x = x
+        return self.held.load(x, target, lse)
+
+    def backward(self, coef: Tensor) -> Tensor | None:
+        assert self.held is not None
+        x, coef = self.x, coef.float().contiguous()
+        grad, factor = self.held.gradient(coef)
+        if self.grad_filter is not None:
+            return self._filtered(grad, self.grad_filter * float(coef.abs().max()))
+        if self.dbias is not None:
+            self.dbias += (grad if factor is None else grad.float() * factor).sum(0).float()
+        if self.need_weight:
+            scaled = x if factor is None else (x * factor).to(x.dtype)
+            self.dweight = products.accumulate(self.dweight, grad.t(), scaled)
+        if not self.need_x:
+            return None
+        if factor is None:
+            return products.back(grad, self.head.weight)
+        return (products.back(grad, self.head.weight, torch.float32) * factor).to(x.dtype)
+
+    def _filtered(self, grad: Tensor, least: float) -> Tensor | None:  # (n, V)
+        if self.dbias is not None:
+            self.dbias += grad.sum(0, dtype=torch.float32)
+        words = products.surviving(grad, least * self.head.inner * self.head.outer)
+        part = grad.index_select(1, words)
+        if self.need_weight:
+            if self.dweight is None:
+                self.dweight = torch.zeros_like(self.head.weight, dtype=torch.float32)
+            total = self.dweight.index_select(0, words)
+            self.dweight.index_copy_(0, words, products.accumulate(total, part.t(), self.x))
+        if not self.need_x:
+            return None
+        return products.back(part, self.head.weight.index_select(0, words))
+
+    def reader(self, head: Head) -> TritonEngine:
+        return TritonEngine(head, self.capacity, need_x=False, need_weight=False, need_bias=False)
+
+    def weight_grads(self) -> tuple[Tensor | None, Tensor | None]:
+        weight, bias = self.head.weight, self.head.bias
+        dweight = self.dweight
+        if self.need_weight:
+            dweight = torch.zeros_like(weight) if dweight is None else dweight.to(weight.dtype)
+        return dweight, None if self.dbias is None or bias is None else self.dbias.to(bias.dtype)

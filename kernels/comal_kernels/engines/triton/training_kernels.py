@@ -1,0 +1,171 @@
+"""Triton: a chunk's logits to log-probs, and to gradients in the memory where they lie.
+
+Either cuBLAS leaves float32 logits, which `reduce_kernel` and `gradient_kernel` sweep; or
+`soften_kernel` is the product itself and leaves exp(logit − shift), which needs no sweep: what
+remains between that and the gradient is one factor per row and one entry at the target.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+# triton reads the arguments' types from each launch
+
+import triton
+import triton.language as tl
+
+from comal_kernels.engines.triton.tile import final_logits, finished, fold, halves, product
+
+
+@triton.jit
+def soften_kernel(
+    x,  # (n, H), or its descriptor
+    weight,  # (V, H), or its descriptor
+    bias,  # (V,) or unused
+    target,  # (n,) int64
+    shift,  # (n,) float32: what a row's logits are measured from
+    due,  # (n,) int32: blocks of rows with none due are left alone
+    soft,  # (n, V) out, or its descriptor: exp(z − shift), times 1 − tanh² where there is a cap
+    tops,  # (tiles, n) float32 out: largest logits
+    totals,  # (tiles, n) float32 out: Σ exp(z − shift)
+    picks,  # (n,) float32 out: logits of the targets
+    n,
+    vocab,
+    width,
+    stride_x,
+    stride_w,
+    stride,  # of soft
+    inner,
+    outer,
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    EVEN: tl.constexpr,
+    TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    # neighbours share words: the head is read once, the rows stay in the L2 cache
+    blocks = tl.cdiv(n, BLOCK_N)
+    tile = tl.program_id(0) // blocks
+    first_row = tl.program_id(0) % blocks * BLOCK_N
+    first = tile * BLOCK_V
+    row = first_row + tl.arange(0, BLOCK_N)
+    live = row < n
+    if tl.max(tl.load(due + row, mask=live, other=0), 0) == 0:
+        return
+    acc = product(
+        x, weight, first_row, first, n, vocab, width, stride_x, stride_w,
+        EVEN, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
+    )  # fmt: skip
+    wanted = tl.load(target + row, mask=live, other=0).to(tl.int32)
+    base = tl.load(shift + row, mask=live, other=0.0)
+    top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_N,), tl.float32)
+    parts = halves(acc, BLOCK_N, BLOCK_V)
+    for i in tl.static_range(2):
+        col = first + i * (BLOCK_V // 2)
+        z = finished(parts[i], col, bias, vocab, inner, outer, HAS_BIAS, SOFTCAP, BLOCK_V // 2)
+        words = col + tl.arange(0, BLOCK_V // 2)
+        mine = live[:, None] & (words[None, :] == wanted[:, None])
+        tl.store(tl.broadcast_to((picks + row)[:, None], (BLOCK_N, BLOCK_V // 2)), z, mask=mine)
+        top = tl.maximum(top, tl.max(z, 1))
+        e = tl.exp(z - base[:, None])
+        total += tl.sum(e, 1)
+        if SOFTCAP:
+            t = z / outer
+            e = e * (1.0 - tl.minimum(t * t, 1.0))  # beyond V t is −inf
+        if TMA:
+            soft.store([first_row, col], e.to(soft.dtype))
+        else:
+            at = tl.arange(0, BLOCK_N)[:, None] * stride + words[None, :]  # 32 bits
+            corner = soft + tl.cast(first_row, tl.int64) * stride
+            inside = live[:, None] & (words < vocab)[None, :]
+            tl.store(corner + at, e.to(soft.dtype.element_ty), mask=inside)
+    at = tl.cast(tile, tl.int64) * n + row
+    tl.store(tops + at, top, mask=live)
+    tl.store(totals + at, total, mask=live)
+
+
+@triton.jit
+def reduce_kernel(
+    logits,  # (n, V) float32: raw products
+    bias,  # (V,) or unused
+    target,  # (n,) int64
+    logp,  # (n,) float32
+    tops,  # (n,) float32: the largest logit
+    rests,  # (n,) float32: log-sum-exp less that; apart, they are as precise as their difference
+    vocab,
+    stride,
+    inner,
+    outer,
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    line = logits + row * stride
+    v = tl.arange(0, BLOCK_V)
+    top = tl.full((1,), float("-inf"), tl.float32)
+    total = tl.zeros((1,), tl.float32)
+    for start in range(0, vocab, BLOCK_V):
+        col = start + v
+        inside = col < vocab
+        z = tl.load(line + col, mask=inside, other=0.0)
+        add = tl.zeros((BLOCK_V,), tl.float32)
+        if HAS_BIAS:
+            add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
+        z = final_logits(z, add, inner, outer, SOFTCAP)
+        top, total = fold(top, total, tl.where(inside, z, float("-inf"))[None, :])
+    one = tl.load(target + row + tl.arange(0, 1))
+    add = tl.zeros((1,), tl.float32)
+    if HAS_BIAS:
+        add = tl.load(bias + one).to(tl.float32)
+    pick = final_logits(tl.load(line + one), add, inner, outer, SOFTCAP)
+    at = row + tl.arange(0, 1)
+    tl.store(logp + at, (pick - top) - tl.log(total))
+    tl.store(tops + at, top)
+    tl.store(rests + at, tl.log(total))
+
+
+@triton.jit
+def gradient_kernel(
+    logits,  # (n, V) float32: raw products
+    grads,  # (n, V) the same memory in the products' dtype, at the start of each row
+    bias,  # (V,) or unused
+    target,  # (n,) int64
+    tops,  # (n,) float32, of reduce_kernel
+    rests,  # (n,) float32
+    coef,  # (n,) float32: d loss / d logp
+    vocab,
+    stride,  # elements of logits from row to row
+    grad_stride,  # elements of grads from row to row
+    inner,
+    outer,
+    HAS_BIAS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    line = logits + row * stride
+    out = grads + row * grad_stride
+    v = tl.arange(0, BLOCK_V)
+    top = tl.load(tops + row)
+    rest = tl.load(rests + row)
+    wanted = tl.load(target + row).to(tl.int32)
+    factor = tl.load(coef + row) * inner * outer
+    for start in range(0, vocab, BLOCK_V):
+        col = start + v
+        inside = col < vocab
+        z = tl.load(line + col, mask=inside, other=0.0)
+        add = tl.zeros((BLOCK_V,), tl.float32)
+        if HAS_BIAS:
+            add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
+        z = final_logits(z, add, inner, outer, SOFTCAP)
+        g = tl.where(col == wanted, 1.0, 0.0) - tl.exp((z - top) - rest)
+        if SOFTCAP:
+            t = z / outer
+            g = g * (1.0 - t * t)
+        g = g * factor
+        # halves are written below the place they were read from: wait till this block is read
+        tl.debug_barrier()
+        tl.store(out + col, g.to(grads.dtype.element_ty), mask=inside)
+        tl.debug_barrier()

@@ -1,0 +1,107 @@
+"""One pass over the pairs' chunks: log-probs, losses and gradients together.
+
+At most 3 products with the head (4 for a component longer than the workspace), 1 without gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from comal_kernels.chunks import Chunk, Plan, pieces, to_device
+from comal_kernels.engines.base import Engine
+from comal_kernels.engines.choose import make_engine
+from comal_kernels.head import Head, compute_dtype
+from comal_kernels.prox_loss.step import ProxStep
+from comal_kernels.segment import segment_sum
+
+
+@dataclass(frozen=True)
+class Work:
+    """A prox loss, ready to run."""
+
+    head: Head
+    plan: Plan
+    step: ProxStep
+    capacity: int  # rows of one chunk of logits
+    backend: str
+    needs: Sequence[bool]  # gradients of hidden, weight, bias
+    grad_filter: float | None = None
+    ref: tuple[Head, Tensor] | None = None  # the reference's head and states (T, H'), if live
+
+
+class ProxPass:
+    """Runs the chunks: log-probs, losses, coefficients and, where needed, gradients."""
+
+    def __init__(self, work: Work, hidden: Tensor) -> None:
+        self.work, self.hidden = work, hidden
+        need_x, need_weight, need_bias = work.needs
+        self.engine: Engine = make_engine(
+            work.backend,
+            work.head,
+            min(work.capacity, max(1, len(work.plan.row))),
+            need_x=need_x,
+            need_weight=need_weight,
+            need_bias=need_bias,
+            grad_filter=work.grad_filter,
+        )
+        self.ref_engine = None if work.ref is None else self.engine.reader(work.ref[0])
+        self.row = to_device(work.plan.row, hidden.device)  # (N,)
+        self.target = to_device(work.plan.target, hidden.device)  # (N,)
+        self.lengths = to_device(work.plan.seq_rows, hidden.device)  # (S,)
+        self.dhidden = torch.zeros_like(hidden) if need_x else None
+
+    def run(self) -> None:
+        for chunk in self.work.plan.chunks:
+            self._chunk(chunk)
+
+    def _chunk(self, chunk: Chunk) -> None:
+        rows, lengths = chunk.rows, self.lengths[chunk.seqs]
+        n = rows.stop - rows.start
+        grad = any(self.work.needs) and chunk.pairs.stop > chunk.pairs.start and n > 0
+        held = grad and chunk.whole
+        if self.work.ref is not None and self.ref_engine is not None:
+            # first, since both projections use the same memory
+            ref_logp, _ = self._logp(rows, self.ref_engine, self.work.ref[1])
+            self.work.step.refer(chunk, segment_sum(ref_logp.double(), lengths))
+        if held:
+            logp, lse = self._load(rows), None
+        else:
+            logp, lse = self._logp(rows, self.engine, self.hidden)
+        seq_logp = segment_sum(logp.double(), lengths)
+        coef = self.work.step.run(chunk, seq_logp)
+        if not grad:
+            return
+        coef = coef.repeat_interleave(lengths, output_size=n)
+        if held:
+            self._backward(rows, coef)
+            return
+        for part in pieces(rows, self.engine.capacity):  # too long to hold: a second projection
+            local = slice(part.start - rows.start, part.stop - rows.start)
+            self._load(part, None if lse is None else lse[local])
+            self._backward(part, coef[local])
+
+    def _load(self, rows: slice, lse: Tensor | None = None) -> Tensor:  # (n,)
+        x = self.hidden.index_select(0, self.row[rows])
+        logp = self.engine.load(x, self.target[rows], lse)
+        return self.hidden.new_empty(0) if logp is None else logp
+
+    def _logp(self, rows: slice, engine: Engine, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs and log-sum-exps (n,), (n,); no logits are kept."""
+        n = rows.stop - rows.start
+        dtype = compute_dtype(self.hidden.dtype)
+        logp = torch.empty(n, dtype=dtype, device=self.hidden.device)
+        lse = torch.empty_like(logp)
+        for part in pieces(rows, engine.logp_rows):
+            local = slice(part.start - rows.start, part.stop - rows.start)
+            x = hidden.index_select(0, self.row[part])
+            logp[local], lse[local] = engine.logp(x, self.target[part])
+        return logp, lse
+
+    def _backward(self, rows: slice, coef: Tensor) -> None:
+        dx = self.engine.backward(coef)
+        if self.dhidden is not None and dx is not None:
+            self.dhidden.index_copy_(0, self.row[rows], dx.to(self.dhidden.dtype))
