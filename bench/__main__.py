@@ -9,6 +9,7 @@ from bench import run_all
 from bench.benches import cost, head, head_memory, kernels, profile, scaling, step, step_memory
 from bench.options import Parser
 from bench.render import documents
+from comal_fast.errors import InputError
 from comal_fast.system.terminal import quiet_libraries
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         return args.run(args)
-    except ValueError as error:
+    except InputError as error:
         print(f"bench: error: {error}", file=sys.stderr)
         return 2
 

@@ -14,7 +14,7 @@ python3 -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"'
 mkdir -p "$OUT"
 status=0
 if [ "${TESTS:-1}" = 1 ]; then # kernels, optimiser, attention first, at most a third of the time
-    timeout $((MINUTES * 20)) python3 -m pytest tests/kernels tests/optim tests/trainer/test_attention.py -m "not slow" -x 2>&1 | tee "$OUT/tests.log" || status=$?
+    timeout $((MINUTES * 20)) python3 -m pytest tests/kernels tests/optim tests/model/test_attention.py -m "not slow" -x 2>&1 | tee "$OUT/tests.log" || status=$?
 fi
 left=$((MINUTES - (SECONDS + 59) / 60))
 python3 -m bench all --device cuda --minutes "$((left > 1 ? left : 1))" 2>&1 | tee "$OUT/bench.log" || status=$?

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comal_fast.errors import InputError
+
 RESPONSE = 64  # tokens of a response
 Leaves = tuple[Tensor, Tensor]  # hidden (T, H), weight (V, H)
 
@@ -94,7 +96,7 @@ def smollm2_problem(
 
     size = MODELS[SMOLLM2]
     if (hidden, vocab) != (size.hidden, size.vocab):
-        raise ValueError(
+        raise InputError(
             f"--data smollm2 is {size.hidden} wide with {size.vocab} words; "
             f"got --hidden {hidden} --vocab {vocab}"
         )
@@ -135,7 +137,7 @@ DATA = {"random": random_problem, "peaked": peaked_problem, "smollm2": smollm2_p
 
 def _check_tokens(tokens: int) -> int:
     if tokens < 1 or tokens % (2 * RESPONSE):
-        raise ValueError(f"--tokens: {tokens} is not a positive multiple of {2 * RESPONSE}")
+        raise InputError(f"--tokens: {tokens} is not a positive multiple of {2 * RESPONSE}")
     return tokens // RESPONSE
 
 

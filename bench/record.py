@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from bench.options import AUTO
+from comal_fast.errors import InputError
 
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,9 +139,9 @@ def read(path: Path) -> Record:
     try:
         record = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: can't be read as a record: {error}") from None
+        raise InputError(f"{path}: can't be read as a record: {error}") from None
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
-        raise ValueError(f"{path}: not a record of schema {SCHEMA}; run the bench again")
+        raise InputError(f"{path}: not a record of schema {SCHEMA}; run the bench again")
     return record
 
 

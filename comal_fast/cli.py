@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from comal_fast import __version__, merge
 from comal_fast.compare import command as compare
+from comal_fast.errors import InputError
 from comal_fast.game import command as game
 from comal_fast.lm_game import command as lm_game
 from comal_fast.plan import command as plan
@@ -51,9 +52,9 @@ def tell(message: str) -> None:
 def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str], None]) -> int:
     try:
         if world() > 1 and args.run not in (_run, _phase):
-            raise ValueError(f"{arguments[0]}: one process does it all; leave torchrun out")
+            raise InputError(f"{arguments[0]}: one process does it all; leave torchrun out")
         return args.run(args)
-    except ValueError as error:
+    except InputError as error:
         tell(f"comal-fast: error: {error}")
         return 2
     except KeyboardInterrupt:

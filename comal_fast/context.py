@@ -20,6 +20,7 @@ from comal_fast.config import Config, to_dict
 from comal_fast.config.schema import LoraConfig
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
+from comal_fast.errors import InputError
 from comal_fast.model.adapters import add_adapter, freeze, is_adapter, load_adapter
 from comal_fast.model.load import (
     load_model,
@@ -165,10 +166,10 @@ class Context:
         if iterate == 0:
             return self._base(config.lora) if config.lora else self._initial()
         if folder_key(folder) is None:
-            raise ValueError(f"{folder}: no such model; iteration {iterate} has not trained")
+            raise InputError(f"{folder}: no such model; iteration {iterate} has not trained")
         if is_adapter(folder) != (config.lora is not None):
             has, asked = ("an", "none") if config.lora is None else ("no", "one")
-            raise ValueError(f"{folder}: it holds {has} adapter, model.lora asks for {asked}")
+            raise InputError(f"{folder}: it holds {has} adapter, model.lora asks for {asked}")
         if config.lora:
             return load_adapter(self.model(0), config, folder)
         return load_model(config, str(folder))
@@ -234,7 +235,7 @@ class Context:
             return self._initial_key
         key = folder_key(self.folder(iterate) / "model")
         if key is None:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder(iterate) / 'model'}: no such model; run `train` of iteration "
                 f"{iterate} first"
             )

@@ -16,6 +16,7 @@ from comal_fast.config.validate import check_ranks
 from comal_fast.context import Context
 from comal_fast.distributed import collective
 from comal_fast.distributed.collective import dismiss
+from comal_fast.errors import InputError
 from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
 from comal_fast.phases.diagnose import Ending
 from comal_fast.plan.check import check_device
@@ -81,7 +82,7 @@ def run_phase(config: Config, phase: str, iteration: int | None) -> None:
         if not (phase == "evaluate" and iteration == 0) and not (
             1 <= iteration <= config.algorithm.iterations
         ):
-            raise ValueError(
+            raise InputError(
                 f"--iteration: {iteration} is outside 1 … {config.algorithm.iterations} "
                 "(algorithm.iterations)"
             )
@@ -115,7 +116,7 @@ def open_run(config: Config) -> Iterator[Context]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
+            raise InputError(
                 f"output_dir {context.directory}: another comal-fast is at work in it"
             ) from None
         context.write_headers()

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from comal_fast.errors import InputError
+
 DESCRIPTION = """\
 Add the adapter of an iterate to the weights it rests on, and write them as a plain transformers
 folder in the run's `model.dtype`. Under `model.quantization=nf4` these weights are the 4-bit ones
@@ -34,11 +36,11 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_saved(args.run_dir / "config.yaml")
     if config.model.lora is None:
-        raise ValueError(
+        raise InputError(
             f"{args.run_dir}: trained without model.lora: iterations/NNNN/model are whole models"
         )
     if args.output.exists():
-        raise ValueError(f"{args.output}: exists already; give a new folder")
+        raise InputError(f"{args.output}: exists already; give a new folder")
     iterate = args.iterate
     if iterate is None:
         iterate = read_json(args.run_dir / "summary.json")["result"]

@@ -19,6 +19,7 @@ from bench.models import MODELS, SMOLLM2
 from bench.pairs import Pairs
 from bench.render import terminal as show
 from bench.trainers import OURS
+from comal_fast.errors import InputError
 from comal_fast.plan import count, memory
 from comal_fast.plan.count import Load
 from comal_fast.plan.machines import MACHINES, Machine, predict
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Predict, print; compare where this shape was measured."""
     here = args.gpu == "here"
     if here and args.nodes:
-        raise ValueError("--nodes: only for a GPU of a data sheet; name one by --gpu")
+        raise InputError("--nodes: only for a GPU of a data sheet; name one by --gpu")
     cuda = args.device.type == "cuda" if here else True
     name = args.model or (SMOLLM2 if not cuda else "llama3-8b")
     described = record.describe(args.device)

@@ -24,6 +24,7 @@ from bench.peers import FAMILIES, chosen, contenders
 from bench.peers.base import Contender, Missing
 from bench.problem import Size
 from bench.render import terminal as show
+from comal_fast.errors import InputError
 from comal_fast.system.terminal import progress
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -81,7 +82,7 @@ def _status(field: str) -> int:
     for line in STATUS.read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) << 10
-    raise ValueError(f"no {field} in {STATUS}: peak memory on a CPU is measured on Linux only")
+    raise InputError(f"no {field} in {STATUS}: peak memory on a CPU is measured on Linux only")
 
 
 def register(benches: Any) -> None:

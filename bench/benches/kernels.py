@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from comal_fast.errors import InputError
+
 
 def register(benches: Any) -> None:
     """Add `compile`."""
@@ -27,14 +29,14 @@ def register(benches: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compile, print; write the records where asked. Status 1 if anything spills."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        raise ValueError("TRITON_INTERPRET=1 is set: interpreted kernels have no machine code")
+        raise InputError("TRITON_INTERPRET=1 is set: interpreted kernels have no machine code")
     if args.json and not args.json.parent.is_dir():
-        raise ValueError(f"--json {args.json}: no such folder")
+        raise InputError(f"--json {args.json}: no such folder")
     from bench.measure.compiled import cases, measure  # triton loads here, bound to no interpreter
 
     wanted = [c for c in cases(args.arch) if re.search(args.match, f"{c.kernel} {c.config}")]
     if not wanted:
-        raise ValueError(f"--match {args.match}: no kernel configuration matches")
+        raise InputError(f"--match {args.match}: no kernel configuration matches")
     records = [
         asdict(measure(c, args.arch)) for c in track(wanted, f"compiling for sm_{args.arch}")
     ]

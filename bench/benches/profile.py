@@ -28,6 +28,7 @@ from bench.peers.base import Contender
 from bench.render import terminal as show
 from bench.trainers import OURS, TRAINERS
 from bench.trainers.base import Task
+from comal_fast.errors import InputError
 
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "_addmm_activation", "linear"}
 OPTIMIZER = ("adam", "linalg_vector_norm", "_foreach_")
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     other = {"head": ("model", "pairs", "response"), "step": ("tokens", "hidden", "vocab")}
     for name in other[args.what]:
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name}: means nothing to `profile {args.what}`")
+            raise InputError(f"--{name}: means nothing to `profile {args.what}`")
     dtype = options.dtype(args)
     before = hardware.measure(args.device, dtype, 0.0)
     events, wall, shape = (_head if args.what == "head" else _step)(args, dtype)

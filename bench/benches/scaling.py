@@ -13,6 +13,7 @@ from bench.benches import head_memory as memory
 from bench.measure.honesty import CHECK_TOKENS
 from bench.peers import chosen, contenders
 from bench.render import terminal as show
+from comal_fast.errors import InputError
 from comal_fast.system.terminal import progress
 
 PEERS = ("torch", "trl")
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     cuda_sizes = [2048, 4096, 8192, 16384, 32768, 65536]
     counts = sorted(set(options.default(args, "tokens", [512, 1024, 2048, 4096], cuda_sizes)))
     if len(counts) < 2:
-        raise ValueError("--tokens: an exponent needs at least two sizes")
+        raise InputError("--tokens: an exponent needs at least two sizes")
     families = chosen(args.peers or PEERS)
     found = {family: contenders([family], size) for family in families}
     family_of = {(c.name, getattr(c, "variant", "")): f for f in families for c in found[f]}

@@ -19,6 +19,7 @@ from bench.models import MODELS, SMOLLM2
 from bench.pairs import Pairs, random_pairs, text_pairs
 from bench.render import terminal as show
 from bench.trainers import AUTHORS, NAMES, OURS, TRL
+from comal_fast.errors import InputError
 from comal_fast.system.terminal import progress
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # relative, of loss and norm
@@ -58,13 +59,13 @@ def run(args: argparse.Namespace) -> int:
     )
     each = args.responses_per_prompt
     if each % 2:
-        raise ValueError(f"--responses-per-prompt: {each} is odd; pairs are of two")
+        raise InputError(f"--responses-per-prompt: {each} is odd; pairs are of two")
     if args.prompts and name != SMOLLM2:
-        raise ValueError(f"--prompts: {name} has no tokenizer here; only {SMOLLM2} takes prompts")
+        raise InputError(f"--prompts: {name} has no tokenizer here; only {SMOLLM2} takes prompts")
     pairs = make_pairs(name, count, median, 4 * median, each // 2, args.prompts or "builtin")
     dtype_name = str(dtype).removeprefix("torch.")
     if dtype_name not in TOLERANCE:
-        raise ValueError(f"--dtype: {dtype_name} is not trained in; use {', '.join(TOLERANCE)}")
+        raise InputError(f"--dtype: {dtype_name} is not trained in; use {', '.join(TOLERANCE)}")
     setting = Setting(
         name, str(args.device), dtype_name, torch.get_num_threads(), args.checkpointing or cuda
     )
@@ -124,7 +125,7 @@ def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> li
         pairs = pairs.with_reference(first.ask("logps", pairs))
     except Failed as error:
         first.end()
-        raise ValueError(f"{setting.model}: {error}") from None
+        raise InputError(f"{setting.model}: {error}") from None
     spare: list[Worker] = [first]
     order = sorted(names, key=lambda name: name != AUTHORS)  # the plain loop sets the measure
     rows: dict[str, Row] = {}

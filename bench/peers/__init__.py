@@ -8,6 +8,7 @@ from bench.measure.timing import reason
 from bench.peers import apple, liger, ours, plain, quack, trl, verl
 from bench.peers.base import Contender, Missing
 from bench.problem import Size
+from comal_fast.errors import InputError
 
 Family = Callable[[Size], Iterator[Contender | Missing]]
 
@@ -31,9 +32,9 @@ def chosen(names: Sequence[str] | None) -> list[str]:
         return list(FAMILIES)
     for name in names:
         if name not in FAMILIES and name != "none":
-            raise ValueError(f"--peers: {name!r} is unknown; known are {', '.join(FAMILIES)}, none")
+            raise InputError(f"--peers: {name!r} is unknown; known are {', '.join(FAMILIES)}, none")
     if "none" in names and len(names) > 1:
-        raise ValueError("--peers: `none` stands alone")
+        raise InputError("--peers: `none` stands alone")
     return [name for name in FAMILIES if name == OURS or name in names]
 
 

@@ -20,6 +20,7 @@ from bench.record import Record
 from bench.render import rows
 from bench.render.rows import Rows
 from bench.render.terminal import device_text, shape_text
+from comal_fast.errors import InputError
 
 DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/plan.md")
 MARK = re.compile(r"(<!-- bench: (\S+) (\S+)(?: (\d+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     stale = 0
     for path in files:
         if not path.is_file():
-            raise ValueError(f"{path}: no such file")
+            raise InputError(f"{path}: no such file")
         text = path.read_text()
         fresh = render(text, str(path))
         if fresh == text:
@@ -60,10 +61,10 @@ def render(text: str, source: str, results: Path | None = None) -> str:
         opening, name, folder, tokens, closing = match.groups()
         if name not in RENDERERS:
             known = ", ".join(RENDERERS)
-            raise ValueError(f"{source}: <!-- bench: {name} … -->: unknown; known are {known}")
+            raise InputError(f"{source}: <!-- bench: {name} … -->: unknown; known are {known}")
         found = record.newest(name, folder, results)
         if found is None:
-            raise ValueError(f"{source}: no record of {name} in bench/results/{folder}")
+            raise InputError(f"{source}: no record of {name} in bench/results/{folder}")
         body = RENDERERS[name](found, int(tokens or 0))
         picture = record.place(found, ".png", results)
         if picture.is_file():
@@ -93,7 +94,7 @@ def origin(found: Record) -> str:
 def _head(found: Record, tokens: int) -> str:
     sizes = list(dict.fromkeys(r["tokens"] for r in found["rows"] if "tokens" in r))
     if tokens and tokens not in sizes:
-        raise ValueError(f"the newest head record has {sizes} tokens, not {tokens}")
+        raise InputError(f"the newest head record has {sizes} tokens, not {tokens}")
     parts = []
     for n in [tokens] if tokens else sizes:
         what = "forward" if found["bench"] == "head-forward" else "forward and backward"

@@ -9,6 +9,7 @@ import numpy as np
 
 from comal_fast.compare.tournament import Entrant
 from comal_fast.config import Config, load_saved
+from comal_fast.errors import InputError
 from comal_fast.store.artefacts import read_json, read_table, table_key
 
 SAMPLES = "eval_samples.parquet"
@@ -26,7 +27,7 @@ def samples_of(runs: Sequence[Path], everything: bool) -> tuple[dict[str, Path],
     configs = [load_saved(run / "config.yaml") for run in runs]
     for run, config in zip(runs, configs, strict=True):
         if config.oracle != configs[0].oracle:
-            raise ValueError(
+            raise InputError(
                 f"{run}: its oracle differs from that of {runs[0]}; "
                 "only runs under one oracle can be compared"
             )
@@ -50,12 +51,12 @@ def load_entrants(samples: Mapping[str, Path]) -> tuple[list[Entrant], list[str]
     ValueError for fewer than two entrants or two shared prompts.
     """
     if len(samples) < 2:
-        raise ValueError(f"{' '.join(samples)}: fewer than two sampled iterates to compare")
+        raise InputError(f"{' '.join(samples)}: fewer than two sampled iterates to compare")
     held = {name: _read(path) for name, path in samples.items()}
     first = next(iter(held.values()))
     shared = [p for p in first if all(p in other for other in held.values())]
     if len(shared) < 2:
-        raise ValueError(
+        raise InputError(
             f"{', '.join(samples)}: {len(shared)} held-out prompts in common, 2 are needed; "
             "use one seed and one data.prompts"
         )
@@ -84,7 +85,7 @@ def _iterates(run: Path, everything: bool) -> dict[int, Path]:
         for path in sorted((run / "iterations").glob(f"[0-9]*/{SAMPLES}"))
     }
     if not found:
-        raise ValueError(f"{run}: no held-out samples there; run `comal-fast run` or `evaluate`")
+        raise InputError(f"{run}: no held-out samples there; run `comal-fast run` or `evaluate`")
     if everything:
         return found
     summary = run / "summary.json"

@@ -14,6 +14,7 @@ import yaml
 
 from comal_fast.config.schema import Config
 from comal_fast.config.validate import validate
+from comal_fast.errors import InputError
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -36,20 +37,20 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file's options, over those of the file that its key `base` names, relative to it."""
     if not path.is_file():
-        raise ValueError(f"config {path}: no such file")
+        raise InputError(f"config {path}: no such file")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"config {path}: expected a mapping of options, found {_kind(tree)}")
+        raise InputError(f"config {path}: expected a mapping of options, found {_kind(tree)}")
     if (base := tree.pop("base", None)) is None:
         return tree
     if not isinstance(base, str):
-        raise ValueError(f"config {path}: base: expected a file name, found {_kind(base)} {base!r}")
+        raise InputError(f"config {path}: base: expected a file name, found {_kind(base)} {base!r}")
     below = path.parent / base
     if below.resolve() in (path.resolve(), *above):
-        raise ValueError(f"config {path}: base: {base} rests on {path.name} itself")
+        raise InputError(f"config {path}: base: {base} rests on {path.name} itself")
     return _over(_read(below, (*above, path.resolve())), tree)
 
 
@@ -65,7 +66,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def load_saved(path: Path) -> Config:
     """The configuration that a run wrote down: complete, so nothing in it was asked for."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; {path.parent} is not a run directory")
+        raise InputError(f"{path}: no such file; {path.parent} is not a run directory")
     return _build(Config, yaml.safe_load(path.read_text(encoding="utf-8")), where=())
 
 
@@ -77,7 +78,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"override {override!r}: expected key.path=value")
+        raise InputError(f"override {override!r}: expected key.path=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -89,18 +90,18 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         if child is None:  # an optional group that was off
             child = node[parent] = {}
         if not isinstance(child, dict):
-            raise ValueError(f"override {override!r}: {parent} is a value, not a group of options")
+            raise InputError(f"override {override!r}: {parent} is a value, not a group of options")
         node = child
     node[last] = value
 
 
 def _build(cls: type, tree: Any, where: tuple[str, ...]) -> Any:
     if not isinstance(tree, dict):
-        raise ValueError(f"{'.'.join(where)}: expected a group of options, found {_kind(tree)}")
+        raise InputError(f"{'.'.join(where)}: expected a group of options, found {_kind(tree)}")
     hints = typing.get_type_hints(cls)
     for key in tree:
         if key not in hints:
-            raise ValueError(_unknown(".".join((*where, str(key)))))
+            raise InputError(_unknown(".".join((*where, str(key)))))
     values: dict[str, Any] = {}
     for spec in dataclasses.fields(cls):
         if spec.name in tree:
@@ -110,7 +111,7 @@ def _build(cls: type, tree: Any, where: tuple[str, ...]) -> Any:
             if dataclasses.is_dataclass(hints[spec.name]):  # names the missing leaf itself
                 values[spec.name] = _build(hints[spec.name], {}, (*where, spec.name))
             else:
-                raise ValueError(f"{name}: missing, and it has no default")
+                raise InputError(f"{name}: missing, and it has no default")
     return cls(**values)
 
 
@@ -130,11 +131,11 @@ def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
         if value is True and "on" in choices:
             value = "on"
         if value not in choices:
-            raise ValueError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
+            raise InputError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
         return value
     if origin is dict:
         if not isinstance(value, dict):
-            raise ValueError(f"{name}: expected a mapping, found {_kind(value)}")
+            raise InputError(f"{name}: expected a mapping, found {_kind(value)}")
         return {str(k): _value(float, v, (*where, str(k))) for k, v in value.items()}
     if origin is list:  # one value stands for a list of one
         (hint,) = typing.get_args(hint)
@@ -154,7 +155,7 @@ def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
         return str(value)
     elif isinstance(value, hint):
         return value
-    raise ValueError(f"{name}: expected {hint.__name__}, found {_kind(value)} {value!r}")
+    raise InputError(f"{name}: expected {hint.__name__}, found {_kind(value)} {value!r}")
 
 
 def _given(hint: Any) -> Any:

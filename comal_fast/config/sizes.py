@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from comal_fast.errors import InputError
+
 UNITS = {"GiB": 2**30, "MiB": 2**20, "GB": 10**9, "MB": 10**6}
 
 
@@ -12,7 +14,7 @@ def parse_bytes(text: str, name: str) -> int:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(GiB|MiB|GB|MB)\s*", text)
     size = round(float(found[1]) * UNITS[found[2]]) if found else 0
     if size <= 0:
-        raise ValueError(f"{name}: {text!r} is no size; write a number and a unit, such as 8GiB")
+        raise InputError(f"{name}: {text!r} is no size; write a number and a unit, such as 8GiB")
     return size
 
 

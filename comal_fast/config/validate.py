@@ -8,6 +8,7 @@ from typing import Any
 
 from comal_fast.config.schema import Config
 from comal_fast.config.sizes import parse_bytes
+from comal_fast.errors import InputError
 from comal_fast.game.preference import load_game
 from comal_fast.oracles.criteria import CRITERIA
 
@@ -50,13 +51,13 @@ def validate(config: Config, given: set[str]) -> None:
     """Raise ValueError for the first rule broken. `given`: the dotted names the user wrote."""
     for name, value, low in _minima(config):
         if value is not None and value < low:
-            raise ValueError(f"{name}: {value} is too small; it must be at least {low}")
+            raise InputError(f"{name}: {value} is too small; it must be at least {low}")
     for name, value in _positive(config):
         if not 0 < value < float("inf"):
-            raise ValueError(f"{name}: {value} is not a positive number")
+            raise InputError(f"{name}: {value} is not a positive number")
     for name, value, high in _shares(config):
         if not 0 <= value <= high:
-            raise ValueError(f"{name}: {value} is outside [0, {high:g}]")
+            raise InputError(f"{name}: {value} is outside [0, {high:g}]")
     _lengths(config)
     _ignored("oracle", config.oracle.name, ORACLE_OPTIONS, given)
     _oracle(config)
@@ -68,17 +69,17 @@ def validate(config: Config, given: set[str]) -> None:
     _optimizer(config)
     attention = config.model.attn_implementation
     if config.model.device == "cpu" and attention not in ("auto", "sdpa"):
-        raise ValueError(f"model.attn_implementation: {attention} needs model.device=cuda")
+        raise InputError(f"model.attn_implementation: {attention} needs model.device=cuda")
     if config.model.device == "cpu" and config.model.liger_kernels == "on":
-        raise ValueError("model.liger_kernels: on needs model.device=cuda")
+        raise InputError("model.liger_kernels: on needs model.device=cuda")
     if not config.output_dir:
-        raise ValueError("output_dir: empty; give a folder")
+        raise InputError("output_dir: empty; give a folder")
 
 
 def _ignored(kind: str, chosen: str, table: dict[str, set[str]], given: set[str]) -> None:
     for name in sorted(set[str]().union(*table.values()) - table[chosen]):
         if any(g == name or g.startswith(f"{name}.") for g in given):
-            raise ValueError(
+            raise InputError(
                 f"{name}: {kind} {chosen} ignores it; it reads {', '.join(sorted(table[chosen]))}"
             )
 
@@ -86,7 +87,7 @@ def _ignored(kind: str, chosen: str, table: dict[str, set[str]], given: set[str]
 def _baseline(c: Config) -> None:
     size, needed = c.training.train_batch_size, c.generation.num_generations
     if c.algorithm.prox == "dro" and size < needed:
-        raise ValueError(
+        raise InputError(
             f"training.train_batch_size: {size} is less than generation.num_generations={needed}; "
             "prox dro takes its baseline from all responses to a prompt"
         )
@@ -96,20 +97,20 @@ def _adapters(c: Config) -> None:
     lora = c.model.lora
     if lora is None:
         if c.model.quantization != "none":
-            raise ValueError(
+            raise InputError(
                 f"model.quantization: {c.model.quantization} weights can't be trained themselves; "
                 "set model.lora too (`model.lora={}` takes its defaults)"
             )
         return
     if not 0 <= lora.dropout < 1:
-        raise ValueError(f"model.lora.dropout: {lora.dropout} is outside [0, 1)")
+        raise InputError(f"model.lora.dropout: {lora.dropout} is outside [0, 1)")
     targets = lora.target_modules
     if not targets or ("all-linear" in targets and len(targets) > 1):
-        raise ValueError(
+        raise InputError(
             f"model.lora.target_modules: {targets}; give names of layers, or all-linear alone"
         )
     if c.training.stochastic_rounding:
-        raise ValueError(
+        raise InputError(
             "training.stochastic_rounding: what trains under model.lora is float32; leave it out"
         )
     needed = {"peft": ("model.lora", "lora")}
@@ -117,7 +118,7 @@ def _adapters(c: Config) -> None:
         needed["bitsandbytes"] = ("model.quantization", "qlora")
     for package, (name, extra) in needed.items():
         if importlib.util.find_spec(package) is None:
-            raise ValueError(
+            raise InputError(
                 f"{name}: needs the package {package}; pip install 'comal-fast[{extra}]'"
             )
 
@@ -125,14 +126,14 @@ def _adapters(c: Config) -> None:
 def _activations(c: Config) -> None:
     t = c.training
     if t.activation_memory is not None and t.gradient_checkpointing:
-        raise ValueError(
+        raise InputError(
             "training.activation_memory: gradient_checkpointing recomputes every layer, whatever "
             "the budget; leave one of the two out"
         )
     if t.activation_memory not in (None, "auto"):
         parse_bytes(t.activation_memory, "training.activation_memory")
     if t.offload_activations and not (t.gradient_checkpointing or t.activation_memory):
-        raise ValueError(
+        raise InputError(
             "training.offload_activations: only recomputed layers have inputs to hold; set "
             "gradient_checkpointing or activation_memory too"
         )
@@ -198,12 +199,12 @@ def _shares(c: Config) -> list[tuple[str, float, float]]:
 def _lengths(c: Config) -> None:
     limit, prompt, new = c.data.max_length, c.data.max_prompt_length, c.generation.max_new_tokens
     if new >= limit:
-        raise ValueError(
+        raise InputError(
             f"generation.max_new_tokens: {new} leaves no room for a prompt within "
             f"data.max_length={limit}"
         )
     if prompt is not None and prompt + new > limit:
-        raise ValueError(
+        raise InputError(
             f"data.max_prompt_length: {prompt} + generation.max_new_tokens={new} exceeds "
             f"data.max_length={limit}"
         )
@@ -212,38 +213,38 @@ def _lengths(c: Config) -> None:
 def _oracle(c: Config) -> None:
     if c.oracle.name == "matrix":
         if c.oracle.game is None:
-            raise ValueError("oracle.game: missing, and oracle matrix needs it; give a JSON file")
+            raise InputError("oracle.game: missing, and oracle matrix needs it; give a JSON file")
         try:
             load_game(c.oracle.game)
-        except ValueError as error:
-            raise ValueError(f"oracle.game {error}") from None
+        except InputError as error:
+            raise InputError(f"oracle.game {error}") from None
     for group in ("weights", "temperatures"):
         for name, value in getattr(c.oracle, group).items():
             if name not in CRITERIA:
-                raise ValueError(
+                raise InputError(
                     f"oracle.{group}.{name}: no such criterion; known: {', '.join(CRITERIA)}"
                 )
             if value < 0 or (group == "temperatures" and value == 0):
-                raise ValueError(f"oracle.{group}.{name}: {value} must be positive")
+                raise InputError(f"oracle.{group}.{name}: {value} must be positive")
     if c.oracle.weights and sum(c.oracle.weights.values()) <= 0:
-        raise ValueError("oracle.weights: all are zero; at least one must be positive")
+        raise InputError("oracle.weights: all are zero; at least one must be positive")
 
 
 def _optimizer(c: Config) -> None:
     t = c.training
     if t.optimizer_in_backward and t.max_grad_norm:
-        raise ValueError(
+        raise InputError(
             f"training.max_grad_norm: {t.max_grad_norm:g} can't be kept with "
             "training.optimizer_in_backward, whose updates come before the norm of all gradients "
             "is known; write max_grad_norm: 0"
         )
     if t.stochastic_rounding and c.model.dtype != "bfloat16":
-        raise ValueError(
+        raise InputError(
             f"training.stochastic_rounding: it is for bfloat16 weights, and model.dtype is "
             f"{c.model.dtype}; leave it out"
         )
     if t.stochastic_rounding and t.optimizer_state == "model":
-        raise ValueError(
+        raise InputError(
             "training.stochastic_rounding: with optimizer_state=model the moments would still be "
             "rounded to nearest in bfloat16; use optimizer_state=8bit or float32"
         )
@@ -253,7 +254,7 @@ def _diagnostics(c: Config, given: set[str]) -> None:
     for name, limits in DIAGNOSTIC_LIMITS.items():
         for limit in limits:
             if getattr(c.diagnostics, name) == "off" and f"diagnostics.{limit}" in given:
-                raise ValueError(
+                raise InputError(
                     f"diagnostics.{limit}: ignored while diagnostics.{name} is off; leave it out"
                 )
 
@@ -287,4 +288,4 @@ def check_ranks(config: Config, ranks: int) -> None:
     ]
     for name, given, why in refused:
         if given:
-            raise ValueError(f"{name} under torchrun with {ranks} ranks: {why}")
+            raise InputError(f"{name} under torchrun with {ranks} ranks: {why}")

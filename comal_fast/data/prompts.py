@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from comal_fast.config.schema import DataConfig
+from comal_fast.errors import InputError
 
 Message = dict[str, str]
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -45,7 +46,7 @@ def load_prompts(data: DataConfig) -> list[Prompt]:
             messages = (("system", data.system_prompt), *messages)
         seen.setdefault(messages, Prompt(messages, source, row.get("split")))
     if not seen:
-        raise ValueError(f"data.prompts {data.prompts}: no prompts in it")
+        raise InputError(f"data.prompts {data.prompts}: no prompts in it")
     return list(seen.values())
 
 
@@ -64,7 +65,7 @@ def split_prompts(
     if not held:
         held, train = train[:eval_prompts], train[eval_prompts:]
     if len(held) < eval_prompts or not train:
-        raise ValueError(
+        raise InputError(
             f"data.eval_prompts: {eval_prompts} held-out prompts asked for, but of {len(prompts)} "
             f"usable prompts {len(held)} can be held out and {len(train)} trained on"
         )
@@ -95,7 +96,7 @@ def _rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
                 if line.strip():
                     yield f"{path}, line {number}", _parse(f"{path}, line {number}", line)
     elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or path.is_absolute():
-        raise ValueError(f"data.prompts {data.prompts}: no such file")
+        raise InputError(f"data.prompts {data.prompts}: no such file")
     else:
         yield from _hub_rows(data)
 
@@ -107,7 +108,7 @@ def _hub_rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
         dataset = load_dataset(data.prompts, split=data.split)
     except Exception as error:  # the hub client raises many kinds
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise InputError(
             f"data.prompts {data.prompts}: neither a file nor a loadable dataset ({first})"
         ) from None
     for number, row in enumerate(dataset, 1):
@@ -118,9 +119,9 @@ def _parse(source: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{source}: malformed JSON ({error.msg}, column {error.colno})") from None
+        raise InputError(f"{source}: malformed JSON ({error.msg}, column {error.colno})") from None
     if not isinstance(row, dict):
-        raise ValueError(f'{source}: expected an object such as {{"prompt": "…"}}')
+        raise InputError(f'{source}: expected an object such as {{"prompt": "…"}}')
     return row
 
 
@@ -129,7 +130,7 @@ def _messages(source: str, row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     if prompt is None and "chosen" in row and "rejected" in row:
         prompt, name = _implicit_prompt(row["chosen"], row["rejected"]), "chosen"
     if prompt is None:
-        raise ValueError(f"{source}: no field `prompt` (and no `chosen` with `rejected`)")
+        raise InputError(f"{source}: no field `prompt` (and no `chosen` with `rejected`)")
     if isinstance(prompt, str):
         turns = [{"role": "user", "content": prompt}]
         if name == "chosen" and _TURN.match(prompt):
@@ -139,11 +140,11 @@ def _messages(source: str, row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     if not isinstance(turns, list) or not all(
         isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in turns
     ):
-        raise ValueError(f"{source}, field {name}: expected text or a list of role and content")
+        raise InputError(f"{source}, field {name}: expected text or a list of role and content")
     while turns and turns[-1]["role"] == "assistant":
         turns = turns[:-1]
     if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
-        raise ValueError(f"{source}, field {name}: empty prompt; it must end with a user's text")
+        raise InputError(f"{source}, field {name}: empty prompt; it must end with a user's text")
     return tuple((m["role"], m["content"]) for m in turns)
 
 

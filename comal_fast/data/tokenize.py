@@ -8,6 +8,7 @@ from typing import Any
 
 from comal_fast.config.schema import DataConfig
 from comal_fast.data.prompts import Prompt
+from comal_fast.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ def tokenize_prompts(
     Raises ValueError for a prompt that leaves no room in `data.max_length`.
     """
     if not tokenizer.chat_template:
-        raise ValueError("model.name_or_path: its tokenizer has no chat template; use a chat model")
+        raise InputError("model.name_or_path: its tokenizer has no chat template; use a chat model")
     kept, originals, left_out = [], [], 0
     for prompt in prompts:
         messages = [{"role": role, "content": content} for role, content in prompt.messages]
@@ -37,7 +38,7 @@ def tokenize_prompts(
             left_out += 1
             continue
         if len(ids) + max_new_tokens > data.max_length:
-            raise ValueError(
+            raise InputError(
                 f"{prompt.source}: the prompt has {len(ids)} tokens; with "
                 f"generation.max_new_tokens={max_new_tokens} that exceeds data.max_length="
                 f"{data.max_length}; raise it, or leave such prompts out by data.max_prompt_length"

@@ -10,6 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from comal_fast.errors import InputError
 from comal_fast.game.compare import CRITERIA, Entry, lineup, same_curves
 from comal_fast.game.nash import is_unique, nash_policy
 from comal_fast.game.preference import PAPER_START, Array, Game, paper_game
@@ -173,9 +174,9 @@ def compare(
 def study(console: Console, count: int, seed: int, shared: Settings, outputs: Outputs) -> None:
     """Every algorithm but dpo-raw on `count` random games."""
     if count < 1:
-        raise ValueError(f"--study {count}: it must be a number of games, at least 1")
+        raise InputError(f"--study {count}: it must be a number of games, at least 1")
     if seed < 0:
-        raise ValueError(f"--seed {seed}: it must be a whole number, 0 or more")
+        raise InputError(f"--seed {seed}: it must be a whole number, 0 or more")
     entries = lineup(
         shared.eta, shared.tau, shared.outer, shared.inner, every=shared.inner, raw=False
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from comal_fast.errors import InputError
 from comal_fast.game import actions
 from comal_fast.game.families import FAMILIES, load_empirical, make_game
 from comal_fast.game.preference import PAPER_START, Array, Game, check_start, load_game
@@ -114,7 +115,7 @@ def _game(args: argparse.Namespace) -> tuple[Game, str]:
     """The game that the arguments name, and what to call it."""
     sources = [name for name in ("matrix", "game", "empirical") if getattr(args, name) is not None]
     if len(sources) > 1:
-        raise ValueError(f"--{sources[0]} and --{sources[1]}: two games; give one of them")
+        raise InputError(f"--{sources[0]} and --{sources[1]}: two games; give one of them")
     if args.empirical is None:
         _refuse(args, "a game that is not --empirical", ("iteration", "prompt"))
     else:
@@ -138,7 +139,7 @@ def _is_paper(args: argparse.Namespace) -> bool:
 def _refuse(args: argparse.Namespace, mode: str, names: Any) -> None:
     for name in names:
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name} has no effect with {mode}; leave it out")
+            raise InputError(f"--{name} has no effect with {mode}; leave it out")
 
 
 def _options(args: argparse.Namespace, algorithm: str) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def _options(args: argparse.Namespace, algorithm: str) -> dict[str, Any]:
         if value is None:
             continue
         if name not in options:
-            raise ValueError(
+            raise InputError(
                 f"--{name} has no effect with --algorithm {algorithm}; leave it out "
                 f"({algorithm} takes {', '.join('--' + known for known in options)})"
             )
@@ -166,7 +167,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_target(args.plot, "--plot")
     given = [os.path.realpath(name) for name in (args.json, args.plot) if name is not None]
     if len(given) != len(set(given)):
-        raise ValueError(f"--plot {args.plot}: the same file as --json; give another name")
+        raise InputError(f"--plot {args.plot}: the same file as --json; give another name")
 
 
 def _start(args: argparse.Namespace, game: Game) -> Array:
@@ -178,7 +179,7 @@ def _start(args: argparse.Namespace, game: Game) -> Array:
         try:
             values.append(float(word))
         except ValueError:
-            raise ValueError(
+            raise InputError(
                 f"--start: entry {i} is {word!r}, not a number; give {n} numbers with commas"
             ) from None
     return check_start(values, n, "--start")

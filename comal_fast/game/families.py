@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from comal_fast.errors import InputError
 from comal_fast.game.nash import strict_cycle
 from comal_fast.game.preference import Array, Game, check_matrix, default_names, paper_game
 
@@ -69,15 +70,15 @@ def make_game(name: str, size: int | None = None, seed: int | None = None) -> Ga
     if name == "paper":
         for option, value in (("size", size), ("seed", seed)):
             if value is not None:
-                raise ValueError(f"--{option} has no effect with --game paper, which is 3×3")
+                raise InputError(f"--{option} has no effect with --game paper, which is 3×3")
         return paper_game()
     size = DEFAULT_SIZE if size is None else size
     seed = 0 if seed is None else seed
     low = 3 if name == "cyclic" else SIZES[0]
     if not low <= size <= SIZES[1]:
-        raise ValueError(f"--size {size}: a {name} game has {low} to {SIZES[1]} responses")
+        raise InputError(f"--size {size}: a {name} game has {low} to {SIZES[1]} responses")
     if seed < 0:
-        raise ValueError(f"--seed {seed}: it must be a whole number, 0 or more")
+        raise InputError(f"--seed {seed}: it must be a whole number, 0 or more")
     return FAMILIES[name](size, seed)
 
 
@@ -98,12 +99,12 @@ def load_empirical(
         table = pq.read_table(path, columns=["prompt_id", "matrix"])
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
         message = str(error).split("\n")[0]
-        raise ValueError(f"{path}: not a table of judgments ({message})") from None
+        raise InputError(f"{path}: not a table of judgments ({message})") from None
     prompts: list[int] = table["prompt_id"].to_pylist()
     if not prompts:
-        raise ValueError(f"{path}: holds no prompt")
+        raise InputError(f"{path}: holds no prompt")
     if prompt is not None and prompt not in prompts:
-        raise ValueError(
+        raise InputError(
             f"--prompt {prompt}: not in {path}, whose {len(prompts)} prompts are "
             f"{min(prompts)} to {max(prompts)}"
         )
@@ -121,20 +122,20 @@ def load_empirical(
 
 def _judgments(run_dir: Path, iteration: int | None) -> Path:
     if not run_dir.is_dir():
-        raise ValueError(f"--empirical {run_dir}: no such folder; give a run directory")
+        raise InputError(f"--empirical {run_dir}: no such folder; give a run directory")
     found = {
         int(path.parent.name): path
         for path in sorted(run_dir.glob("iterations/*/judgments.parquet"))
         if re.fullmatch(r"\d+", path.parent.name)
     }
     if not found:
-        raise ValueError(
+        raise InputError(
             f"--empirical {run_dir}: no iterations/NNNN/judgments.parquet in it; "
             "the judge phase has not run"
         )
     if iteration is not None and iteration not in found:
         known = ", ".join(map(str, found))
-        raise ValueError(f"--iteration {iteration}: not judged in {run_dir}; judged are {known}")
+        raise InputError(f"--iteration {iteration}: not judged in {run_dir}; judged are {known}")
     return found[max(found) if iteration is None else iteration]
 
 
@@ -142,7 +143,7 @@ def _square(flat: list[float], path: Path, prompt: int) -> Array:
     """The (K, K) matrix of a row-major list."""
     size = round(len(flat) ** 0.5)
     if size * size != len(flat):
-        raise ValueError(f"{path}, prompt {prompt}: {len(flat)} entries make no square matrix")
+        raise InputError(f"{path}, prompt {prompt}: {len(flat)} entries make no square matrix")
     return np.array(flat, dtype=np.float64).reshape(size, size)
 
 

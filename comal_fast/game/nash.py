@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from comal_fast.errors import InputError
 from comal_fast.game.preference import Array, advantage, check_matrix, default_names
 
 GAP_TOLERANCE = 1e-9  # a policy with a larger duality gap is not handed out as a Nash policy
@@ -37,7 +38,7 @@ def nash_policy(matrix: ArrayLike) -> Array:
         if 2 * scale * best_gap <= GAP_TOLERANCE / 10:
             break
     if best is None or 2 * scale * best_gap > GAP_TOLERANCE:
-        raise ValueError(
+        raise InputError(
             f"matrix: the linear program reached a duality gap of {2 * scale * best_gap:.1e} only, "
             f"{GAP_TOLERANCE:g} is needed; its entries are too ill-conditioned"
         )
@@ -66,7 +67,7 @@ def duality_gap(matrix: ArrayLike, policy: ArrayLike) -> Array:
     a = advantage(check_matrix(matrix))
     p = np.asarray(policy, dtype=np.float64)
     if p.ndim == 0 or p.shape[-1] != len(a):
-        raise ValueError(f"policy: shape {p.shape}, but the last axis must have {len(a)} entries")
+        raise InputError(f"policy: shape {p.shape}, but the last axis must have {len(a)} entries")
     # P − ½ is antisymmetric, so the maximum is ≥ 0 but for rounding
     gap: Array = np.maximum(2 * np.max(p @ a.T, axis=-1), 0.0)
     return gap
@@ -82,7 +83,7 @@ def kl_divergence(target: ArrayLike, log_policy: ArrayLike) -> Array:
     t = np.asarray(target, dtype=np.float64)
     log_q = np.asarray(log_policy, dtype=np.float64)
     if t.ndim == 0 or log_q.ndim == 0 or log_q.shape[-1] != t.shape[-1]:
-        raise ValueError(
+        raise InputError(
             f"log_policy: shape {log_q.shape} does not end with the {t.shape[-1:]} of target"
         )
     support = t > 0
@@ -122,7 +123,7 @@ def strict_cycle(
     if names is None:
         names = default_names(len(edges))
     if len(names) != len(edges):
-        raise ValueError(f"names: {len(names)} names for {len(edges)} responses")
+        raise InputError(f"names: {len(names)} names for {len(edges)} responses")
     core = _cyclic_core(edges)
     if len(core) == 0:
         return None
@@ -137,9 +138,9 @@ def strict_cycle(
 def _majority_edges(matrix: ArrayLike, tolerance: float) -> NDArray[np.bool_]:
     p = np.asarray(matrix, dtype=np.float64)
     if p.ndim != 2 or p.shape[0] != p.shape[1]:
-        raise ValueError(f"matrix: shape {p.shape}, but it must be square")
+        raise InputError(f"matrix: shape {p.shape}, but it must be square")
     if np.isnan(p).any():
-        raise ValueError("matrix: has NaN entries")
+        raise InputError("matrix: has NaN entries")
     edges: NDArray[np.bool_] = advantage(p) > tolerance
     return edges
 

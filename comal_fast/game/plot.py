@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from comal_fast.errors import InputError
 from comal_fast.game.preference import Array
 
 FORMATS = ("png", "svg", "pdf")
@@ -43,7 +44,7 @@ def image_format(path: str | Path) -> str:
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         known = ", ".join("." + name for name in FORMATS)
-        raise ValueError(f"--plot {path}: the name must end in one of {known}")
+        raise InputError(f"--plot {path}: the name must end in one of {known}")
     return suffix
 
 

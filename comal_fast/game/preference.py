@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from comal_fast.errors import InputError
+
 Array = NDArray[np.float64]
 
 TOLERANCE = 1e-9  # on P + Pᵀ = 1, on the diagonal and on the sum of a start policy
@@ -49,29 +51,29 @@ def check_matrix(matrix: ArrayLike, source: str = "matrix") -> Array:
     try:
         p = np.array(matrix, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(
+        raise InputError(
             f"{source}: not an n×n matrix of numbers ({error}); give a list of n lists of n numbers"
         ) from None
     if p.size and (p.ndim != 2 or p.shape[0] != p.shape[1]):
         shape = "×".join(map(str, p.shape)) or "a single number"
-        raise ValueError(f"{source}: the matrix must be square, n×n, but it is {shape}")
+        raise InputError(f"{source}: the matrix must be square, n×n, but it is {shape}")
     if len(p) < 2:
-        raise ValueError(f"{source}: a game needs at least 2 responses, but it has {len(p)}")
+        raise InputError(f"{source}: a game needs at least 2 responses, but it has {len(p)}")
     if (where := _first(np.isnan(p))) is not None:
         i, j = where
-        raise ValueError(f"{source}: P[{i}][{j}] is NaN; it must be a probability in [0, 1]")
+        raise InputError(f"{source}: P[{i}][{j}] is NaN; it must be a probability in [0, 1]")
     if (where := _first((p < 0) | (p > 1))) is not None:
         i, j = where
-        raise ValueError(f"{source}: P[{i}][{j}] = {p[i, j]:.12g} is outside [0, 1]")
+        raise InputError(f"{source}: P[{i}][{j}] = {p[i, j]:.12g} is outside [0, 1]")
     if (where := _first(np.diag(np.abs(p.diagonal() - 0.5) > TOLERANCE))) is not None:
         i, _ = where
-        raise ValueError(
+        raise InputError(
             f"{source}: P[{i}][{i}] = {p[i, i]:.12g}; the diagonal must be 0.5, "
             "a response against itself"
         )
     if (where := _first(np.abs(p + p.T - 1) > TOLERANCE)) is not None:
         i, j = where
-        raise ValueError(
+        raise InputError(
             f"{source}: P[{i}][{j}] + P[{j}][{i}] = {p[i, j] + p[j, i]:.12g}; it must be 1 "
             f"(within {TOLERANCE:g}), since P[i][j] is the probability that i beats j"
         )
@@ -89,19 +91,19 @@ def check_start(start: ArrayLike | None, n: int, source: str = "start") -> Array
     try:
         policy = np.array(start, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{source}: not a list of {n} probabilities ({error})") from None
+        raise InputError(f"{source}: not a list of {n} probabilities ({error})") from None
     if policy.shape != (n,):
         found = f"{policy.size} entries" if policy.ndim == 1 else f"shape {policy.shape}"
-        raise ValueError(f"{source}: {found}, but the game has {n} responses; give {n} entries")
+        raise InputError(f"{source}: {found}, but the game has {n} responses; give {n} entries")
     bad = ~np.isfinite(policy) | (policy < 0)
     if bad.any():
         i = int(bad.argmax())
-        raise ValueError(
+        raise InputError(
             f"{source}: entry {i} is {policy[i]:.12g}; every entry must be a probability, ≥ 0"
         )
     total = float(policy.sum())
     if abs(total - 1) > TOLERANCE:
-        raise ValueError(f"{source}: the entries sum to {total:.12g}; they must sum to 1")
+        raise InputError(f"{source}: the entries sum to {total:.12g}; they must sum to 1")
     return policy / total
 
 
@@ -115,11 +117,11 @@ def load_game(path: str | Path) -> Game:
     if isinstance(content, dict):
         unknown = sorted(set(content) - {"matrix", "names"})
         if unknown:
-            raise ValueError(
+            raise InputError(
                 f"{path}: unknown key {unknown[0]!r}; the keys are 'matrix' and 'names'"
             )
         if "matrix" not in content:
-            raise ValueError(f"{path}: the key 'matrix' is missing")
+            raise InputError(f"{path}: the key 'matrix' is missing")
         names, content = content.get("names"), content["matrix"]
     matrix = check_matrix(_check_rows(content, str(path)), str(path))
     return Game(matrix, _check_names(names, len(matrix), str(path)))
@@ -129,34 +131,34 @@ def _read_json(path: str | Path) -> object:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ValueError(f"{path}: no such file; give a JSON file with the matrix") from None
+        raise InputError(f"{path}: no such file; give a JSON file with the matrix") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path}: not a text file in UTF-8; give a JSON file") from None
+        raise InputError(f"{path}: not a text file in UTF-8; give a JSON file") from None
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:  # a NUL in the path
-        raise ValueError(f"{str(path)!r}: not a file name ({error})") from None
+        raise InputError(f"{str(path)!r}: not a file name ({error})") from None
     try:
         content: object = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}"
         ) from None
     except (RecursionError, ValueError):  # nested too deep; an integer with too many digits
-        raise ValueError(f"{path}: JSON that is no matrix; give a list of lists") from None
+        raise InputError(f"{path}: JSON that is no matrix; give a list of lists") from None
     return content
 
 
 def _check_rows(content: object, source: str) -> list[list[float]]:
     if not isinstance(content, list):
-        raise ValueError(
+        raise InputError(
             f"{source}: the matrix must be a list of lists, not {type(content).__name__}"
         )
     for i, row in enumerate(content):
         if not isinstance(row, list):
-            raise ValueError(f"{source}: row {i} must be a list, not {type(row).__name__}")
+            raise InputError(f"{source}: row {i} must be a list, not {type(row).__name__}")
         if len(row) != len(content):
-            raise ValueError(
+            raise InputError(
                 f"{source}: the matrix must be square, but row {i} has {len(row)} entries "
                 f"and there are {len(content)} rows"
             )
@@ -164,11 +166,11 @@ def _check_rows(content: object, source: str) -> list[list[float]]:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 shown = json.dumps(value)
                 shown = shown if len(shown) <= 40 else shown[:37] + "…"
-                raise ValueError(f"{source}: P[{i}][{j}] = {shown} is not a number")
+                raise InputError(f"{source}: P[{i}][{j}] = {shown} is not a number")
             # before the conversion to float, which a huge integer would overflow
             if value == value and not 0 <= value <= 1:  # NaN is left to check_matrix
                 shown = str(value) if isinstance(value, float) else "an integer"
-                raise ValueError(f"{source}: P[{i}][{j}] = {shown} is outside [0, 1]")
+                raise InputError(f"{source}: P[{i}][{j}] = {shown} is outside [0, 1]")
     return content
 
 
@@ -176,12 +178,12 @@ def _check_names(names: object, n: int, source: str) -> tuple[str, ...]:
     if names is None:
         return default_names(n)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{source}: 'names' must be a list of {n} strings")
+        raise InputError(f"{source}: 'names' must be a list of {n} strings")
     if len(names) != n:
-        raise ValueError(f"{source}: 'names' has {len(names)} entries for {n} responses")
+        raise InputError(f"{source}: 'names' has {len(names)} entries for {n} responses")
     repeated = next((name for i, name in enumerate(names) if name in names[:i]), None)
     if repeated is not None:
-        raise ValueError(f"{source}: 'names' has {repeated!r} twice; names must differ")
+        raise InputError(f"{source}: 'names' has {repeated!r} twice; names must differ")
     return tuple(names)
 
 

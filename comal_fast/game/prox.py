@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
+from comal_fast.errors import InputError
 from comal_fast.game.preference import Array
 
 NEWTON_LIMIT = 200
@@ -161,7 +162,7 @@ def bradley_terry_scores(advantages: Array, weights: Array, gain: Array) -> Arra
         change = np.linalg.solve(system, residual[..., None])[..., 0]
         longest = np.abs(change).max(axis=-1, keepdims=True)
         scores = scores + change * np.minimum(1.0, _LONGEST / np.maximum(longest, _LONGEST))
-    raise ValueError(
+    raise InputError(
         "prox dpo-raw: its loss has no minimiser on this matrix (a win rate of 0 or 1 asks for "
         "an infinite score); use --prox dpo, or keep P inside (0, 1)"
     )

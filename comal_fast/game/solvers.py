@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
+from comal_fast.errors import InputError
 from comal_fast.game.baselines import egpo, inpo, ipo, nash_md, omwu, sppo
 from comal_fast.game.nash import kl_divergence
 from comal_fast.game.preference import Array
@@ -52,9 +53,9 @@ def comal(
     """
     check_options(eta=eta, tau=tau, outer=outer, inner=inner)
     if prox not in OPERATORS:
-        raise ValueError(f"prox = {prox!r}: it must be one of {', '.join(sorted(OPERATORS))}")
+        raise InputError(f"prox = {prox!r}: it must be one of {', '.join(sorted(OPERATORS))}")
     if c1 is not None and not (math.isfinite(c1) and c1 > 0):
-        raise ValueError(f"c1 = {c1:g}: it must be a positive number")
+        raise InputError(f"c1 = {c1:g}: it must be a positive number")
     play = Play(matrix, start, on_step)
     log_policy = play.start
     gain = play.win(log_policy)

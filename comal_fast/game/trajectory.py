@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from comal_fast.errors import InputError
 from comal_fast.game.preference import Array, advantage, check_matrix, check_start
 
 DEFAULT_ETA = 1 / 0.3
@@ -120,17 +121,17 @@ def check_options(
     """ValueError for an option out of range: eta > 0, 0 < tau (≤ eta), outer and inner ≥ 1."""
     low, high = ETA_RANGE
     if eta is not None and not (math.isfinite(eta) and low <= eta <= high):
-        raise ValueError(f"eta = {eta:g}: it must be a positive number, {low:g} to {high:g}")
+        raise InputError(f"eta = {eta:g}: it must be a positive number, {low:g} to {high:g}")
     if tau is not None:
         limit = "" if eta is None else f" and at most eta = {eta:g}"
         if not (math.isfinite(tau) and low <= tau <= high):
-            raise ValueError(f"tau = {tau:g}: it must be positive{limit}")
+            raise InputError(f"tau = {tau:g}: it must be positive{limit}")
         if eta is not None and tau > eta:
-            raise ValueError(f"tau = {tau:g} is greater than eta = {eta:g}; it must be in (0, eta]")
+            raise InputError(f"tau = {tau:g} is greater than eta = {eta:g}; it must be in (0, eta]")
     for name, count in (("outer", outer), ("inner", inner)):
         if count is None:
             continue
         if isinstance(count, bool) or not isinstance(count, int | np.integer):
-            raise ValueError(f"{name} = {count!r}: it must be a whole number, at least 1")
+            raise InputError(f"{name} = {count!r}: it must be a whole number, at least 1")
         if count < 1:
-            raise ValueError(f"{name} = {count}: it must be at least 1")
+            raise InputError(f"{name} = {count}: it must be at least 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from comal_fast.errors import InputError
 from comal_fast.game.preference import PAPER_START, check_start, load_game
 from comal_fast.store.files import check_target, write_all
 from comal_fast.system.terminal import console
@@ -45,12 +46,12 @@ def _make(args: argparse.Namespace) -> int:
 
     config = load_config(args.config, args.overrides)
     if config.oracle.game is None:
-        raise ValueError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
+        raise InputError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
     game = load_game(config.oracle.game)
     try:
         values = [float(word) for word in args.start.split(",")]
     except ValueError:
-        raise ValueError(f"--start {args.start}: expected numbers with commas between") from None
+        raise InputError(f"--start {args.start}: expected numbers with commas between") from None
     start = check_start(values, len(game.names), "--start")
     from comal_fast.lm_game.model import make  # torch and transformers are slow to load
 

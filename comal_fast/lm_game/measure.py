@@ -10,6 +10,7 @@ import numpy as np
 
 from comal_fast.config import Config
 from comal_fast.context import Context
+from comal_fast.errors import InputError
 from comal_fast.game.nash import duality_gap, nash_policy
 from comal_fast.game.preference import Array, Game, load_game
 from comal_fast.lm_game.model import game_sequences
@@ -74,14 +75,14 @@ def measure(config: Config) -> Measured:
     ValueError where the oracle is no game, or the run has not trained anything.
     """
     if config.oracle.game is None:
-        raise ValueError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
+        raise InputError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
     game = load_game(config.oracle.game)
     context = Context(config)
     last = config.algorithm.iterations
     while last and not (context.folder(last) / "model").is_dir():
         last -= 1
     if not last:
-        raise ValueError(f"{context.directory}: no trained model in it; `comal-fast run` first")
+        raise InputError(f"{context.directory}: no trained model in it; `comal-fast run` first")
     visited = (p.ids for t in range(1, last + 1) for p in context.training_prompts(t))
     training = list(dict.fromkeys(map(tuple, visited)))
     prompts = [*training, *(p.ids for p in context.held_out_prompts())]

@@ -16,6 +16,7 @@ from torch import Tensor
 from comal_fast.config import Config
 from comal_fast.data.prompts import load_prompts
 from comal_fast.data.tokenize import tokenize_prompts
+from comal_fast.errors import InputError
 from comal_fast.game.preference import Array, Game
 from comal_fast.model.head import head_arguments
 from comal_fast.model.packed import (
@@ -123,7 +124,7 @@ def fit(model: Any, sequences: list[PromptResponse], start: Array, seed: int) ->
     model.eval()
     worst = (cross + torch.special.xlogy(wanted, wanted).sum()).max().item()
     if not worst <= MAX_KL:
-        raise ValueError(
+        raise InputError(
             f"lm-game: after {STEPS} steps the model is {worst:.1e} nats from the start policy, "
             f"at most {MAX_KL:g} is wanted; give fewer prompts, or fewer or shorter responses"
         )
@@ -142,11 +143,11 @@ def make(config: Config, game: Game, start: Array) -> Path:
     prompts = [p.ids for p in tokenize_prompts(loaded, tokenizer, config.data, new)[0]]
     longest = max(len(s.response_ids) for s in game_sequences(tokenizer, [[0]], game.names))
     if longest > new:
-        raise ValueError(f"generation.max_new_tokens: {new}; a response of the game has {longest}")
+        raise InputError(f"generation.max_new_tokens: {new}; a response of the game has {longest}")
     options = [SIZES, STEPS, BATCH, LEARNING_RATE, CHAT_TEMPLATE]
     key = make_key("lm-game", game.names, start.tolist(), prompts, config.seed, options)
     if target.exists() and folder_key(target) is None:
-        raise ValueError(f"model.name_or_path {target}: exists, and lm-game did not make it")
+        raise InputError(f"model.name_or_path {target}: exists, and lm-game did not make it")
     if folder_key(target) != key:
         model = random_model(tokenizer, config.seed)
         fit(model, game_sequences(tokenizer, prompts, game.names), start, config.seed)

@@ -19,13 +19,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from comal_fast.config import Config
+from comal_fast.errors import InputError
 
 
 def layers_of(model: Any) -> list[Any]:
     """The decoder layers, first to last. ValueError for a model whose layers can't be run again."""
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise ValueError(
+        raise InputError(
             f"training.gradient_checkpointing: {type(model).__name__} has no layers that can be "
             "run again"
         )
@@ -102,7 +103,7 @@ def checkpointed_layers(model: Any, config: Config, tokens: int) -> int:
     if training.activation_memory != "auto":
         return budgeted_layers(config, shape, tokens, cuda)
     if not cuda:
-        raise ValueError("training.activation_memory: auto needs a GPU; give a size, such as 8GiB")
+        raise InputError("training.activation_memory: auto needs a GPU; give a size, such as 8GiB")
     total = torch.cuda.get_device_properties(model.device).total_memory
     return configured(config, shape, total).checkpointed
 

@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from comal_fast.config.schema import LoraConfig, ModelConfig
+from comal_fast.errors import InputError
 
 WEIGHTS = "adapter_model.safetensors"
 _ALL = "all-linear"
@@ -43,7 +44,7 @@ def freeze(base: Any, lora: LoraConfig) -> Any:
     for target in lora.target_modules:
         if target != _ALL and not any(f".{name}".endswith(f".{target}") for name in layers):
             known = sorted({name.rsplit(".", 1)[-1] for name in layers})
-            raise ValueError(
+            raise InputError(
                 f"model.lora.target_modules: {target} is none of the layers that can have an "
                 f"adapter: {', '.join(known)}"
             )
@@ -93,7 +94,7 @@ def load_adapter(base: Any, config: ModelConfig, folder: Path) -> Any:
     for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"):
         is_, asked = getattr(found, name), getattr(wanted, name)
         if is_ != asked:
-            raise ValueError(
+            raise InputError(
                 f"{folder}: its adapter has {name}={is_}, model.lora asks for {asked}; "
                 "train that iteration again"
             )
@@ -103,7 +104,7 @@ def load_adapter(base: Any, config: ModelConfig, folder: Path) -> Any:
     )
     absent = [name for name in result.missing_keys if ".lora_" in name]
     if absent or result.unexpected_keys:
-        raise ValueError(
+        raise InputError(
             f"{folder / WEIGHTS}: not an adapter of this model; "
             f"it lacks or should not have {(absent + list(result.unexpected_keys))[0]}"
         )

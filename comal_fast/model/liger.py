@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from comal_fast.errors import InputError
+
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 LEFT = {"layer_norm": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
@@ -37,7 +39,7 @@ def use_liger(model: Any, requested: str) -> Any:
     if why is None:
         apply(model)
     elif requested == "on":
-        raise ValueError(f"model.liger_kernels: on {why}")
+        raise InputError(f"model.liger_kernels: on {why}")
     return model
 
 

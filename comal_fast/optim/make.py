@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from comal_fast.config.schema import TrainingConfig
+from comal_fast.errors import InputError
 from comal_fast.optim.adamw import AdamW
 from comal_fast.optim.stepper import BackwardStepper, Stepper
 
@@ -40,7 +41,7 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainingCon
 def check_installed(config: TrainingConfig) -> None:
     """Raise ValueError for a package that `training.optimizer_state` needs and that is not here."""
     if config.optimizer_state == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
+        raise InputError(
             "training.optimizer_state: 8bit needs the package bitsandbytes; "
             "pip install 'comal-fast[8bit]'"
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from comal_fast.context import Context
+from comal_fast.errors import InputError
 from comal_fast.phases import generate, judge
 from comal_fast.store.artefacts import make_key, read_table, table_key, write_table
 from comal_fast.system.terminal import console
@@ -71,7 +72,7 @@ def run(context: Context, iteration: int) -> None:
     samples = read_table(generate.path(context, iteration))
     items = merged((_pairs if pairwise else _responses)(context, matrices, samples))
     if not items:
-        raise ValueError(
+        raise InputError(
             f"iteration {iteration}: no pairs, the oracle prefers no response to another"
         )
     columns = zip(*items, strict=True)

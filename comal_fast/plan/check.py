@@ -8,6 +8,7 @@ import torch
 
 from comal_fast.config import Config
 from comal_fast.config.sizes import gib
+from comal_fast.errors import InputError
 from comal_fast.plan import modes
 from comal_fast.plan.machines import MACHINES, nearest
 from comal_fast.plan.memory import SHARDED, Peak
@@ -44,7 +45,7 @@ def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
         return
     held = ", ".join(f"{part} {gib(size)}" for part, size in worst.parts.items() if size > 2**27)
     nearest_one = choose(search(shape, work, machine, memory_bytes), memory_bytes)
-    raise ValueError(
+    raise InputError(
         f"{config.model.name_or_path} does not fit: {name} needs {gib(worst.bytes)} GiB ({held}) "
         f"and the GPU has {gib(memory_bytes)} GiB; {_advice(nearest_one, shape.layers, work)}"
     )

@@ -12,6 +12,7 @@ from rich.table import Table
 from comal_fast.config import Config, load_config
 from comal_fast.config.schema import ModelConfig
 from comal_fast.config.sizes import gib, parse_bytes
+from comal_fast.errors import InputError
 from comal_fast.plan.machines import MACHINES, Machine, nearest
 from comal_fast.system.terminal import console
 
@@ -63,11 +64,11 @@ def _config(args: argparse.Namespace) -> Config:
     if args.config and "=" in args.config and args.model:
         args.overrides, args.config = [args.config, *args.overrides], None
     if bool(args.config) == bool(args.model):
-        raise ValueError("plan: give either a CONFIG or --model NAME")
+        raise InputError("plan: give either a CONFIG or --model NAME")
     if args.config:
         return load_config(args.config, args.overrides)
     if args.overrides:
-        raise ValueError("plan: key.path=value belongs to a CONFIG, not to --model")
+        raise InputError("plan: key.path=value belongs to a CONFIG, not to --model")
     return Config(ModelConfig(args.model, dtype="bfloat16"))
 
 
@@ -80,7 +81,7 @@ def _device(args: argparse.Namespace) -> tuple[float, Machine]:
     import torch
 
     if not torch.cuda.is_available():
-        raise ValueError("--gpu-memory: missing, and there is no GPU here; write such as 80GiB")
+        raise InputError("--gpu-memory: missing, and there is no GPU here; write such as 80GiB")
     memory = float(torch.cuda.get_device_properties(0).total_memory)
     return memory, MACHINES[nearest(memory)]
 

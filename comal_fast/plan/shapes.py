@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from comal_fast.errors import InputError
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -117,7 +119,7 @@ SAME = {
 PLANNED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3", "granite"}
 
 
-class Unplanned(ValueError):
+class Unplanned(InputError):
     """A model whose memory this package can't count; it may train all the same."""
 
 
@@ -161,8 +163,8 @@ def read_shape(model: Any) -> Shape:
         return known
     try:
         config = model_config(model, resolve_source(model))
-    except ValueError as error:
+    except InputError as error:
         if local:
             raise
-        raise ValueError(f"{error} (known without a hub: {', '.join(KNOWN)})") from None
+        raise InputError(f"{error} (known without a hub: {', '.join(KNOWN)})") from None
     return shape_of(config)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jinja2
 
+from comal_fast.errors import InputError
 from comal_fast.figures.style import DARK, LIGHT, to_png
 from comal_fast.report import tables
 from comal_fast.report.facts import ended, is_finished, model_name, progress, verdict
@@ -145,4 +146,4 @@ def _write(target: Path, content: bytes) -> None:
         with replacing(target) as temporary:
             temporary.write_bytes(content)
     except OSError as error:
-        raise ValueError(f"{target}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{target}: cannot be written ({error.strerror})") from None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from comal_fast.errors import InputError
 from comal_fast.report.samples import Comparison, load_comparisons, one_line
 from comal_fast.statistics import Array, Interval, number, to_interval
 
@@ -101,7 +102,7 @@ def load_run(path: Path) -> Run:
     """Read a run directory. ValueError if it does not exist or holds no readable config.yaml."""
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"{path}: no such run directory")
+        raise InputError(f"{path}: no such run directory")
     config = _config(path / "config.yaml")
     problems: list[str] = []
     folders = _iterations(path / "iterations")
@@ -133,13 +134,13 @@ def load_run(path: Path) -> Run:
 
 def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise ValueError(f"{path.parent}: no config.yaml there, so it is not a run directory")
+        raise InputError(f"{path.parent}: no config.yaml there, so it is not a run directory")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: cannot be read: {one_line(error)}") from None
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a mapping of options")
+        raise InputError(f"{path}: expected a mapping of options")
     return tree
 
 

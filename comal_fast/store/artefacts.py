@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from comal_fast.errors import InputError
 from comal_fast.store.files import replacing, sync
 
 _KEY = b"comal_key"
@@ -42,7 +43,7 @@ def table_key(path: Path) -> str | None:
 def read_table(path: Path) -> pa.Table:
     """Read a parquet artefact; ValueError where it is absent."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; the phase that writes it has not run")
+        raise InputError(f"{path}: no such file; the phase that writes it has not run")
     return pq.read_table(path)
 
 
@@ -55,7 +56,7 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON artefact; ValueError where it is absent."""
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; the phase that writes it has not run")
+        raise InputError(f"{path}: no such file; the phase that writes it has not run")
     return json.loads(path.read_text(encoding="utf-8"))
 
 

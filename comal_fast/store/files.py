@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from comal_fast.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -38,14 +40,14 @@ def sync(path: Path) -> None:
 def check_target(path: str | Path, option: str) -> None:
     """ValueError naming `option` if a file cannot be put at `path`: before any work is done."""
     if "\0" in str(path) or not str(path):
-        raise ValueError(f"{option} {str(path)!r}: not a file name")
+        raise InputError(f"{option} {str(path)!r}: not a file name")
     folder = Path(path).parent
     if not folder.is_dir():
-        raise ValueError(f"{option} {path}: the folder {folder} does not exist; create it first")
+        raise InputError(f"{option} {path}: the folder {folder} does not exist; create it first")
     if Path(path).exists() and not Path(path).is_file():  # a rename would replace a device
-        raise ValueError(f"{option} {path}: exists and is not a regular file; give a file name")
+        raise InputError(f"{option} {path}: exists and is not a regular file; give a file name")
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"{option} {path}: the folder {folder} is not writable")
+        raise InputError(f"{option} {path}: the folder {folder} is not writable")
 
 
 def write_all(contents: dict[str, bytes]) -> None:
@@ -59,4 +61,4 @@ def write_all(contents: dict[str, bytes]) -> None:
             for name, content in contents.items():
                 renames.enter_context(replacing(Path(name))).write_bytes(content)
     except OSError as error:
-        raise ValueError(f"{name}: cannot be written ({error.strerror})") from None
+        raise InputError(f"{name}: cannot be written ({error.strerror})") from None

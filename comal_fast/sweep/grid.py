@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from comal_fast.config import Config, known_keys, load_config
+from comal_fast.errors import InputError
 
 OWN = "output_dir"  # of the sweep; each cell has its own below it
 
@@ -49,10 +50,10 @@ def full_name(key: str) -> str:
         return key
     matches = _with_leaf(key)
     if len(matches) > 1:
-        raise ValueError(f"option {key}: could be {' or '.join(matches)}; give one of these")
+        raise InputError(f"option {key}: could be {' or '.join(matches)}; give one of these")
     if not matches:
         near = difflib.get_close_matches(key, [k.rsplit(".", 1)[-1] for k in known], 1, 0)
-        raise ValueError(f"unknown option {key}; the nearest is {_with_leaf(near[0])[0]}")
+        raise InputError(f"unknown option {key}; the nearest is {_with_leaf(near[0])[0]}")
     return matches[0]
 
 
@@ -70,20 +71,20 @@ def parse_axes(words: Sequence[str]) -> tuple[list[Axis], list[str]]:
         key, equals, text = word.partition("=")
         values = tuple(value.strip() for value in text.split(","))
         if not equals or not key or not all(values):
-            raise ValueError(f"--grid {word!r}: expected key=value,value,…")
+            raise InputError(f"--grid {word!r}: expected key=value,value,…")
         key = full_name(key)
         if key in [axis.key for axis in axes]:
-            raise ValueError(f"--grid {key}: given twice")
+            raise InputError(f"--grid {key}: given twice")
         if len(set(values)) < len(values):
-            raise ValueError(f"--grid {key}: a value stands there twice")
+            raise InputError(f"--grid {key}: a value stands there twice")
         if len(values) == 1:
             fixed.append(f"{key}={text}")
         elif key == OWN:
-            raise ValueError("--grid output_dir: cells have their own folders; give one value")
+            raise InputError("--grid output_dir: cells have their own folders; give one value")
         else:
             axes.append(Axis(key, values))
     if not axes:
-        raise ValueError("--grid: no option has two values or more; give key=a,b")
+        raise InputError("--grid: no option has two values or more; give key=a,b")
     return axes, fixed
 
 
@@ -100,8 +101,8 @@ def expand(path: str, axes: Sequence[Axis], overrides: Sequence[str]) -> tuple[P
                 folder = Path(load_config(path, options).output_dir)
             place = f"{OWN}={folder / 'cells' / name.replace('/', '_')}"
             cells.append(Cell(name, settings, load_config(path, [*options, place])))
-        except ValueError as error:
-            raise ValueError(f"cell {name}: {error}") from None
+        except InputError as error:
+            raise InputError(f"cell {name}: {error}") from None
     assert folder is not None
     return folder, cells
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from comal_fast.compare.entrants import SAMPLES, load_entrants
 from comal_fast.compare.tournament import Standing, Tournament, nash_support, play, standings
+from comal_fast.errors import InputError
 from comal_fast.lm_game.measure import measure
 from comal_fast.oracles import make_oracle
 from comal_fast.statistics import Array, Interval, bootstrap_interval, to_interval
@@ -104,7 +105,7 @@ def collect(folder: Path, axes: list[Axis], cells: list[Cell], failed: dict[str,
     results = [_result(c, spent.get(c.name, 0.0)) for c in cells if is_finished(c)]
     if not results:
         reasons = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise ValueError(f"{folder}: no cell of the grid finished ({reasons or 'none was run'})")
+        raise InputError(f"{folder}: no cell of the grid finished ({reasons or 'none was run'})")
     one_block = len({r.prompts for r in results}) == 1
     game = _head_to_head(results) if one_block and len(results) > 1 else None
     first = results[0].cell

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from comal_fast.config import to_dict
+from comal_fast.errors import InputError
 from comal_fast.store.artefacts import read_json, write_json
 from comal_fast.sweep.grid import Cell
 from comal_fast.sweep.reuse import start_from
@@ -33,7 +34,7 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{folder}: another comal-fast sweep is at work in it") from None
+            raise InputError(f"{folder}: another comal-fast sweep is at work in it") from None
         yield
 
 
@@ -60,7 +61,7 @@ def run_cells(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
             console.print(f"  starts from what it shares with {source.name}")
         try:
             run_all(cell.config)
-        except ValueError as error:
+        except InputError as error:
             failed[cell.name] = str(error)
             console.print(f"[red]✗[/] {cell.name}: {error}")
         seconds.append(time.monotonic() - start)

@@ -17,6 +17,8 @@ from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any
 
+from comal_fast.errors import InputError
+
 
 def run_apart(work: Callable[..., None], *arguments: Any) -> None:
     """`work(*arguments)` in a new process; raises what it raises. All of them must pickle.
@@ -45,7 +47,7 @@ def run_apart(work: Callable[..., None], *arguments: Any) -> None:
     if child.exitcode == 130:
         raise KeyboardInterrupt
     if child.exitcode != 0:
-        raise ValueError(
+        raise InputError(
             f"the process of this phase was killed ({_cause(child.exitcode)}); out of memory? "
             "The same command goes on from the last checkpoint"
         )
@@ -88,11 +90,11 @@ def _end_with_parent() -> None:
 
 def _portable(error: Exception) -> Exception:
     """The error itself where it pickles; with where it was raised, if it's not meant for users."""
-    if not isinstance(error, ValueError):
+    if not isinstance(error, InputError):
         error.add_note(traceback.format_exc())
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        kind = InputError if isinstance(error, InputError) else RuntimeError
         return kind(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
     return error

@@ -16,6 +16,7 @@ from comal_fast.config import Config
 from comal_fast.distributed import checkpoint
 from comal_fast.distributed.group import summed
 from comal_fast.distributed.sharding import forward_pass, shard
+from comal_fast.errors import InputError
 from comal_fast.model.activations import activations
 from comal_fast.model.head import head_arguments
 from comal_fast.model.logps import passed_tokens
@@ -35,7 +36,7 @@ from comal_kernels import prox_loss
 from comal_kernels.sharded import whole
 
 
-class Diverged(ValueError):
+class Diverged(InputError):
     """A gradient that is no number: no iterate comes of this iteration."""
 
 

@@ -22,7 +22,7 @@ from comal_fast.config import load_config
 from comal_fast.loop import PHASES, open_run, run_all
 
 HERE = Path(__file__).parent
-KILLING = HERE.parent / "trainer" / "resume_driver.py"
+KILLING = HERE.parent / "loop" / "resume_driver.py"
 MODEL = Path("iterations/0001/model/model.safetensors")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-DRIVER = Path(__file__).parents[1] / "trainer" / "resume_driver.py"
+DRIVER = Path(__file__).parents[1] / "loop" / "resume_driver.py"
 
 
 def start(config: Path, output: Path, target: str = "never", count: int = 0) -> int:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from comal_fast.errors import InputError
 from comal_fast.model.attention.layout import Engine, Layout, Options
 
 BLOCK = 128  # queries, and keys, of a block
@@ -27,7 +28,7 @@ def flex(function: Callable[..., Tensor]) -> Engine:
         query: Tensor, key: Tensor, value: Tensor, layout: Layout, options: Options
     ) -> Tensor:
         if options.dropout:
-            raise ValueError("model.attn_implementation: flex_attention has no attention dropout")
+            raise InputError("model.attn_implementation: flex_attention has no attention dropout")
         window = options.window
         out = function(
             query,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
+from comal_fast.errors import InputError
 from comal_fast.model.attention.flex import compiled, flex
 from comal_fast.model.attention.layout import Engine, Layout, Options
 from comal_fast.model.attention.sdpa import sdpa
@@ -72,7 +73,7 @@ def choose_engine(requested: str, model: Any) -> str:
     if requested != "auto":
         why = _why_not(requested, model)
         if why:
-            raise ValueError(f"model.attn_implementation: {requested} {why}")
+            raise InputError(f"model.attn_implementation: {requested} {why}")
         return requested
     return next(engine for engine in ENGINES if not _why_not(engine, model))
 
@@ -105,5 +106,5 @@ def _why_not(engine: str, model: Any) -> str | None:
     return None if torch_has_varlen() else "needs a newer torch, whose varlen_attn has windows"
 
 
-def _inexact(what: str, module: torch.nn.Module) -> ValueError:
-    return ValueError(f"packed attention can't do {what}; {type(module).__name__} needs it")
+def _inexact(what: str, module: torch.nn.Module) -> InputError:
+    return InputError(f"packed attention can't do {what}; {type(module).__name__} needs it")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from comal_fast.errors import InputError
 from comal_fast.model.attention.layout import Engine, Layout, Options
 
 
@@ -115,7 +116,7 @@ def torch_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Optio
 
     for value, name in ((options.softcap, "soft-capping"), (options.dropout, "dropout")):
         if value:
-            raise ValueError(f"model.attn_implementation: torch_varlen has no attention {name}")
+            raise InputError(f"model.attn_implementation: torch_varlen has no attention {name}")
     heads: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(varlen_attn) else {}
     window = (-1 if options.window is None else options.window - 1, 0)  # (−1, 0) is causal
     return varlen_attn(  # type: ignore[return-value]
