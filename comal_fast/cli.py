@@ -4,32 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from comal_fast import __version__, merge
 from comal_fast.compare import command as compare
+from comal_fast.config import command as config
 from comal_fast.errors import InputError
 from comal_fast.game import command as game
 from comal_fast.lm_game import command as lm_game
 from comal_fast.plan import command as plan
 from comal_fast.report import command as report
+from comal_fast.store.directory import PHASES
 from comal_fast.sweep import command as sweep
+from comal_fast.system.doing import done_when
 from comal_fast.system.ranks import is_main, world
 from comal_fast.system.terminal import quiet_libraries
 
-PHASE_HELP = {
-    "generate": "sample K responses per prompt from the current policy",
-    "judge": "the preference matrix of every prompt's samples",
-    "pair": "choose the preference pairs",
-    "logps": "log-probs of the reference and of the last iterate",
-    "train": "the prox step to the next iterate",
-    "evaluate": "held-out win rates of an iterate against the earlier ones",
-    "diagnose": "signs of a failing run, on what was measured up to an iteration",
-}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 bad input (one line), 3 ended by a diagnostic, 130 by Ctrl-C."""
+    """Exit status: 0 done, 1 a fault of the program, 2 bad input (one line), 3 ended by a
+    diagnostic, 130 by Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parse(arguments)
     quiet_libraries()
@@ -63,6 +58,14 @@ def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str
             f"comal-fast {' '.join(arguments)}"
         )
         return 130
+    except Exception as error:
+        during = done_when(error)
+        tell(
+            f"comal-fast: a fault of the program{f', in {during}' if during else ''}; nothing "
+            f"finished is lost. To go on from here: comal-fast {' '.join(arguments)}\n"
+            f"{''.join(traceback.format_exception(error)).rstrip()}"
+        )
+        return 1
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -87,13 +90,14 @@ def parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="the whole loop, from prompts to report; resumes")
     _config_arguments(run)
     run.set_defaults(run=_run)
-    for phase, text in PHASE_HELP.items():
+    for phase, text in PHASES.items():
         verb = verbs.add_parser(phase, help=text)
         _config_arguments(verb)
         verb.add_argument(
             "--iteration", type=int, help="default: the first whose model is not there yet"
         )
         verb.set_defaults(run=_phase, phase=phase)
+    config.register(verbs)
     plan.register(verbs)
     sweep.register(verbs)
     compare.register(verbs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,18 +16,23 @@ from comal_fast.context import Context
 from comal_fast.distributed import collective
 from comal_fast.distributed.collective import dismiss
 from comal_fast.errors import InputError
+from comal_fast.oracles import make_oracle
 from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
 from comal_fast.phases.diagnose import Ending
 from comal_fast.plan.check import check_device
 from comal_fast.report import write_report
-from comal_fast.store.artefacts import read_json, write_json
-from comal_fast.store.metrics import read_metrics
+from comal_fast.store.artefacts import write_json
+from comal_fast.store.directory import PHASES
+from comal_fast.store.files import locked
+from comal_fast.system.doing import doing
+from comal_fast.system.machine import device_name, versions
 from comal_fast.system.peak import reset_peak
 from comal_fast.system.processes import run_apart
 from comal_fast.system.ranks import world
 from comal_fast.system.terminal import console
+from comal_fast.training.trainer import Diverged
 
-PHASES: dict[str, Callable[[Context, int], None]] = {
+RUN: dict[str, Callable[[Context, int], None]] = {
     "generate": generate.run,
     "judge": judge.run,
     "pair": pair.run,
@@ -43,10 +47,10 @@ def run_all(config: Config) -> dict[str, Any]:
     """COMAL from the initial policy to the last iterate; what is done already is not done again.
 
     A diagnostic may end it earlier. Given again, the same command ends at the same place; with that
-    diagnostic set to `warn`, it goes on from there.
+    diagnostic set to `warn`, it goes on from there. Returns summary.json.
     """
     with open_run(config) as context:
-        context.discard(context.directory / "summary.json")  # of an earlier, shorter run
+        context.directory.summary.unlink(missing_ok=True)  # of an earlier, shorter run
         phase = phase_runner(context)
         phase("evaluate", 0)
         evaluated = evaluate.iterates(config)
@@ -56,7 +60,7 @@ def run_all(config: Config) -> dict[str, Any]:
                 for name in PHASES:
                     if name != "evaluate" or iteration in evaluated:
                         phase(name, iteration)
-            except train.Diverged as error:
+            except Diverged as error:
                 if config.diagnostics.divergence != "rollback":
                     raise
                 end = Ending("rollback", "divergence", str(error), iteration - 1)
@@ -66,7 +70,7 @@ def run_all(config: Config) -> dict[str, Any]:
                 break
         phase("evaluate", end.result if end else iteration)  # if it was not
         summary = write_summary(context, iteration, end)
-        report = write_report(context.directory)
+        report = write_report(context.directory.path)
     print_summary(summary, config)
     console.print(f"report: {report}")
     return summary
@@ -75,16 +79,13 @@ def run_all(config: Config) -> dict[str, Any]:
 def run_phase(config: Config, phase: str, iteration: int | None) -> None:
     """One phase, of the given iteration or of the first whose model is not there yet."""
     with open_run(config) as context:
+        last = config.algorithm.iterations
         if iteration is None:
-            last = config.algorithm.iterations
-            untrained = (t for t in range(1, last) if not train.path(context, t).exists())
-            iteration = next(untrained, last)
-        if not (phase == "evaluate" and iteration == 0) and not (
-            1 <= iteration <= config.algorithm.iterations
-        ):
+            trained = context.directory.trained()
+            iteration = next((t for t in range(1, last) if t not in trained), last)
+        if not (phase == "evaluate" and iteration == 0) and not 1 <= iteration <= last:
             raise InputError(
-                f"--iteration: {iteration} is outside 1 … {config.algorithm.iterations} "
-                "(algorithm.iterations)"
+                f"--iteration: {iteration} is outside 1 … {last} (algorithm.iterations)"
             )
         run_here(context, phase, iteration)
 
@@ -101,7 +102,8 @@ def phase_runner(context: Context) -> Callable[[str, int], None]:
 def run_here(context: Context, phase: str, iteration: int) -> None:
     """One phase of one iteration, in this process."""
     reset_peak(context.device)
-    PHASES[phase](context, iteration)
+    with doing(f"{phase}, iteration {iteration}"):
+        RUN[phase](context, iteration)
 
 
 @contextmanager
@@ -110,15 +112,10 @@ def open_run(config: Config) -> Iterator[Context]:
     check_ranks(config, world())
     context = Context(config)
     check_device(config, context.device)
+    make_oracle(config.oracle)  # says what it lacks, before anything is sampled
     context.held_out_prompts()
-    context.directory.mkdir(parents=True, exist_ok=True)
-    with (context.directory / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"output_dir {context.directory}: another comal-fast is at work in it"
-            ) from None
+    taken = f"output_dir {context.directory}: another comal-fast is at work in it"
+    with locked(context.directory.path, taken):
         context.write_headers()
         yield context
     dismiss()
@@ -130,9 +127,9 @@ def serve(config: Config) -> None:
 
 
 def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, Any]:
-    """RUN_DIR/summary.json, after iteration `last`."""
+    """Write summary.json after iteration `last`, and return it."""
     result = end.result if end else last
-    rows = [r for r in read_metrics(context.directory / "metrics.jsonl") if r["iteration"] <= last]
+    rows = [r for r in context.directory.rows() if r["iteration"] <= last]
     seconds: dict[str, float] = defaultdict(float)
     for row in rows:
         seconds[row["phase"]] += row["perf/seconds"]
@@ -146,16 +143,16 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
         "result": result,
         "ended": {"action": end.action, "by": end.name, "text": end.text} if end else None,
         "findings": diagnose.findings(context, last),
-        "versions": context.versions(),
-        "device": context.device_name(),
+        "versions": versions(),
+        "device": device_name(context.device),
     }
-    write_json(context.directory / "summary.json", summary)
+    write_json(context.directory.summary, summary)
     return summary
 
 
 def _win_rate(context: Context, result: int) -> dict[str, Any]:
     """Of the resulting iterate against the initial policy."""
-    evaluation = read_json(evaluate.path(context, result))
+    evaluation = context.directory.iteration(result).evaluation.read()
     rate = evaluation["win_rates"].get("0", {"mean": 0.5, "ci95": [0.5, 0.5]})  # π_0 itself
     return {
         "mean": rate["mean"],

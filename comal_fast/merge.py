@@ -32,18 +32,21 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast merge`; returns 0, or raises ValueError before anything is written."""
     from comal_fast.config import load_saved
-    from comal_fast.store.artefacts import read_json
+    from comal_fast.store.directory import RunDirectory
 
-    config = load_saved(args.run_dir / "config.yaml")
+    directory = RunDirectory(args.run_dir)
+    config = load_saved(directory.config)
     if config.model.lora is None:
         raise InputError(
             f"{args.run_dir}: trained without model.lora: iterations/NNNN/model are whole models"
         )
     if args.output.exists():
         raise InputError(f"{args.output}: exists already; give a new folder")
-    iterate = args.iterate
+    iterate = directory.result() if args.iterate is None else args.iterate
     if iterate is None:
-        iterate = read_json(args.run_dir / "summary.json")["result"]
+        raise InputError(
+            f"{directory.summary}: no such file, the run has no result; give --iterate"
+        )
     from comal_fast.system.terminal import console  # torch and transformers load from here on
 
     merge(args.run_dir, iterate, args.output)
@@ -53,19 +56,19 @@ def run(args: argparse.Namespace) -> int:
 
 def merge(run_dir: Path, iterate: int, output: Path) -> None:
     """Write π_iterate (≥ 1) of a LoRA run to the folder `output`, as one plain model."""
-    from dataclasses import replace
-
     from peft import PeftModel
 
     from comal_fast.config import load_saved
     from comal_fast.context import Context
     from comal_fast.store.artefacts import make_key, write_folder
+    from comal_fast.store.directory import RunDirectory
 
-    saved = load_saved(run_dir / "config.yaml")
-    context = Context(replace(saved, output_dir=str(run_dir)))
-    key = make_key("merge", context.model_key(iterate))  # says so where there is no such iterate
-    folder = context.folder(iterate) / "model"
-    base = context.model(0)
+    saved = load_saved(RunDirectory(run_dir).config)
+    context = Context(saved.model_copy(update={"output_dir": str(run_dir)}))
+    policies = context.policies
+    key = make_key("merge", policies.key(iterate))  # says so where there is no such iterate
+    folder = context.directory.iteration(iterate).model.path
+    base = policies.load(0)
     if context.config.model.quantization == "nf4":
         base = base.dequantize(dtype=base.dtype)
     merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True)

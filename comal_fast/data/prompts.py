@@ -15,6 +15,8 @@ from comal_fast.config.schema import DataConfig
 from comal_fast.errors import InputError
 
 Message = dict[str, str]
+Messages = tuple[tuple[str, str], ...]
+"""(role, content) of each message of a conversation."""
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -22,15 +24,19 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 class Prompt:
     """One prompt: the messages before the response, and where it came from (file and line)."""
 
-    messages: tuple[tuple[str, str], ...]
-    """(role, content) of each message."""
+    messages: Messages
     source: str
     split: str | None = None
 
     @property
     def text(self) -> str:
-        """What the user said last: what oracles judge responses against."""
-        return next(content for role, content in reversed(self.messages) if role == "user")
+        """What the user said last."""
+        return last_user_text(self.messages)
+
+
+def last_user_text(messages: Messages) -> str:
+    """What the user said last; empty where no user spoke."""
+    return next((content for role, content in reversed(messages) if role == "user"), "")
 
 
 def load_prompts(data: DataConfig) -> list[Prompt]:
@@ -39,7 +45,7 @@ def load_prompts(data: DataConfig) -> list[Prompt]:
     TRL's formats: prompt-only or preference rows, plain or conversational, implicit prompts too.
     Raises ValueError naming file, line and field.
     """
-    seen: dict[tuple[tuple[str, str], ...], Prompt] = {}
+    seen: dict[Messages, Prompt] = {}
     for source, row in _rows(data):
         messages = _messages(source, row)
         if data.system_prompt is not None and messages[0][0] != "system":
@@ -125,7 +131,7 @@ def _parse(source: str, line: str) -> dict[str, Any]:
     return row
 
 
-def _messages(source: str, row: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+def _messages(source: str, row: dict[str, Any]) -> Messages:
     prompt, name = row.get("prompt"), "prompt"
     if prompt is None and "chosen" in row and "rejected" in row:
         prompt, name = _implicit_prompt(row["chosen"], row["rejected"]), "chosen"

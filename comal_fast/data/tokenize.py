@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comal_fast.config.schema import DataConfig
-from comal_fast.data.prompts import Prompt
+from comal_fast.data.prompts import Messages, Prompt, last_user_text
 from comal_fast.errors import InputError
 
 
@@ -15,8 +15,14 @@ from comal_fast.errors import InputError
 class TokenizedPrompt:
     """A prompt with its ids: everything before the response, template included."""
 
-    text: str
+    messages: Messages
+    """The whole conversation before the response."""
     ids: list[int]
+
+    @property
+    def text(self) -> str:
+        """What the user said last."""
+        return last_user_text(self.messages)
 
 
 def tokenize_prompts(
@@ -43,6 +49,6 @@ def tokenize_prompts(
                 f"generation.max_new_tokens={max_new_tokens} that exceeds data.max_length="
                 f"{data.max_length}; raise it, or leave such prompts out by data.max_prompt_length"
             )
-        kept.append(TokenizedPrompt(prompt.text, ids))
+        kept.append(TokenizedPrompt(prompt.messages, ids))
         originals.append(prompt)
     return kept, originals, left_out

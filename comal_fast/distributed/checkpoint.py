@@ -17,16 +17,16 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from comal_fast.distributed.group import broadcast, wait
-from comal_fast.store.artefacts import write_folder
+from comal_fast.store.artefacts import Folder
 from comal_fast.system.ranks import rank, world
 
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 @contextmanager
-def write_together(path: Path, key: str) -> Iterator[Path]:
-    """`write_folder` on rank 0; all ranks write into it."""
-    with write_folder(path, key) if rank() == 0 else nullcontext() as temporary:
+def write_together(folder: Folder, key: str) -> Iterator[Path]:
+    """`folder.write` on rank 0; all ranks write into it."""
+    with folder.write(key) if rank() == 0 else nullcontext() as temporary:
         yield broadcast(temporary)
         wait()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from comal_fast.errors import InputError
 from comal_fast.game.nash import strict_cycle
 from comal_fast.game.preference import Array, Game, check_matrix, default_names, paper_game
+from comal_fast.store.directory import RunDirectory
 
 SIZES = (2, 10_000)
 FIELDS = 3  # battlefields of the Blotto-like game
@@ -123,11 +123,8 @@ def load_empirical(
 def _judgments(run_dir: Path, iteration: int | None) -> Path:
     if not run_dir.is_dir():
         raise InputError(f"--empirical {run_dir}: no such folder; give a run directory")
-    found = {
-        int(path.parent.name): path
-        for path in sorted(run_dir.glob("iterations/*/judgments.parquet"))
-        if re.fullmatch(r"\d+", path.parent.name)
-    }
+    folders = RunDirectory(run_dir).iterations()
+    found = {t: f.judgments.path for t, f in folders.items() if f.judgments.exists()}
     if not found:
         raise InputError(
             f"--empirical {run_dir}: no iterations/NNNN/judgments.parquet in it; "

@@ -1,10 +1,9 @@
-"""Sampling responses with transformers: K per prompt, every prompt prefilled once."""
+"""`generation.engine: transformers`: sampling in this process, every prompt prefilled once."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,49 +19,46 @@ from transformers import (
 )
 from transformers.cache_utils import StaticLayer
 
-from comal_fast.config.schema import GenerationConfig
+from comal_fast.config.generation import TransformersConfig
+from comal_fast.generation.engine import Engine, Response, Sampled
 from comal_fast.model.load import stop_token_ids
 
 
-@dataclass(frozen=True)
-class Response:
-    """One sampled response. `finished`: it ended by itself, and its last id is the end token."""
+class TransformersEngine:
+    """Batches of prompts, longest first; each prompt is prefilled once for all its responses.
 
-    ids: list[int]
-    finished: bool
-
-
-def sample_responses(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    num_generations: int,
-    config: GenerationConfig,
-    seed: str,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[dict[int, list[Response]]]:
-    """Yield {prompt index: its K responses} a batch at a time, longest prompts first.
-
-    Every batch seeds itself from `seed` and its number, so the outcome depends on nothing before.
-    `share` (r, n): only the batches whose number is r modulo n.
+    Every batch seeds itself from the seed and its number, so the outcome depends on nothing before.
     """
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    per_batch = max(1, config.batch_size // num_generations)
-    stops = stop_token_ids(model, tokenizer)
-    starts = list(enumerate(range(0, len(order), per_batch)))
-    for number, start in starts[share[0] :: share[1]]:
-        chosen = order[start : start + per_batch]
-        digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(int.from_bytes(digest[:7], "big"))
-            tokens = _generate(
-                model, tokenizer, [prompts[i] for i in chosen], num_generations, config, stops
-            )
-        responses = [_cut(row, stops) for row in tokens.tolist()]
-        yield {
-            index: responses[i * num_generations : (i + 1) * num_generations]
-            for i, index in enumerate(chosen)
-        }
+
+    def __init__(self, options: TransformersConfig, model: Any, tokenizer: Any) -> None:
+        self.options, self.model, self.tokenizer = options, model, tokenizer
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        seed: str,
+        share: tuple[int, int] = (0, 1),
+    ) -> Iterator[dict[int, list[Response]]]:
+        """See `Engine.sample`; a share is every n-th batch."""
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        per_batch = max(1, self.options.batch_size // count)
+        stops = stop_token_ids(self.model, self.tokenizer)
+        starts = list(enumerate(range(0, len(order), per_batch)))
+        for number, start in starts[share[0] :: share[1]]:
+            chosen = order[start : start + per_batch]
+            digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+            with torch.random.fork_rng(), torch.inference_mode():
+                torch.manual_seed(int.from_bytes(digest[:7], "big"))
+                batch = [prompts[i] for i in chosen]
+                tokens = _generate(self.model, self.tokenizer, batch, count, self.options, stops)
+            responses = [_cut(row, stops) for row in tokens.tolist()]
+            yield {index: responses[i * count : (i + 1) * count] for i, index in enumerate(chosen)}
+
+
+def make(options: TransformersConfig, policy: Sampled) -> Engine:
+    """The engine, with the policy in this process's memory."""
+    return TransformersEngine(options, policy.model(), policy.tokenizer)
 
 
 def _generate(
@@ -70,7 +66,7 @@ def _generate(
     tokenizer: Any,
     prompts: list[Sequence[int]],
     repeats: int,
-    config: GenerationConfig,
+    config: TransformersConfig,
     stops: list[int],
 ) -> Tensor:
     """(len(prompts) · repeats, new tokens) sampled ids, prompts padded on the left."""
@@ -124,7 +120,7 @@ def _repeat(cache: Cache, repeats: int) -> None:
         layer.values = layer.values.repeat_interleave(repeats, 0)
 
 
-def _sampler(config: GenerationConfig) -> LogitsProcessorList:
+def _sampler(config: TransformersConfig) -> LogitsProcessorList:
     steps: list[LogitsProcessor] = [TemperatureLogitsWarper(config.temperature)]
     if config.top_p < 1.0:
         steps.append(TopPLogitsWarper(config.top_p))

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from comal_fast.errors import InputError
-from comal_fast.game.preference import PAPER_START, check_start, load_game
+from comal_fast.game.preference import PAPER_START, check_start
 from comal_fast.store.files import check_target, write_all
 from comal_fast.system.terminal import console
 
@@ -45,15 +45,15 @@ def _make(args: argparse.Namespace) -> int:
     from comal_fast.config import load_config
 
     config = load_config(args.config, args.overrides)
-    if config.oracle.game is None:
-        raise InputError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
-    game = load_game(config.oracle.game)
+    from comal_fast.lm_game.measure import known_game  # torch and transformers are slow to load
+
+    _, game = known_game(config)
     try:
         values = [float(word) for word in args.start.split(",")]
     except ValueError:
         raise InputError(f"--start {args.start}: expected numbers with commas between") from None
     start = check_start(values, len(game.names), "--start")
-    from comal_fast.lm_game.model import make  # torch and transformers are slow to load
+    from comal_fast.lm_game.model import make
 
     console.print(f"model: {make(config, game, start)}", soft_wrap=True)
     return 0

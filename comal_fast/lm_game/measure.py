@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from comal_fast.config import Config
+from comal_fast.config.oracle import MatrixConfig
 from comal_fast.context import Context
 from comal_fast.errors import InputError
 from comal_fast.game.nash import duality_gap, nash_policy
@@ -17,7 +17,6 @@ from comal_fast.lm_game.model import game_sequences
 from comal_fast.model.logps import response_logps
 from comal_fast.oracles.matrix import with_unknown
 from comal_fast.store.artefacts import write_json
-from comal_fast.store.metrics import read_metrics
 from comal_fast.system.terminal import progress
 
 
@@ -74,13 +73,10 @@ def measure(config: Config) -> Measured:
 
     ValueError where the oracle is no game, or the run has not trained anything.
     """
-    if config.oracle.game is None:
-        raise InputError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
-    game = load_game(config.oracle.game)
+    oracle, game = known_game(config)
     context = Context(config)
-    last = config.algorithm.iterations
-    while last and not (context.folder(last) / "model").is_dir():
-        last -= 1
+    trained = context.directory.trained()
+    last = max((t for t in trained if t <= config.algorithm.iterations), default=0)
     if not last:
         raise InputError(f"{context.directory}: no trained model in it; `comal-fast run` first")
     visited = (p.ids for t in range(1, last + 1) for p in context.training_prompts(t))
@@ -88,10 +84,10 @@ def measure(config: Config) -> Measured:
     prompts = [*training, *(p.ids for p in context.held_out_prompts())]
     sequences = game_sequences(context.tokenizer, prompts, game.names)
     policies = np.empty((last + 1, len(prompts), len(game.names) + 1))
-    with progress(f"measure {context.directory.name}", last + 1, "policies") as advance:
+    with progress(f"measure {context.directory.path.name}", last + 1, "policies") as advance:
         for t in range(last + 1):
             logps = response_logps(
-                context.model(t),
+                context.policies.load(t),
                 sequences,
                 max_tokens=config.training.max_tokens_per_microbatch,
                 attn_implementation=config.model.attn_implementation,
@@ -101,20 +97,21 @@ def measure(config: Config) -> Measured:
             policies[t, :, :-1], policies[t, :, -1] = known, 1 - known.sum(axis=1)
             advance()
     measured = Measured(
-        name=context.directory.name,
+        name=context.directory.path.name,
         prox=config.algorithm.prox,
         game=game,
         nash=nash_policy(game.matrix),
         policies=policies,
         held_out=np.arange(len(prompts)) >= len(training),
-        gap=duality_gap(with_unknown(game.matrix, config.oracle.unknown_wins), policies),
-        seconds=_seconds(context.directory),
+        gap=duality_gap(with_unknown(game.matrix, oracle.unknown_wins), policies),
+        seconds=float(sum(row["perf/seconds"] for row in context.directory.rows())),
     )
-    write_json(context.directory / "lm_game.json", measured.to_json())
+    write_json(context.directory.lm_game, measured.to_json())
     return measured
 
 
-def _seconds(directory: Path) -> float:
-    """Of all phases, as metrics.jsonl has them."""
-    rows = read_metrics(directory / "metrics.jsonl")
-    return float(sum(row["perf/seconds"] for row in rows))
+def known_game(config: Config) -> tuple[MatrixConfig, Game]:
+    """The options of the oracle `matrix`, and its game. InputError for any other oracle."""
+    if not isinstance(config.oracle, MatrixConfig):
+        raise InputError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
+    return config.oracle, load_game(config.oracle.game)

@@ -1,12 +1,10 @@
 """What the layers keep for the backward pass: all, only their input, or that in host memory.
 
-A checkpointed layer keeps its input alone and runs again in the backward pass. How many do is
-the least that a budget of memory asks for.
+A recomputed layer keeps its input alone and runs again in the backward pass.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +16,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from comal_fast.config import Config
 from comal_fast.errors import InputError
 
 
@@ -36,20 +33,6 @@ def layers_of(model: Any) -> list[Any]:
 def spread(count: int, layers: int) -> list[int]:
     """`count` of 0 … layers − 1, evenly spread, the first among them."""
     return [i * layers // count for i in range(count)]
-
-
-def least_checkpointed(
-    budget: float, tokens: int, layers: int, kept: float, checkpointed: float
-) -> int:
-    """The least number of checkpointed layers under which all layers keep at most `budget` bytes.
-
-    kept, checkpointed: bytes a token that a layer keeps in either case. All of them where even
-    that is too much: what then remains is their inputs.
-    """
-    excess = layers * kept * tokens - budget
-    if excess <= 0:
-        return 0
-    return min(layers, math.ceil(excess / ((kept - checkpointed) * tokens)))
 
 
 def checkpoint_layers(
@@ -74,38 +57,14 @@ def checkpoint_layers(
 
 
 @contextmanager
-def activations(model: Any, config: Config, tokens: int) -> Iterator[None]:
-    """Within the block, layers keep what `training:` lets them.
-
-    tokens: of the largest packed pass. Raises ValueError where `activation_memory` is `auto` and
-    the model is not on a CUDA device.
-    """
-    count = checkpointed_layers(model, config, tokens)
-    offload = config.training.offload_activations
+def activations(model: Any, count: int, offload: bool) -> Iterator[None]:
+    """Within the block `count` layers are recomputed, their inputs in host memory on `offload`."""
     run = HostShelf(model.device).checkpoint if offload else checkpoint
     undo = checkpoint_layers(model, count, run)
     try:
         yield
     finally:
         undo()
-
-
-def checkpointed_layers(model: Any, config: Config, tokens: int) -> int:
-    """How many layers run again in the backward pass of `tokens` tokens, under `training:`."""
-    training = config.training
-    if training.activation_memory is None:
-        return len(layers_of(model)) if training.gradient_checkpointing else 0
-    # here, since what a plan counts runs through `checkpoint_layers`
-    from comal_fast.plan.search import budgeted_layers, configured
-    from comal_fast.plan.shapes import shape_of
-
-    shape, cuda = shape_of(model.config), model.device.type == "cuda"
-    if training.activation_memory != "auto":
-        return budgeted_layers(config, shape, tokens, cuda)
-    if not cuda:
-        raise InputError("training.activation_memory: auto needs a GPU; give a size, such as 8GiB")
-    total = torch.cuda.get_device_properties(model.device).total_memory
-    return configured(config, shape, total).checkpointed
 
 
 class HostShelf:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comal_fast.config.schema import OptimizerState
+from comal_fast.config.training import OptimizerState
 from comal_fast.optim.gradients import HostGradients
 from comal_fast.optim.host import HostState
 from comal_fast.optim.moments import Moments, choose_moments

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from comal_fast.config.schema import OptimizerState
+from comal_fast.config.training import OptimizerState
 from comal_fast.optim.slices import local
 
 BLOCK = 256  # elements that share a scale in bitsandbytes' 8-bit kernels

@@ -1,25 +1,58 @@
-"""Preference oracles, by name."""
+"""Preference oracles: an interface, and a file each, named as `oracle.name` is."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+import typing
+from collections.abc import Callable
+from typing import Any
 
-from comal_fast.game.preference import load_game
-from comal_fast.oracles.base import Comparison, Oracle, self_comparison
-from comal_fast.oracles.criteria import CriteriaOracle
-from comal_fast.oracles.matrix import MatrixOracle
+from comal_fast.config.oracle import ORACLE_CHOICE, OracleConfig
+from comal_fast.config.plugins import source_of
+from comal_fast.oracles.base import Comparison, Messages, Oracle, conversations, self_comparison
 from comal_fast.oracles.order import debiased
 
-if TYPE_CHECKING:
-    from comal_fast.config.schema import OracleConfig
+__all__ = [
+    "Comparison",
+    "Messages",
+    "Oracle",
+    "conversations",
+    "make_oracle",
+    "oracle_key",
+    "register",
+    "self_comparison",
+]
+Maker = Callable[[Any], Oracle]
+_makers: dict[str, Maker] = {}  # of plugins
 
 
-def make_oracle(config: OracleConfig) -> Oracle:
-    """The oracle that `config.name` asks for, without position bias."""
-    if config.name == "matrix":
-        assert config.game is not None  # validate.py
-        return debiased(MatrixOracle(load_game(config.game), config.unknown_wins))
-    return debiased(CriteriaOracle(config.weights, config.temperatures, config.target_words))
+def register(options: type[OracleConfig]) -> Callable[[Maker], Maker]:
+    """A decorator of the function that makes an oracle from these options, for a plugin.
+
+    `options`: a subclass of OracleConfig whose `name` has one value, what `oracle.name` says.
+    """
+    (name,) = typing.get_args(options.model_fields["name"].annotation)
+    ORACLE_CHOICE.register(options)
+
+    def add(make: Maker) -> Maker:
+        _makers[name] = make
+        return make
+
+    return add
 
 
-__all__ = ["Comparison", "Oracle", "make_oracle", "self_comparison"]
+def make_oracle(options: OracleConfig) -> Oracle:
+    """The oracle that `options.name` names, without position bias.
+
+    Raises InputError for what it needs and does not find.
+    """
+    make = _makers.get(options.name)
+    if make is None:
+        make = importlib.import_module(f"comal_fast.oracles.{options.name}").make
+    return debiased(make(options))
+
+
+def oracle_key(oracle: Oracle, options: OracleConfig) -> str:
+    """Changes whenever a judgement could: its fingerprint, and of a plugin's the file too."""
+    source = source_of(type(options).__module__)
+    return oracle.fingerprint() if source is None else f"{oracle.fingerprint()} of {source}"

@@ -5,18 +5,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+
+from comal_fast.data.prompts import Messages, last_user_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Responses to one prompt: every one of `left` is to be compared with every one of `right`."""
+    """Responses to one conversation: every one of `left` is to be compared with all of `right`."""
 
-    prompt: str
+    messages: Messages
+    """(role, content) of every message before the responses, the system's included."""
     left: Sequence[str]
     right: Sequence[str]
+
+    @property
+    def prompt(self) -> str:
+        """What the user said last."""
+        return last_user_text(self.messages)
 
 
 class Oracle(ABC):
@@ -33,6 +44,14 @@ class Oracle(ABC):
         """Changes whenever a judgement could."""
 
 
-def self_comparison(prompt: str, responses: Sequence[str]) -> Comparison:
+def self_comparison(messages: Messages, responses: Sequence[str]) -> Comparison:
     """All K responses against each other."""
-    return Comparison(prompt, responses, responses)
+    return Comparison(messages, responses, responses)
+
+
+def conversations(samples: pa.Table) -> list[Messages]:
+    """Of each row of samples the conversation it answers; 0.1 kept the last user's text alone."""
+    if "messages" not in samples.column_names:
+        return [(("user", text),) for text in samples["prompt"].to_pylist()]
+    rows = samples["messages"].to_pylist()
+    return [tuple((m["role"], m["content"]) for m in row) for row in rows]

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
 
+from comal_fast.config.oracle import CriteriaConfig, Criterion
 from comal_fast.data.text import content_words, repetition, words
 from comal_fast.oracles.base import Comparison, Oracle
 
@@ -61,7 +62,7 @@ def _direct(prompt: str, response: str, target: int) -> float:
 
 
 @dataclass(frozen=True)
-class Criterion:
+class Scored:
     """A score of a response, its weight in the mixture and the temperature of its sigmoid."""
 
     score: Callable[[str, str, int], float]
@@ -69,13 +70,13 @@ class Criterion:
     temperature: float
 
 
-CRITERIA: dict[str, Criterion] = {
-    "complete": Criterion(_complete, 0.36, 0.1),
-    "answers": Criterion(_answers, 0.22, 0.05),
-    "brief": Criterion(_brief, 0.16, 0.05),
-    "says_something": Criterion(_says_something, 0.10, 0.05),
-    "varied": Criterion(_varied, 0.10, 0.03),
-    "direct": Criterion(_direct, 0.06, 0.1),
+CRITERIA: dict[Criterion, Scored] = {
+    "complete": Scored(_complete, 0.36, 0.1),
+    "answers": Scored(_answers, 0.22, 0.05),
+    "brief": Scored(_brief, 0.16, 0.05),
+    "says_something": Scored(_says_something, 0.10, 0.05),
+    "varied": Scored(_varied, 0.10, 0.03),
+    "direct": Scored(_direct, 0.06, 0.1),
 }
 
 
@@ -84,8 +85,8 @@ class CriteriaOracle(Oracle):
 
     def __init__(
         self,
-        weights: dict[str, float] | None = None,
-        temperatures: dict[str, float] | None = None,
+        weights: Mapping[Criterion, float] | None = None,
+        temperatures: Mapping[Criterion, float] | None = None,
         target_words: int = 40,
     ) -> None:
         raw = weights or {name: c.weight for name, c in CRITERIA.items()}
@@ -113,6 +114,11 @@ class CriteriaOracle(Oracle):
             [self.weights, self.temperatures, self.target_words], sort_keys=True
         )
 
-    def _scores(self, name: str, prompt: str, *sides: Iterable[str]) -> list[np.ndarray]:
+    def _scores(self, name: Criterion, prompt: str, *sides: Iterable[str]) -> list[np.ndarray]:
         score = CRITERIA[name].score
         return [np.array([score(prompt, text, self.target_words) for text in s]) for s in sides]
+
+
+def make(options: CriteriaConfig) -> Oracle:
+    """The oracle of these options."""
+    return CriteriaOracle(options.weights, options.temperatures, options.target_words)

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from comal_fast.game.preference import Array, Game
+from comal_fast.config.oracle import MatrixConfig
+from comal_fast.errors import InputError
+from comal_fast.game.preference import Array, Game, load_game
 from comal_fast.oracles.base import Comparison, Oracle
 
 
@@ -49,3 +51,12 @@ class MatrixOracle(Oracle):
         return "matrix/1 " + json.dumps(
             [self.game.matrix.tolist(), self.game.names, self.unknown_wins]
         )
+
+
+def make(options: MatrixConfig) -> Oracle:
+    """The oracle of these options. Raises InputError where the game's file is no game."""
+    try:
+        game = load_game(options.game)
+    except InputError as error:
+        raise InputError(f"oracle.game {error}") from None
+    return MatrixOracle(game, options.unknown_wins)

@@ -22,7 +22,7 @@ class BothOrders(Oracle):
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
         """See `Oracle.compare`."""
         for item in comparisons:
-            swapped = Comparison(item.prompt, item.right, item.left)
+            swapped = Comparison(item.messages, item.right, item.left)
             first, second = self.oracle.compare([item, swapped])
             yield (first + 1 - second.T) / 2
 

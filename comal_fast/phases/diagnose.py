@@ -6,28 +6,20 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from comal_fast.config import Config
+from comal_fast.config.algorithm import Regularised
+from comal_fast.config.options import what
 from comal_fast.context import Context
 from comal_fast.diagnostics import CHECKS, Evaluated, History
-from comal_fast.phases import evaluate, train
+from comal_fast.phases import evaluate
 from comal_fast.phases.logps import model_logps, prompt_responses
-from comal_fast.store.artefacts import (
-    folder_key,
-    json_key,
-    make_key,
-    read_json,
-    read_table,
-    table_key,
-    write_json,
-    write_table,
-)
-from comal_fast.store.metrics import read_metrics
+from comal_fast.phases.skeleton import Made, make
+from comal_fast.store.artefacts import make_key
 from comal_fast.system.terminal import console
 from comal_kernels import PROX
 
@@ -42,60 +34,55 @@ class Ending:
     result: int
 
 
-def path(context: Context, iteration: int) -> Path:
-    """The artefact."""
-    return context.folder(iteration) / "diagnostics.json"
-
-
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/diagnostics.json: what fired, on what evidence, and the action."""
-    config = context.config
-    limits = config.diagnostics
     start = time.monotonic()
-    evaluated = [t for t in evaluate.iterates(config, iteration) if t <= iteration]
+    directory, limits = context.directory, context.config.diagnostics
+    evaluated = evaluate.iterates(context.config, iteration)
     distances: dict[int, float] = {}
     if limits.cycling != "off" and iteration in evaluated:
         distances = _distances(context, iteration, evaluated[:-1])
-    wanted = make_key(
+    key = make_key(
         "diagnose",
-        folder_key(train.path(context, iteration)),
-        [json_key(evaluate.path(context, t)) for t in evaluated],
+        directory.iteration(iteration).model.key(),
+        [directory.iteration(t).evaluation.key() for t in evaluated],
         distances,
-        asdict(limits),
+        what(limits),
     )
-    if json_key(path(context, iteration)) == wanted:
-        return
-    metrics = context.metrics("diagnose", iteration)
-    history = _history(context, iteration, evaluated, distances)
-    findings = []
-    for name, check in CHECKS.items():
-        action = getattr(limits, name)
-        found = check(history, limits) if action != "off" else None
-        if found is not None:
-            findings.append({"name": name, "action": action, **asdict(found)})
-            console.print(f"[yellow]![/] {name}, iteration {iteration} ({action}): {found.text}")
-    content = {
-        "key": wanted,
-        "iterate": iteration,
-        "checked": [name for name in CHECKS if getattr(limits, name) != "off"],
-        "findings": findings,
-        "distances": {str(t): d for t, d in distances.items()},
-    }
-    metrics.log(
-        diagnostics__fired=[f["name"] for f in findings],
-        perf__seconds=time.monotonic() - start,
-    )
-    write_json(path(context, iteration), content)
-    context.note("diagnose", iteration)
+
+    def work() -> Made:
+        history = _history(context, iteration, evaluated, distances)
+        fired = []
+        for name, check in CHECKS.items():
+            action = getattr(limits, name)
+            found = check(history, limits) if action != "off" else None
+            if found is not None:
+                fired.append({"name": name, "action": action, **asdict(found)})
+                text = f"{name}, iteration {iteration} ({action}): {found.text}"
+                console.print(f"[yellow]![/] {text}")
+        content = {
+            "iterate": iteration,
+            "checked": [name for name in CHECKS if getattr(limits, name) != "off"],
+            "findings": fired,
+            "distances": {str(t): d for t, d in distances.items()},
+        }
+        row = {
+            "diagnostics/fired": [f["name"] for f in fired],
+            "perf/seconds": time.monotonic() - start,
+        }
+        return content, row
+
+    make(context, "diagnose", iteration, directory.iteration(iteration).diagnostics, key, work)
 
 
 def findings(context: Context, last: int) -> list[dict[str, Any]]:
     """All findings up to iteration `last`, each with its `iteration`; none where it broke off."""
     found = []
     for t in range(1, last + 1):
-        if not train.path(context, t).exists():
+        folder = context.directory.iteration(t)
+        if not folder.model.exists():
             break
-        content = read_json(path(context, t))
+        content = folder.diagnostics.read()
         found += [{"iteration": t, **finding} for finding in content["findings"]]
     return found
 
@@ -114,7 +101,7 @@ def _history(
     context: Context, iteration: int, evaluated: list[int], distances: dict[int, float]
 ) -> History:
     config = context.config
-    rows = read_metrics(context.directory / "metrics.jsonl")
+    rows = context.directory.rows()
     steps = [r for r in rows if r["phase"] == "train" and r["iteration"] == iteration]
     lengths = [
         row["generation/response_length"]
@@ -137,15 +124,16 @@ def _history(
 def _evaluated(
     context: Context, iterate: int, distances: Mapping[int, float], iteration: int
 ) -> Evaluated:
-    content = read_json(evaluate.path(context, iterate))
+    folder = context.directory.iteration(iterate)
+    content = folder.evaluation.read()
     if iterate != iteration:
         distances = {}
-        if iterate and path(context, iterate).is_file():
-            saved = read_json(path(context, iterate))["distances"]
+        if iterate and folder.diagnostics.exists():
+            saved = folder.diagnostics.read()["distances"]
             distances = {int(t): d for t, d in saved.items()}
     return Evaluated(
         iterate=iterate,
-        reference=context.reference_of(iterate) if iterate else 0,
+        reference=context.reference_of(iterate),
         wins={int(t): np.array(w["values"]) for t, w in content["win_rates"].items()},
         kl_to_initial=np.array(content["kl_to_initial"]["values"]),
         kl_to_reference=np.array(content["kl_to_reference"]["values"]),
@@ -161,11 +149,9 @@ def _reward_scale(config: Config) -> float:
 
 
 def _tau(config: Config) -> float | None:
-    """τ of the regularised game that the prox solves; dpo's and ipo's losses hold none."""
+    """τ of the regularised game that the prox solves; a loss without τ/η holds none."""
     algorithm = config.algorithm
-    if algorithm.prox in ("dpo", "ipo"):
-        return None
-    return algorithm.eta * algorithm.tau_eta_ratio
+    return algorithm.eta * algorithm.tau_eta_ratio if isinstance(algorithm, Regularised) else None
 
 
 # the probe: log-probs of a few responses of the initial policy, by which iterates are compared
@@ -179,20 +165,19 @@ def _distances(context: Context, iteration: int, earlier: list[int]) -> dict[int
 
 def _probe(context: Context, iterate: int) -> np.ndarray:
     """(probe_responses,) log-probs under π_iterate of the first held-out samples of π_0."""
-    artefact = context.folder(iterate) / "probe.parquet"
-    source = evaluate.samples_path(context, 0)
-    config = context.config
-    wanted = make_key(
+    config, artefact = context.config, context.directory.iteration(iterate).probe
+    source = context.directory.iteration(0).eval_samples
+    key = make_key(
         "probe",
-        table_key(source),
-        context.model_key(iterate),
+        source.key(),
+        context.policies.key(iterate),
         config.diagnostics.probe_responses,
         config.training.max_tokens_per_microbatch,
     )
-    if table_key(artefact) != wanted:
-        samples = read_table(source)
+    if artefact.key() != key:
+        samples = source.read()
         rows = range(min(config.diagnostics.probe_responses, samples.num_rows))
         sequences = prompt_responses(samples, rows)
         values = model_logps(context, [iterate], sequences, "probe")[0][iterate]
-        write_table(artefact, pa.table({"logp": pa.array(values, pa.float64())}), wanted)
-    return read_table(artefact)["logp"].to_numpy()
+        artefact.write(pa.table({"logp": pa.array(values, pa.float64())}), key)
+    return artefact.read()["logp"].to_numpy()

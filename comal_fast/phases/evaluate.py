@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
+import time
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from comal_fast.config import Config
+from comal_fast.config.options import what
 from comal_fast.context import Context
 from comal_fast.data.text import repetition
-from comal_fast.oracles import Comparison, Oracle, make_oracle
+from comal_fast.oracles import Comparison, Oracle, make_oracle, oracle_key
 from comal_fast.phases.generate import sample_table
 from comal_fast.phases.judge import responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
+from comal_fast.phases.skeleton import Made, make
 from comal_fast.statistics import (
     LENGTH_RESAMPLES,
     bootstrap_mean,
     length_controlled,
     tie_share,
 )
-from comal_fast.store.artefacts import (
-    json_key,
-    make_key,
-    read_table,
-    table_key,
-    write_json,
-    write_table,
-)
+from comal_fast.store.artefacts import make_key
 from comal_fast.system.terminal import console, progress
-
-
-def path(context: Context, iteration: int) -> Path:
-    """The artefact."""
-    return context.folder(iteration) / "evaluation.json"
-
-
-def samples_path(context: Context, iteration: int) -> Path:
-    """The held-out samples under it."""
-    return context.folder(iteration) / "eval_samples.parquet"
 
 
 def iterates(config: Config, last: int | None = None) -> list[int]:
@@ -52,69 +36,66 @@ def iterates(config: Config, last: int | None = None) -> list[int]:
 
 def run(context: Context, iteration: int) -> None:
     """Write eval_samples.parquet and evaluation.json of π_iteration (0: the initial policy)."""
-    config = context.config
-    before = [t for t in iterates(config) if t < iteration]
-    for earlier in before:
-        read_table(samples_path(context, earlier))  # says what is missing, before any work
+    start = time.monotonic()
+    config, directory, policies = context.config, context.directory, context.policies
+    before = {t: directory.iteration(t).eval_samples for t in iterates(config) if t < iteration}
+    opponents = {t: table.read() for t, table in before.items()}  # says what is missing, first
     oracle = make_oracle(config.oracle)
-    samples, seconds, samples_key = _samples(context, iteration)
-    reference = context.reference_of(iteration) if iteration else 0
-    wanted = make_key(
+    samples, samples_key = _samples(context, iteration)
+    reference = context.reference_of(iteration)
+    key = make_key(
         "evaluate",
         samples_key,
-        [table_key(samples_path(context, earlier)) for earlier in before],
-        [context.model_key(iterate) for iterate in (0, reference, iteration)],
-        oracle.fingerprint(),
+        [table.key() for table in before.values()],
+        [policies.key(iterate) for iterate in (0, reference, iteration)],
+        oracle_key(oracle, config.oracle),
         [config.evaluation.num_generations, config.evaluation.bootstrap],
         config.training.max_tokens_per_microbatch,
         config.seed,
     )
-    if json_key(path(context, iteration)) == wanted:
-        return
-    metrics = context.metrics("evaluate", iteration)
-    result: dict[str, Any] = {"key": wanted, "iterate": iteration}
-    result |= _text_measures(samples)
-    result["win_rates"] = _win_rates(context, oracle, iteration, before, samples)
-    kl, more = _divergences(context, iteration, reference, samples)
-    result |= kl
-    row = {
-        "eval/response_length": result["response_length"]["mean"],
-        "eval/repetition": result["repetition"]["mean"],
-        "eval/finished": result["finished"],
-        "eval/kl_to_initial": result["kl_to_initial"]["mean"],
-        "eval/kl_to_reference": result["kl_to_reference"]["mean"],
-        "perf/seconds": seconds + more,
-    }
-    if iteration:
-        against = result["win_rates"]["0"]
-        row["eval/win_rate"] = against["mean"]
-        row["eval/win_rate_low"], row["eval/win_rate_high"] = against["ci95"]
-        low, high = against["ci95"]
-        console.print(
-            f"[green]✓[/] {f'evaluate π_{iteration}':<34} win rate against π_0 "
-            f"{against['mean']:.1%} [{low:.1%}, {high:.1%}]"
-        )
-    metrics.log(**row)
-    write_json(path(context, iteration), result)
-    context.note("evaluate", iteration)
+
+    def work() -> Made:
+        result: dict[str, Any] = {"iterate": iteration, **_text_measures(samples)}
+        result["win_rates"] = _win_rates(context, oracle, iteration, opponents, samples)
+        result |= _divergences(context, iteration, reference, samples)
+        row = {
+            "eval/response_length": result["response_length"]["mean"],
+            "eval/repetition": result["repetition"]["mean"],
+            "eval/finished": result["finished"],
+            "eval/kl_to_initial": result["kl_to_initial"]["mean"],
+            "eval/kl_to_reference": result["kl_to_reference"]["mean"],
+            "perf/seconds": time.monotonic() - start,
+        }
+        if iteration:
+            against = result["win_rates"]["0"]
+            low, high = against["ci95"]
+            row |= {"eval/win_rate": against["mean"]}
+            row |= {"eval/win_rate_low": low, "eval/win_rate_high": high}
+            console.print(
+                f"[green]✓[/] {f'evaluate π_{iteration}':<34} win rate against π_0 "
+                f"{against['mean']:.1%} [{low:.1%}, {high:.1%}]"
+            )
+        return result, row
+
+    make(context, "evaluate", iteration, directory.iteration(iteration).evaluation, key, work)
 
 
-def _samples(context: Context, iteration: int) -> tuple[pa.Table, float, str]:
-    """(held-out samples, seconds spent, key); made only where they are not there yet."""
+def _samples(context: Context, iteration: int) -> tuple[pa.Table, str]:
+    """(held-out samples, key); made only where they are not there yet."""
     config = context.config
     prompts = context.held_out_prompts()
-    wanted = make_key(
+    key = make_key(
         "eval_samples",
-        context.model_key(iteration),
+        context.policies.key(iteration),
         [p.ids for p in prompts],
-        asdict(config.generation),
+        what(config.generation),
         config.evaluation.num_generations,
         config.seed,
     )
-    artefact = samples_path(context, iteration)
-    if table_key(artefact) == wanted:
-        return read_table(artefact), 0.0, wanted
-    table, seconds = sample_table(
+    artefact = context.directory.iteration(iteration).eval_samples
+    if artefact.key() == key:
+        return artefact.read(), key
+    table, _ = sample_table(
         context,
         iteration,
         prompts,
@@ -122,26 +103,29 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, float, str]:
         f"evaluate {iteration}",
         f"held-out samples of π_{iteration}",
     )
-    write_table(artefact, table, wanted)
-    return table, seconds, wanted
+    artefact.write(table, key)
+    return table, key
 
 
 def _win_rates(
-    context: Context, oracle: Oracle, iteration: int, before: list[int], samples: pa.Table
+    context: Context,
+    oracle: Oracle,
+    iteration: int,
+    opponents: dict[int, pa.Table],
+    samples: pa.Table,
 ) -> dict[str, Any]:
     """Against each earlier iterate: mean over prompts of P(its samples ≻ theirs), with interval."""
     config = context.config
     ours = responses_by_prompt(samples)
     rates: dict[str, Any] = {}
-    if not before:
+    if not opponents:
         return rates
-    with progress(f"judge π_{iteration}", len(before) * len(ours), "prompts") as advance:
-        for earlier in before:
-            opponent = read_table(samples_path(context, earlier))
+    with progress(f"judge π_{iteration}", len(opponents) * len(ours), "prompts") as advance:
+        for earlier, opponent in opponents.items():
             theirs = responses_by_prompt(opponent)
             comparisons = [
-                Comparison(text, responses, theirs[number][1])
-                for number, (text, responses) in ours.items()
+                Comparison(messages, responses, theirs[number][1])
+                for number, (messages, responses) in ours.items()
             ]
             wins, ties = [], []
             for matrix in oracle.compare(comparisons):
@@ -169,22 +153,21 @@ def prompt_lengths(samples: pa.Table) -> np.ndarray:
 
 def _divergences(
     context: Context, iteration: int, reference: int, samples: pa.Table
-) -> tuple[dict[str, Any], float]:
-    """(KL(π_t ‖ π_0) and KL(π_t ‖ π_ref) in nats per response, by Monte Carlo, and seconds)."""
+) -> dict[str, Any]:
+    """KL(π_t ‖ π_0) and KL(π_t ‖ π_ref) in nats per response, by Monte Carlo."""
     config = context.config
     sequences = prompt_responses(samples, range(samples.num_rows))
     logps: dict[int, np.ndarray] = {}
-    seconds = 0.0
     if iteration:
         wanted = {iteration, 0, reference}
-        logps, seconds = model_logps(context, wanted, sequences, "held-out log-probs")
+        logps, _ = model_logps(context, wanted, sequences, "held-out log-probs")
     prompts = np.array(samples["prompt_id"].to_pylist())
     result = {}
     for name, other in (("kl_to_initial", 0), ("kl_to_reference", reference)):
         gaps = logps[iteration] - logps[other] if iteration else np.zeros(samples.num_rows)
         means = np.bincount(prompts, gaps) / np.bincount(prompts)
         result[name] = _mean(config, means)
-    return result, seconds
+    return result
 
 
 def _mean(config: Config, values: np.ndarray) -> dict[str, Any]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from comal_fast.config.options import what
 from comal_fast.context import Context
 from comal_fast.data.tokenize import TokenizedPrompt
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
-from comal_fast.generation.transformers import Response, sample_responses
-from comal_fast.store.artefacts import make_key, table_key, write_table
+from comal_fast.generation.engine import Response, Sampled, make_engine
+from comal_fast.phases.skeleton import Made, make
+from comal_fast.store.artefacts import make_key
 from comal_fast.system.ranks import rank, world
 from comal_fast.system.terminal import progress
 
@@ -27,54 +27,35 @@ SAMPLES = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),
         ("response_ids", pa.list_(pa.int32())),
         ("finished", pa.bool_()),
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
     ]
 )
 
 
-def path(context: Context, iteration: int) -> Path:
-    """The artefact."""
-    return context.folder(iteration) / "samples.parquet"
-
-
-def key(context: Context, iteration: int) -> str:
-    """Weights, prompts, sampling options and seed."""
+def run(context: Context, iteration: int) -> None:
+    """Write iterations/NNNN/samples.parquet from π_{iteration−1}."""
+    config, last = context.config, iteration - 1
     prompts = context.training_prompts(iteration)
-    config = context.config
-    return make_key(
+    key = make_key(
         "generate",
-        context.model_key(iteration - 1),
+        context.policies.key(last),
         [p.ids for p in prompts],
-        asdict(config.generation),
+        what(config.generation),
         config.seed,
     )
 
+    def work() -> Made:
+        count, stream = config.generation.num_generations, f"generate {iteration}"
+        table, seconds = sample_table(context, last, prompts, count, stream, f"generate π_{last}")
+        tokens = sum(map(len, table["response_ids"].to_pylist()))
+        return table, {
+            "generation/responses": table.num_rows,
+            "generation/response_length": tokens / table.num_rows,
+            "generation/finished": float(np.mean(table["finished"].to_pylist())),
+            "perf/tokens_per_s": tokens / seconds,
+        }
 
-def run(context: Context, iteration: int) -> None:
-    """Write iterations/NNNN/samples.parquet from π_{iteration−1}."""
-    artefact, wanted = path(context, iteration), key(context, iteration)
-    if table_key(artefact) == wanted:
-        return
-    metrics = context.metrics("generate", iteration)
-    prompts = context.training_prompts(iteration)
-    count = context.config.generation.num_generations
-    table, seconds = sample_table(
-        context,
-        iteration - 1,
-        prompts,
-        count,
-        f"generate {iteration}",
-        f"generate π_{iteration - 1}",
-    )
-    tokens = sum(map(len, table["response_ids"].to_pylist()))
-    metrics.log(
-        generation__responses=table.num_rows,
-        generation__response_length=tokens / table.num_rows,
-        generation__finished=float(np.mean(table["finished"].to_pylist())),
-        perf__tokens_per_s=tokens / seconds,
-        perf__seconds=seconds,
-    )
-    write_table(artefact, table, wanted)
-    context.note("generate", iteration)
+    make(context, "generate", iteration, context.directory.iteration(iteration).samples, key, work)
 
 
 def first_rows(samples: pa.Table) -> list[int]:
@@ -85,6 +66,15 @@ def first_rows(samples: pa.Table) -> list[int]:
         seen.setdefault((number, tuple(response)), row)
         for row, (number, response) in enumerate(zip(*columns, strict=True))
     ]
+
+
+def rows_by_prompt(samples: pa.Table) -> dict[int, list[int]]:
+    """prompt_id → its rows by `sample`: the order of the K×K matrix that judges them."""
+    ids, numbers = (samples[c].to_pylist() for c in ("prompt_id", "sample"))
+    rows: dict[int, list[int]] = {}
+    for row in sorted(range(samples.num_rows), key=lambda row: (ids[row], numbers[row])):
+        rows.setdefault(ids[row], []).append(row)
+    return rows
 
 
 def sample_table(
@@ -108,6 +98,7 @@ def sample_table(
             "prompt_ids": prompt.ids,
             "response_ids": response.ids,
             "finished": response.finished,
+            "messages": [{"role": role, "content": text} for role, text in prompt.messages],
         }
         for number, prompt in enumerate(prompts)
         for sample, response in enumerate(responses[number])
@@ -124,19 +115,14 @@ def _sample(
     stream: str,
     description: str,
 ) -> tuple[dict[int, list[Response]], float]:
-    """({prompt: its responses}, seconds); ranks take every so many batches each."""
+    """({prompt: its responses}, seconds); each rank samples a share of the prompts."""
     config = context.config
     responses: dict[int, list[Response]] = {}
     with progress(description, len(prompts) * count, "responses") as advance:
-        for batch in sample_responses(
-            context.model(iterate),
-            context.tokenizer,
-            prompts,
-            count,
-            config.generation,
-            f"{config.seed} {stream}",
-            share=(rank(), world()),
-        ):
+        policy = Sampled(lambda: context.policies.load(iterate), context.tokenizer)
+        engine = make_engine(config.generation, policy)
+        share = (rank(), world())
+        for batch in engine.sample(prompts, count, f"{config.seed} {stream}", share):
             responses |= batch
             advance(count * len(batch))
         for theirs in gather(responses):

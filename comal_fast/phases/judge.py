@@ -3,66 +3,56 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from comal_fast.context import Context
 from comal_fast.game.nash import has_strict_cycle
-from comal_fast.oracles import make_oracle, self_comparison
-from comal_fast.phases import generate
-from comal_fast.store.artefacts import make_key, read_table, table_key, write_table
+from comal_fast.oracles import Messages, conversations, make_oracle, oracle_key, self_comparison
+from comal_fast.phases.generate import rows_by_prompt
+from comal_fast.phases.skeleton import Made, make
+from comal_fast.store.artefacts import make_key
 from comal_fast.system.terminal import progress
-
-
-def path(context: Context, iteration: int) -> Path:
-    """The artefact."""
-    return context.folder(iteration) / "judgments.parquet"
 
 
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/judgments.parquet from the samples."""
-    samples = read_table(generate.path(context, iteration))
-    oracle = make_oracle(context.config.oracle)
-    upstream = table_key(generate.path(context, iteration))
-    wanted = make_key("judge", upstream, oracle.fingerprint())
-    artefact = path(context, iteration)
-    if table_key(artefact) == wanted:
-        return
-    metrics = context.metrics("judge", iteration)
-    groups = responses_by_prompt(samples)
-    comparisons = [self_comparison(prompt, responses) for prompt, responses in groups.values()]
-    matrices = []
-    with progress(f"judge iteration {iteration}", len(groups), "prompts") as advance:
-        for matrix in oracle.compare(comparisons):
-            matrices.append(matrix)
-            advance()
-    cycles = [has_strict_cycle(m) for m in matrices]
-    table = pa.table(
-        {
-            "prompt_id": pa.array(list(groups), pa.int32()),
-            "matrix": pa.array([m.ravel().tolist() for m in matrices], pa.list_(pa.float64())),
-            "cycle": pa.array(cycles, pa.bool_()),
+    folder, options = context.directory.iteration(iteration), context.config.oracle
+    samples, oracle = folder.samples.read(), make_oracle(options)
+    key = make_key("judge", folder.samples.key(), oracle_key(oracle, options))
+
+    def work() -> Made:
+        groups = responses_by_prompt(samples)
+        comparisons = [self_comparison(*group) for group in groups.values()]
+        matrices = []
+        with progress(f"judge iteration {iteration}", len(groups), "prompts") as advance:
+            for matrix in oracle.compare(comparisons):
+                matrices.append(matrix)
+                advance()
+        cycles = [has_strict_cycle(m) for m in matrices]
+        table = pa.table(
+            {
+                "prompt_id": pa.array(list(groups), pa.int32()),
+                "matrix": pa.array([m.ravel().tolist() for m in matrices], pa.list_(pa.float64())),
+                "cycle": pa.array(cycles, pa.bool_()),
+            }
+        )
+        return table, {
+            "oracle/cycle_rate": float(np.mean(cycles)),
+            "oracle/decisiveness": float(np.mean([_decisiveness(m) for m in matrices])),
         }
-    )
-    metrics.log(
-        oracle__cycle_rate=float(np.mean(cycles)),
-        oracle__decisiveness=float(np.mean([_decisiveness(m) for m in matrices])),
-        perf__seconds=advance.seconds,
-    )
-    write_table(artefact, table, wanted)
-    context.note("judge", iteration)
+
+    make(context, "judge", iteration, folder.judgments, key, work)
 
 
-def responses_by_prompt(samples: pa.Table) -> dict[int, tuple[str, list[str]]]:
-    """prompt_id → (prompt, its responses in order)."""
-    groups: dict[int, tuple[str, list[str]]] = {}
-    for number, prompt, response in zip(
-        *(samples[c].to_pylist() for c in ("prompt_id", "prompt", "response")), strict=True
-    ):
-        groups.setdefault(number, (prompt, []))[1].append(response)
-    return groups
+def responses_by_prompt(samples: pa.Table) -> dict[int, tuple[Messages, list[str]]]:
+    """prompt_id → (its conversation, its responses by `sample`), by prompt_id."""
+    messages, responses = conversations(samples), samples["response"].to_pylist()
+    return {
+        number: (messages[rows[0]], [responses[row] for row in rows])
+        for number, rows in rows_by_prompt(samples).items()
+    }
 
 
 def win_rates(matrix: np.ndarray) -> np.ndarray:
@@ -72,11 +62,11 @@ def win_rates(matrix: np.ndarray) -> np.ndarray:
 
 
 def read_matrices(context: Context, iteration: int) -> dict[int, np.ndarray]:
-    """prompt_id → (K, K) P, in the order of judgments.parquet, which is that of the samples."""
-    judgments = read_table(path(context, iteration))
+    """prompt_id → (K, K) P of its responses by `sample`, by prompt_id."""
+    judgments = context.directory.iteration(iteration).judgments.read()
     columns = (judgments[c].to_pylist() for c in ("prompt_id", "matrix"))
     matrices = {}
-    for number, flat in zip(*columns, strict=True):
+    for number, flat in sorted(zip(*columns, strict=True)):
         size = math.isqrt(len(flat))
         matrices[number] = np.array(flat).reshape(size, size)
     return matrices

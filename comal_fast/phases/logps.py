@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,49 +12,44 @@ from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
 from comal_fast.model.logps import joint_logps, passed_tokens
 from comal_fast.model.packed import PromptResponse
-from comal_fast.phases import generate, pair
-from comal_fast.store.artefacts import make_key, read_table, table_key, write_table
+from comal_fast.phases.generate import first_rows
+from comal_fast.phases.skeleton import Made, make
+from comal_fast.store.artefacts import make_key
 from comal_fast.system.ranks import is_main, rank, world
 from comal_fast.system.terminal import progress
 
 
-def path(context: Context, iteration: int) -> Path:
-    """The artefact."""
-    return context.folder(iteration) / "logps.parquet"
-
-
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/logps.parquet; null for responses that are not trained on."""
-    samples = read_table(generate.path(context, iteration))
-    pairs = read_table(pair.path(context, iteration))
+    folder, policies = context.directory.iteration(iteration), context.policies
+    samples, pairs = folder.samples.read(), folder.pairs.read()
     last, reference = iteration - 1, context.reference_of(iteration)
-    wanted = make_key(
+    key = make_key(
         "logps",
-        table_key(generate.path(context, iteration)),
-        table_key(pair.path(context, iteration)),
-        context.model_key(last),
-        context.model_key(reference),
+        folder.samples.key(),
+        folder.pairs.key(),
+        policies.key(last),
+        policies.key(reference),
         context.config.training.max_tokens_per_microbatch,
     )
-    artefact = path(context, iteration)
-    if table_key(artefact) == wanted:
-        return
-    metrics = context.metrics("logps", iteration)
-    columns = (pairs[c].to_pylist() for c in ("chosen", "rejected"))
-    used = sorted({row for column in columns for row in column if row is not None})
-    sequences = prompt_responses(samples, used)
-    logps, seconds = model_logps(context, {last, reference}, sequences, "log-probs")
-    firsts = generate.first_rows(samples)
-    policies = {"ref": reference, "last": last}
-    spread = {name: _spread(logps[t], used, firsts) for name, t in policies.items()}
-    metrics.log(
-        comal__kl_to_reference=float(np.nanmean(spread["last"] - spread["ref"])),
-        perf__tokens_per_s=len(logps) * _tokens(context, sequences) / seconds,
-        perf__seconds=seconds,
-    )
-    table = pa.table({f"{n}_logp": pa.array(x, from_pandas=True) for n, x in spread.items()})
-    write_table(artefact, table, wanted)
-    context.note("logps", iteration)
+
+    def work() -> Made:
+        columns = (pairs[c].to_pylist() for c in ("chosen", "rejected"))
+        used = sorted({row for column in columns for row in column if row is not None})
+        sequences = prompt_responses(samples, used)
+        logps, seconds = model_logps(context, {last, reference}, sequences, "log-probs")
+        firsts = first_rows(samples)
+        spread = {
+            name: _spread(logps[t], used, firsts)
+            for name, t in (("ref", reference), ("last", last))
+        }
+        table = pa.table({f"{n}_logp": pa.array(x, from_pandas=True) for n, x in spread.items()})
+        return table, {
+            "comal/kl_to_reference": float(np.nanmean(spread["last"] - spread["ref"])),
+            "perf/tokens_per_s": len(logps) * _tokens(context, sequences) / seconds,
+        }
+
+    make(context, "logps", iteration, folder.logps, key, work)
 
 
 def prompt_responses(samples: pa.Table, rows: Sequence[int]) -> list[PromptResponse]:
@@ -78,7 +72,7 @@ def model_logps(
     tokens = _tokens(context, sequences)
     for together in [wanted] if config.model.lora else [[t] for t in wanted]:
         names = " and ".join(f"π_{t}" for t in together)
-        models = [context.model(t) for t in together]
+        models = [context.policies.load(t) for t in together]
         with progress(f"{description} of {names}", tokens, "tokens") as advance:
             values = joint_logps(
                 models,

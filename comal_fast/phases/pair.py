@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from comal_fast.context import Context
 from comal_fast.errors import InputError
-from comal_fast.phases import generate, judge
-from comal_fast.store.artefacts import make_key, read_table, table_key, write_table
+from comal_fast.phases.generate import first_rows, rows_by_prompt
+from comal_fast.phases.judge import read_matrices, win_rates
+from comal_fast.phases.skeleton import Made, make
+from comal_fast.store.artefacts import make_key
 from comal_fast.system.terminal import console
 from comal_fast.training.items import keeps_draws
 from comal_kernels import PROX
@@ -36,7 +37,7 @@ def choose_pairs(
     The strategy names the two; the one that P prefers is `chosen`. Pairs on which the oracle is
     undecided (P = ½) teach nothing under hard labels: left out, unless `draws`.
     """
-    wins = judge.win_rates(matrix)
+    wins = win_rates(matrix)
     ranked = sorted(range(len(matrix)), key=lambda i: (-wins[i], i))
     candidates = {
         "best_worst": [(ranked[0], ranked[-1])],
@@ -47,46 +48,35 @@ def choose_pairs(
     return [(a, b) for a, b in ordered if draws or matrix[a, b] > 0.5 + 1e-9]
 
 
-def path(context: Context, iteration: int) -> Path:
-    """The artefact."""
-    return context.folder(iteration) / "pairs.parquet"
-
-
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/pairs.parquet from the judgments.
 
     A response that was sampled more than once goes by its first row, and never meets itself;
     an item that comes up more than once is one row with its count.
     """
-    pairwise, draws = PROX[context.config.algorithm.prox].pairwise, keeps_draws(context.config)
-    wanted = make_key(
-        "pair",
-        table_key(judge.path(context, iteration)),
-        [context.config.pairing.strategy, draws] if pairwise else None,
-    )
-    artefact = path(context, iteration)
-    if table_key(artefact) == wanted:
-        return
-    metrics = context.metrics("pair", iteration)
-    matrices = judge.read_matrices(context, iteration)
-    samples = read_table(generate.path(context, iteration))
-    items = merged((_pairs if pairwise else _responses)(context, matrices, samples))
-    if not items:
-        raise InputError(
-            f"iteration {iteration}: no pairs, the oracle prefers no response to another"
-        )
-    columns = zip(*items, strict=True)
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, PAIRS, strict=True)], PAIRS)
-    counts = table["count"].to_numpy()
-    metrics.log(
-        comal__pairs=int(counts.sum()),
-        comal__preference=float(np.average(table["preference"].to_numpy(), weights=counts)),
-        perf__seconds=0.0,
-    )
-    write_table(artefact, table, wanted)
-    context.note("pair", iteration)
-    found = f"{counts.sum():,} {'pairs' if pairwise else 'responses'}, {len(counts):,} distinct"
-    console.print(f"[green]✓[/] {f'pair iteration {iteration}':<34} {found}")
+    config, folder = context.config, context.directory.iteration(iteration)
+    pairwise, draws = PROX[config.algorithm.prox].pairwise, keeps_draws(config)
+    options = [config.pairing.strategy, draws] if pairwise else None
+    key = make_key("pair", folder.judgments.key(), options)
+
+    def work() -> Made:
+        matrices, samples = read_matrices(context, iteration), folder.samples.read()
+        items = merged((_pairs if pairwise else _responses)(context, matrices, samples))
+        if not items:
+            raise InputError(
+                f"iteration {iteration}: no pairs, the oracle prefers no response to another"
+            )
+        columns = zip(*items, strict=True)
+        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, PAIRS, strict=True)], PAIRS)
+        counts = table["count"].to_numpy()
+        found = f"{counts.sum():,} {'pairs' if pairwise else 'responses'}, {len(counts):,} distinct"
+        console.print(f"[green]✓[/] {f'pair iteration {iteration}':<34} {found}")
+        return table, {
+            "comal/pairs": int(counts.sum()),
+            "comal/preference": float(np.average(table["preference"].to_numpy(), weights=counts)),
+        }
+
+    make(context, "pair", iteration, folder.pairs, key, work)
 
 
 Item = tuple[int, int, int | None, float]  # a row of PAIRS, uncounted
@@ -113,17 +103,14 @@ def _responses(
     context: Context, matrices: dict[int, np.ndarray], samples: pa.Table
 ) -> Iterator[Item]:
     for number, matrix, rows in _by_prompt(matrices, samples):
-        for row, wins in zip(rows, judge.win_rates(matrix).tolist(), strict=True):
+        for row, wins in zip(rows, win_rates(matrix).tolist(), strict=True):
             yield number, row, None, wins
 
 
 def _by_prompt(
     matrices: dict[int, np.ndarray], samples: pa.Table
 ) -> Iterator[tuple[int, np.ndarray, list[int]]]:
-    """(prompt_id, (K, K) P, the first row of each response)."""
-    rows: dict[int, list[int]] = {}
-    firsts = generate.first_rows(samples)
-    for number, first in zip(samples["prompt_id"].to_pylist(), firsts, strict=True):
-        rows.setdefault(number, []).append(first)
+    """(prompt_id, (K, K) P, the first row of each response, in the matrix's order)."""
+    firsts, rows = first_rows(samples), rows_by_prompt(samples)
     for number, matrix in matrices.items():
-        yield number, matrix, rows[number]
+        yield number, matrix, [firsts[row] for row in rows[number]]

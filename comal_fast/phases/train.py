@@ -2,65 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from comal_fast.config.options import what
+from comal_fast.config.plugins import source_of
 from comal_fast.config.validate import prox_options
 from comal_fast.context import Context
 from comal_fast.distributed import checkpoint
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.sharding import whole_state
 from comal_fast.model.packed import PromptResponse
-from comal_fast.phases import generate, judge, logps, pair
-from comal_fast.store.artefacts import (
-    folder_key,
-    make_key,
-    read_table,
-    table_key,
-    write_folder,
-)
+from comal_fast.phases.generate import rows_by_prompt
+from comal_fast.phases.judge import read_matrices, win_rates
+from comal_fast.phases.logps import prompt_responses
+from comal_fast.phases.skeleton import is_made
+from comal_fast.store.artefacts import make_key
 from comal_fast.system.ranks import is_main, world
 from comal_fast.system.terminal import progress
 from comal_fast.training.items import Items, make_items
-from comal_fast.training.trainer import Diverged, Trainer
-
-__all__ = ["Diverged", "Trainer", "fit", "path", "run"]
-
-
-def path(context: Context, iteration: int) -> Path:
-    """The artefact: π_iteration."""
-    return context.folder(iteration) / "model"
+from comal_fast.training.trainer import Trainer
+from comal_kernels import PROX
 
 
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/model from the pairs and their cached log-probs."""
-    config = context.config
-    training = asdict(config.training)
-    del training["save_steps"]  # has no part in what comes of it
-    wanted = make_key(
-        "train",
-        context.model_key(iteration - 1),
-        table_key(pair.path(context, iteration)),
-        table_key(logps.path(context, iteration)),
-        [config.algorithm.prox, prox_options(config)],
-        training,
-        config.model.lora and asdict(config.model.lora),
-        config.seed,
-    )
-    if folder_key(path(context, iteration)) == wanted:
+    folder, (key, older) = context.directory.iteration(iteration), keys(context, iteration)
+    if is_made(context, "train", iteration, folder.model, key, older):
         return
     items, sequences = _load(context, iteration)
-    resumed = folder_key(_checkpoint(context, iteration)) == wanted
-    fit(context, iteration, items, sequences, wanted, resumed)
-    context.discard(_checkpoint(context, iteration))
-    context.note("train", iteration)
+    resumed = folder.checkpoint.key() in (key, older)
+    fit(context, iteration, items, sequences, key, resumed)
+    folder.checkpoint.discard()
+    context.directory.note("train", iteration)
 
 
-def _checkpoint(context: Context, iteration: int) -> Path:
-    return context.folder(iteration) / "checkpoint"
+def keys(context: Context, iteration: int) -> tuple[str, str]:
+    """(the key of π_iteration, the one that 0.1 gave it, which held what changes nothing too)."""
+    config, folder = context.config, context.directory.iteration(iteration)
+    training = config.training.model_dump(exclude={"save_steps"})
+    source = source_of(PROX[config.algorithm.prox].phi.__module__)  # of a plugin's loss
+    first, second = (
+        make_key(
+            "train",
+            context.policies.key(iteration - 1),
+            folder.pairs.key(),
+            folder.logps.key(),
+            [config.algorithm.prox, prox_options(config), *([source] if source else [])],
+            options,
+            config.model.lora and what(config.model.lora),
+            config.seed,
+        )
+        for options in (what(config.training), training)
+    )
+    return first, second
 
 
 @collective
@@ -74,39 +70,38 @@ def fit(
 ) -> None:
     """Train π_{iteration−1} into π_iteration and write it, from its checkpoint where `resumed`."""
     config, save_steps = context.config, context.config.training.save_steps
+    folder, policies = context.directory.iteration(iteration), context.policies
     metrics = context.metrics("train", iteration)
-    model = context.take_model(iteration - 1)
+    model = policies.take(iteration - 1)
     if world() > 1:  # what a shard is cut from is freed only if nobody keeps it
-        context.forget_models()
+        policies.forget()
     trainer = Trainer(config, model, items, sequences, iteration)
     rows: list[dict[str, Any]] = []
     if resumed:
-        rows = trainer.restore(_checkpoint(context, iteration))
+        rows = trainer.restore(folder.checkpoint.path)
         metrics.replay(rows)
     description = f"train π_{iteration} ({config.algorithm.prox})"
     with progress(description, trainer.steps, "steps") as advance, trainer:
         advance(trainer.step)
         while trainer.step < trainer.steps:
-            rows.append(metrics.log(**trainer.optimiser_step()))
+            rows.append(metrics.log(trainer.optimizer_step()))
             advance()
             if save_steps and trainer.step % save_steps == 0 and trainer.step < trainer.steps:
-                with checkpoint.write_together(_checkpoint(context, iteration), key) as temporary:
+                with checkpoint.write_together(folder.checkpoint, key) as temporary:
                     trainer.save(temporary, rows)
     weights = whole_state(model) if world() > 1 else None
     if is_main():
-        with write_folder(path(context, iteration), key) as temporary:
+        with folder.model.write(key) as temporary:
             model.save_pretrained(temporary, state_dict=weights)
             context.tokenizer.save_pretrained(temporary)
     if world() == 1:
-        context.put_model(iteration, model)
+        policies.keep(iteration, model)
 
 
 def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResponse]]:
     """(the items, the sequence of each row that stands in one)."""
-    pairs = read_table(pair.path(context, iteration))
-    cached = read_table(logps.path(context, iteration))
-    samples = read_table(generate.path(context, iteration))
-    matrices = judge.read_matrices(context, iteration)
+    folder = context.directory.iteration(iteration)
+    samples, pairs, cached = folder.samples.read(), folder.pairs.read(), folder.logps.read()
     rejected = pairs["rejected"].to_pylist()
     items = make_items(
         context.config,
@@ -115,9 +110,17 @@ def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResp
         preference=pairs["preference"].to_numpy(),
         count=pairs["count"].to_numpy(),
         prompt=samples["prompt_id"].to_numpy(),
-        win_rate=np.concatenate([judge.win_rates(m) for m in matrices.values()]),
+        win_rate=_win_rates(read_matrices(context, iteration), rows_by_prompt(samples)),
         ref_logp=cached["ref_logp"].to_numpy(),
         last_logp=cached["last_logp"].to_numpy(),
     )
     rows = items.rows()
-    return items, dict(zip(rows, logps.prompt_responses(samples, rows), strict=True))
+    return items, dict(zip(rows, prompt_responses(samples, rows), strict=True))
+
+
+def _win_rates(matrices: dict[int, np.ndarray], rows: dict[int, list[int]]) -> np.ndarray:
+    """(N,) P̂(y ≻ π_t) of each row of the samples, by the prompt and sample that it is."""
+    result = np.full(sum(map(len, rows.values())), np.nan)
+    for number, places in rows.items():
+        result[places] = win_rates(matrices[number])
+    return result

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from comal_fast.config import Config
 from comal_fast.config.sizes import gib
 from comal_fast.errors import InputError
+from comal_fast.model.activations import layers_of
 from comal_fast.plan import modes
 from comal_fast.plan.machines import MACHINES, nearest
 from comal_fast.plan.memory import SHARDED, Peak
-from comal_fast.plan.search import Fit, Work, assess, changes, choose, configured, search
-from comal_fast.plan.shapes import Unplanned, read_shape
+from comal_fast.plan.search import (
+    Fit,
+    Work,
+    assess,
+    budgeted_layers,
+    changes,
+    choose,
+    configured,
+    search,
+)
+from comal_fast.plan.shapes import Unplanned, read_shape, shape_of
 from comal_fast.system.ranks import world
 from comal_fast.system.terminal import console
 
@@ -68,3 +79,20 @@ def _written(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{k}: {v}" for k, v in value.items()) + "}"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def recomputed_layers(model: Any, config: Config, tokens: int) -> int:
+    """How many layers run again in the backward pass of `tokens` tokens, under `training:`.
+
+    Raises InputError where `activation_memory` is `auto` and the model is not on a CUDA device.
+    """
+    training = config.training
+    if training.activation_memory is None:
+        return len(layers_of(model)) if training.gradient_checkpointing else 0
+    shape, cuda = shape_of(model.config), model.device.type == "cuda"
+    if training.activation_memory != "auto":
+        return budgeted_layers(config, shape, tokens, cuda)
+    if not cuda:
+        raise InputError("training.activation_memory: auto needs a GPU; give a size, such as 8GiB")
+    total = torch.cuda.get_device_properties(model.device).total_memory
+    return configured(config, shape, total).checkpointed

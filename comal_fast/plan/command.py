@@ -69,7 +69,7 @@ def _config(args: argparse.Namespace) -> Config:
         return load_config(args.config, args.overrides)
     if args.overrides:
         raise InputError("plan: key.path=value belongs to a CONFIG, not to --model")
-    return Config(ModelConfig(args.model, dtype="bfloat16"))
+    return Config(model=ModelConfig(name_or_path=args.model, dtype="bfloat16"))
 
 
 def _device(args: argparse.Namespace) -> tuple[float, Machine]:

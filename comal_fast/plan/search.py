@@ -8,7 +8,6 @@ from typing import Any
 
 from comal_fast.config import Config
 from comal_fast.config.sizes import parse_bytes
-from comal_fast.model.activations import least_checkpointed
 from comal_fast.plan import memory, modes
 from comal_fast.plan.count import Load, parts
 from comal_fast.plan.machines import Machine, predict
@@ -48,7 +47,7 @@ class Work:
             prompt=prompt,
             new=new,
             generations=generation.num_generations,
-            generation_batch=generation.batch_size,
+            generation_batch=getattr(generation, "batch_size", generation.num_generations),
             evaluations=config.evaluation.num_generations,
         )
 
@@ -225,6 +224,20 @@ def budgeted_layers(config: Config, shape: Shape, tokens: int, cuda: bool = True
     each = memory.layer_cost(shape, modes.mode_of(config, shape.layers), cuda)
     budget = parse_bytes(config.training.activation_memory or "", "training.activation_memory")
     return least_checkpointed(budget, tokens, shape.layers, each.layer, each.checkpoint)
+
+
+def least_checkpointed(
+    budget: float, tokens: int, layers: int, kept: float, checkpointed: float
+) -> int:
+    """The least number of checkpointed layers under which all layers keep at most `budget` bytes.
+
+    kept, checkpointed: bytes a token that a layer keeps in either case. All of them where even
+    that is too much: what then remains is their inputs.
+    """
+    excess = layers * kept * tokens - budget
+    if excess <= 0:
+        return 0
+    return min(layers, math.ceil(excess / ((kept - checkpointed) * tokens)))
 
 
 def changes(fit: Fit, work: Work) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import numpy as np
 from comal_fast.compare.tournament import Standing, standings
 from comal_fast.report.load import Row, Run
 from comal_fast.statistics import Array, Interval, number, to_interval
-
-PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate", "diagnose")
+from comal_fast.store.directory import PHASES
 
 Outcome = Literal["better", "worse", "open", "none"]
 

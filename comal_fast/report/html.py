@@ -18,6 +18,7 @@ from comal_fast.report.facts import ended, is_finished, model_name, progress, ve
 from comal_fast.report.load import Run
 from comal_fast.report.plots import FIGURES
 from comal_fast.report.tables import Table
+from comal_fast.store.directory import RunDirectory
 from comal_fast.store.files import replacing
 
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # not allowed in HTML
@@ -46,9 +47,9 @@ class Section:
 
 def write_run(run: Run) -> Path:
     """Write the PNGs, then the page; returns its path. ValueError where that is impossible."""
-    pictures = {}
+    directory, pictures = RunDirectory(run.path), {}
     for name, (draw, alt) in FIGURES.items():
-        target = run.path / "report" / f"{name}.png"
+        target = directory.pictures / f"{name}.png"
         light, dark = draw(run, LIGHT), draw(run, DARK)
         if light is None or dark is None:
             target.unlink(missing_ok=True)  # of an earlier run in this directory
@@ -56,7 +57,7 @@ def write_run(run: Run) -> Path:
         content = to_png(light)
         _write(target, content)
         pictures[name] = Picture(_data_uri(content), _data_uri(to_png(dark)), alt)
-    page = run.path / "report.html"
+    page = directory.report
     text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", render(run, pictures))
     _write(page, text.encode("utf-8", "replace"))
     return page

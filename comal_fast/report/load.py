@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +12,11 @@ import numpy as np
 import yaml
 
 from comal_fast.errors import InputError
-from comal_fast.report.samples import Comparison, load_comparisons, one_line
+from comal_fast.report.samples import BeforeAfter, load_comparisons, one_line
 from comal_fast.statistics import Array, Interval, number, to_interval
+from comal_fast.store.directory import IterationFolder, check_run
 
 Row = Mapping[str, Any]
-
-ARTEFACTS = (
-    "samples.parquet",
-    "judgments.parquet",
-    "pairs.parquet",
-    "logps.parquet",
-    "model",
-    "eval_samples.parquet",
-    "evaluation.json",
-    "diagnostics.json",
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +67,7 @@ class Run:
     diagnoses: list[Diagnosis]
     compared: int | None
     """The iterate that `comparisons` show beside the initial policy."""
-    comparisons: list[Comparison]
+    comparisons: list[BeforeAfter]
     artefacts: dict[int, list[str]]
     """Finished artefacts of each iteration, in the order of the phases."""
     problems: list[str]
@@ -99,42 +88,35 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Read a run directory. ValueError if it does not exist or holds no readable config.yaml."""
-    path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"{path}: no such run directory")
-    config = _config(path / "config.yaml")
+    """Read a run directory. InputError if it does not exist or holds no readable config.yaml."""
+    directory = check_run(path)
+    config = _config(directory.config)
     problems: list[str] = []
-    folders = _iterations(path / "iterations")
+    folders = directory.iterations()
     evaluations = {}
     for t, folder in folders.items():
-        content = _json(folder / "evaluation.json", path, problems)
+        content = _json(folder.evaluation.path, directory.path, problems)
         if content:
             evaluations[t] = _evaluation(t, content)
-    diagnosed, diagnoses = _diagnoses(path, folders, problems)
-    compared, comparisons = load_comparisons(path, folders, problems)
+    diagnosed, diagnoses = _diagnoses(directory.path, folders, problems)
+    compared, comparisons = load_comparisons(directory, problems)
     return Run(
-        path=path,
+        path=directory.path,
         config=config,
-        env=_json(path / "env.json", path, problems),
-        summary=_json(path / "summary.json", path, problems),
-        rows=_metrics(path / "metrics.jsonl", problems),
+        env=_json(directory.environment, directory.path, problems),
+        summary=_json(directory.summary, directory.path, problems),
+        rows=_metrics(directory.metrics, problems),
         evaluations=evaluations,
         diagnosed=diagnosed,
         diagnoses=diagnoses,
         compared=compared,
         comparisons=comparisons,
-        artefacts={
-            t: [name for name in ARTEFACTS if (folder / name).exists()]
-            for t, folder in folders.items()
-        },
+        artefacts={t: [a.path.name for a in f.finished()] for t, f in folders.items()},
         problems=problems,
     )
 
 
 def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path.parent}: no config.yaml there, so it is not a run directory")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -142,13 +124,6 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise InputError(f"{path}: expected a mapping of options")
     return tree
-
-
-def _iterations(path: Path) -> dict[int, Path]:
-    if not path.is_dir():
-        return {}
-    found = (p for p in path.iterdir() if p.is_dir() and re.fullmatch(r"[0-9]+", p.name))
-    return {int(p.name): p for p in sorted(found, key=lambda p: int(p.name))}
 
 
 def _json(path: Path, root: Path, problems: list[str]) -> dict[str, Any]:
@@ -216,12 +191,12 @@ def _evaluation(iterate: int, content: dict[str, Any]) -> Evaluation:
 
 
 def _diagnoses(
-    root: Path, folders: dict[int, Path], problems: list[str]
+    root: Path, folders: dict[int, IterationFolder], problems: list[str]
 ) -> tuple[list[int], list[Diagnosis]]:
     """(iterations that were checked, what fired)."""
     checked, fired = [], []
     for t, folder in folders.items():
-        content = _json(folder / "diagnostics.json", root, problems)
+        content = _json(folder.diagnostics.path, root, problems)
         if not isinstance(content.get("findings"), list):
             continue
         checked.append(t)

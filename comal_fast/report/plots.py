@@ -25,7 +25,6 @@ from comal_fast.figures.style import (
     smoothed,
 )
 from comal_fast.report.facts import (
-    PHASES,
     phases,
     reference_moves,
     seconds,
@@ -34,6 +33,7 @@ from comal_fast.report.facts import (
 )
 from comal_fast.report.load import Evaluation, Row, Run
 from comal_fast.statistics import Array, Interval, number
+from comal_fast.store.directory import PHASES
 from comal_fast.system.terminal import duration
 
 NOTHING = Interval(np.nan, np.nan, np.nan)
@@ -236,10 +236,10 @@ def time(run: Run, theme: Theme) -> Figure | None:
         return None
     figure = new_figure(theme, 1.3 + 0.36 * len(table))
     axes = figure.subplots()
-    left = np.zeros(len(table))
+    left, order = np.zeros(len(table)), list(PHASES)
     for phase in phases(table):
         widths = np.array([row.get(phase, 0.0) for row in table.values()])
-        colour = theme.colours[PHASES.index(phase)] if phase in PHASES else theme.muted
+        colour = theme.colours[order.index(phase)] if phase in PHASES else theme.muted
         axes.barh(range(len(table)), widths, 0.68, left, color=colour, label=phase,
             edgecolor=theme.paper, lw=0.8)  # fmt: skip
         left += widths

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from comal_fast.store.directory import RunDirectory
+
 MAX_COMPARISONS = 12
 
 
@@ -23,7 +25,7 @@ class Response:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BeforeAfter:
     """The same held-out prompt answered by the initial policy and by a later iterate."""
 
     prompt_id: int
@@ -33,20 +35,21 @@ class Comparison:
 
 
 def load_comparisons(
-    root: Path, folders: dict[int, Path], problems: list[str]
-) -> tuple[int | None, list[Comparison]]:
+    directory: RunDirectory, problems: list[str]
+) -> tuple[int | None, list[BeforeAfter]]:
     """Initial against latest sampled iterate, on prompts evenly spaced over those of both."""
-    sampled = [t for t, folder in folders.items() if (folder / "eval_samples.parquet").is_file()]
+    sampled = directory.sampled()
     if 0 not in sampled or sampled == [0]:
         return None, []
     last = max(sampled)
     before, after = (
-        _responses(folders[t] / "eval_samples.parquet", root, problems) for t in (0, last)
+        _responses(directory.iteration(t).eval_samples.path, directory.path, problems)
+        for t in (0, last)
     )
     shared = [key for key in before if key in after]
     places = np.linspace(0, len(shared) - 1, min(len(shared), MAX_COMPARISONS)).round()
     keys = [shared[int(i)] for i in places]
-    return last, [Comparison(key[0], key[1], before[key], after[key]) for key in keys]
+    return last, [BeforeAfter(key[0], key[1], before[key], after[key]) for key in keys]
 
 
 def _responses(path: Path, root: Path, problems: list[str]) -> dict[tuple[int, str], Response]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -62,3 +63,18 @@ def write_all(contents: dict[str, bytes]) -> None:
                 renames.enter_context(replacing(Path(name))).write_bytes(content)
     except OSError as error:
         raise InputError(f"{name}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def locked(folder: Path, taken: str) -> Iterator[None]:
+    """Within the block a folder, which is made, is this process's alone.
+
+    Raises InputError, `taken`, where another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(taken) from None
+        yield

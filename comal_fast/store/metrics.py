@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from comal_fast.store import sinks
 from comal_fast.store.artefacts import write_text
 
+Row = dict[str, Any]
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+
+def read_metrics(path: Path) -> list[Row]:
     """All whole rows (a kill can leave a torn last line)."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
@@ -21,10 +24,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def write_metrics(path: Path, rows: list[Row]) -> None:
+    """The whole file, anew."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 class PhaseMetrics:
     """The rows of one phase of one iteration, replacing what an earlier attempt left.
 
-    Without a path they are made, but not written. `peak`: peak memory of the phase so far, GiB.
+    Without a path they are made, but neither written nor told. `peak`: peak memory of the phase so
+    far, GiB.
     """
 
     def __init__(
@@ -32,21 +41,21 @@ class PhaseMetrics:
     ) -> None:
         self.path, self._peak = path, peak
         self._head = {"phase": phase, "iteration": iteration}
-        if path is None:
-            return
-        rows = read_metrics(path)
-        kept = [r for r in rows if (r["phase"], r["iteration"]) != (phase, iteration)]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        if path is not None:
+            own = (phase, iteration)
+            rows = read_metrics(path)
+            write_metrics(path, [r for r in rows if (r["phase"], r["iteration"]) != own])
 
-    def log(self, **values: Any) -> dict[str, Any]:
-        """Append one row, and return it. Names carry `__` for `/`."""
-        row = {**self._head, **{name.replace("__", "/"): v for name, v in values.items()}}
-        row["mem/peak_gib"] = self._peak()
+    def log(self, values: Mapping[str, Any]) -> Row:
+        """Append one row, and return it."""
+        row = {**self._head, **values, "mem/peak_gib": self._peak()}
         self.replay([row])
+        if self.path is not None:
+            sinks.tell(row)
         return row
 
-    def replay(self, rows: list[dict[str, Any]]) -> None:
-        """Append rows as they are."""
+    def replay(self, rows: list[Row]) -> None:
+        """Append rows that were logged before, as they are."""
         if self.path is None:
             return
         with self.path.open("a", encoding="utf-8") as stream:

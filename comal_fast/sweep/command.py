@@ -44,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
         check_target(args.markdown, "--markdown")
     folder, cells = expand(args.config, axes, overrides)
 
-    from comal_fast.sweep.runs import lock, run_cells
+    from comal_fast.store.files import locked
+    from comal_fast.sweep.runs import run_cells
 
-    with lock(folder):
+    with locked(folder, f"{folder}: another comal-fast sweep is at work in it"):
         failed = run_cells(folder, cells)
     _write(args, folder, axes, cells, failed)
     return 1 if failed else 0

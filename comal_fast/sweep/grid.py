@@ -10,6 +10,7 @@ from pathlib import Path
 
 from comal_fast.config import Config, known_keys, load_config
 from comal_fast.errors import InputError
+from comal_fast.store.directory import RunDirectory
 
 OWN = "output_dir"  # of the sweep; each cell has its own below it
 
@@ -38,9 +39,9 @@ class Cell:
     config: Config
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> RunDirectory:
         """Its run directory."""
-        return Path(self.config.output_dir)
+        return RunDirectory(self.config.output_dir)
 
 
 def full_name(key: str) -> str:

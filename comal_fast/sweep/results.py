@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from comal_fast.compare.entrants import SAMPLES, load_entrants
+from comal_fast.compare.entrants import load_entrants
 from comal_fast.compare.tournament import Standing, Tournament, nash_support, play, standings
 from comal_fast.errors import InputError
 from comal_fast.lm_game.measure import measure
 from comal_fast.oracles import make_oracle
 from comal_fast.statistics import Array, Interval, bootstrap_interval, to_interval
-from comal_fast.store.artefacts import read_json, table_key
+from comal_fast.store.artefacts import Table, read_json
 from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.runs import is_finished, spent_seconds
 from comal_fast.system.terminal import progress
@@ -39,7 +39,7 @@ class Result:
     """A finished cell: its resulting iterate on the held-out prompts."""
 
     cell: Cell
-    samples: Path
+    samples: Table
     """Held-out samples of the iterate."""
     win_rate: Interval
     controlled: Interval
@@ -119,22 +119,21 @@ def collect(folder: Path, axes: list[Axis], cells: list[Cell], failed: dict[str,
         _effects(axes, results, game),
         standings(game.names, game.wins, *settings) if game else [],
         nash_support(game, first.config.seed).tolist() if game else [],
-        read_json(first.directory / "summary.json"),
+        read_json(first.directory.summary),
     )
 
 
 def _result(cell: Cell, seconds: float) -> Result:
-    summary = read_json(cell.directory / "summary.json")
-    folder = cell.directory / "iterations"
-    final = folder / f"{summary['result']:04d}"
-    evaluation = read_json(final / "evaluation.json")
+    summary = read_json(cell.directory.summary)
+    final = cell.directory.iteration(summary["result"])
+    evaluation = final.evaluation.read()
     n = evaluation["n_prompts"]
     half = {"mean": 0.5, "ci95": [0.5, 0.5]}
     itself = {**half, "values": [0.5] * n, "length_controlled": half}  # rolled back to π_0
     against = evaluation["win_rates"].get("0", itself)
     return Result(
         cell=cell,
-        samples=final / SAMPLES,
+        samples=final.eval_samples,
         win_rate=to_interval(against) or NOWHERE,
         controlled=to_interval(against["length_controlled"]) or NOWHERE,
         wins=np.array(against["values"]),
@@ -142,7 +141,7 @@ def _result(cell: Cell, seconds: float) -> Result:
         tokens=evaluation["response_length"]["mean"],
         findings=sorted({f["name"] for f in summary["findings"]}),
         ended=(summary["ended"] or {}).get("by"),
-        prompts=f"{table_key(folder / '0000' / SAMPLES)} {cell.config.oracle}",
+        prompts=f"{cell.directory.iteration(0).eval_samples.key()} {cell.config.oracle}",
         seconds=seconds,
         exact=_exact(cell, summary["result"]),
     )

@@ -6,29 +6,28 @@ key of what it was made from, so whatever does not fit after all is made anew.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from comal_fast.config import Config, to_dict
-from comal_fast.store.artefacts import write_json, write_text
-from comal_fast.store.metrics import read_metrics
+from comal_fast.config.load import leaves
+from comal_fast.config.options import how_names
+from comal_fast.store.directory import BEFORE_TRAINING, RunDirectory
+from comal_fast.store.metrics import write_metrics
 from comal_fast.sweep.grid import Cell
 
-BEFORE_TRAINING = ("generate", "judge", "pair", "logps")
-FILES = {"generate": "samples", "judge": "judgments", "pair": "pairs", "logps": "logps"}
 # groups of options that play no part before the first training step
 LATE = ("algorithm.", "training.", "pairing.", "diagnostics.", "model.lora.")
 
 
 def common_iterations(a: Config, b: Config) -> int | None:
     """How many iterations come out the same; None where not even the first samples do."""
-    one, two = _leaves(to_dict(a)), _leaves(to_dict(b))
+    one, two = dict(leaves(to_dict(a))), dict(leaves(to_dict(b)))
     # an optional group that is off is a leaf in one tree and leaves in the other
     differing = {key for key in one.keys() | two.keys() if one.get(key) != two.get(key)}
-    differing -= {"output_dir", "phases"}
+    differing -= set(how_names(type(a)))
     horizon = {"algorithm.iterations", "algorithm.ref_update_interval"}
     if differing <= horizon:
         least = min(a.algorithm.iterations, b.algorithm.iterations)
@@ -41,7 +40,7 @@ def common_iterations(a: Config, b: Config) -> int | None:
 
 def start_from(cell: Cell, finished: Iterable[Cell]) -> Cell | None:
     """Fill a cell's new run directory from the finished cell that has most in common with it."""
-    if (cell.directory / "iterations").exists():
+    if cell.directory.iterations_folder.exists():
         return None
     best: tuple[int, Cell] | None = None
     for other in finished:
@@ -51,31 +50,28 @@ def start_from(cell: Cell, finished: Iterable[Cell]) -> Cell | None:
     if best is None:
         return None
     common, source = best
-    temporary = cell.directory.with_name(f".{cell.directory.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
+    target = cell.directory.path
+    temporary = RunDirectory(target.with_name(f".{target.name}.partial"))
+    shutil.rmtree(temporary.path, ignore_errors=True)
     for iteration in range(common + 1):
-        folder = f"iterations/{iteration:04d}"
-        shutil.copytree(source.directory / folder, temporary / folder, copy_function=_link)
-    following = f"iterations/{common + 1:04d}"
-    (temporary / following).mkdir(parents=True)
-    for name in FILES.values():
-        file = source.directory / following / f"{name}.parquet"
-        if file.is_file():
-            _link(file, temporary / following / file.name)
+        old, new = (d.iteration(iteration).path for d in (source.directory, temporary))
+        shutil.copytree(old, new, copy_function=_link)
+    theirs, ours = (d.iteration(common + 1) for d in (source.directory, temporary))
+    ours.path.mkdir(parents=True)
+    for have, want in zip(theirs.before_training(), ours.before_training(), strict=True):
+        if have.exists():
+            _link(have.path, want.path)
 
     def shared(phase: str, iteration: int) -> bool:
         return iteration <= common or (iteration == common + 1 and phase in BEFORE_TRAINING)
 
-    rows = read_metrics(source.directory / "metrics.jsonl")
-    kept = [json.dumps(row) + "\n" for row in rows if shared(row["phase"], row["iteration"])]
-    write_text(temporary / "metrics.jsonl", "".join(kept))
-    done = json.loads((source.directory / "state.json").read_text())["done"]
-    pairs = [(entry, *entry.split("/")) for entry in done]
-    state = [entry for entry, iteration, phase in pairs if shared(phase, int(iteration))]
-    write_json(temporary / "state.json", {"done": state})
-    if cell.directory.exists():  # a start that was broken off before any phase
-        shutil.rmtree(cell.directory)
-    temporary.rename(cell.directory)
+    rows = source.directory.rows()
+    write_metrics(temporary.metrics, [r for r in rows if shared(r["phase"], r["iteration"])])
+    done = source.directory.done()
+    temporary.write_done([(t, phase) for t, phase in done if shared(phase, t)])
+    if target.exists():  # a start that was broken off before any phase
+        shutil.rmtree(target)
+    temporary.path.rename(target)
     return source
 
 
@@ -84,13 +80,3 @@ def _link(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:  # no hard links there
         shutil.copy2(source, target)
-
-
-def _leaves(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    leaves: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            leaves |= _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves[prefix + key] = value
-    return leaves

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from comal_fast.config import to_dict
+from comal_fast.config import load_saved
 from comal_fast.errors import InputError
 from comal_fast.store.artefacts import read_json, write_json
 from comal_fast.sweep.grid import Cell
@@ -20,22 +16,10 @@ from comal_fast.system.terminal import console, duration
 
 def is_finished(cell: Cell) -> bool:
     """Whether its run wrote a summary, of this very configuration."""
-    config = cell.directory / "config.yaml"
-    if not (cell.directory / "summary.json").is_file() or not config.is_file():
+    directory = cell.directory
+    if not directory.summary.is_file() or not directory.config.is_file():
         return False
-    return bool(yaml.safe_load(config.read_text(encoding="utf-8")) == to_dict(cell.config))
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """The sweep's folder, for one process at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another comal-fast sweep is at work in it") from None
-        yield
+    return load_saved(directory.config) == cell.config
 
 
 def run_cells(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from comal_fast.system.doing import doing
 from comal_fast.system.ranks import is_main
 
 console = Console(highlight=False, quiet=not is_main())
@@ -77,7 +78,8 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     with bar:
         advance = Advance(bar, bar.add_task(description, total=total, unit=unit))
-        yield advance
+        with doing(lambda: f"{description}, {advance.done:,.0f} of {total:,.0f} {unit}"):
+            yield advance
     console.print(
         f"[green]✓[/] {description:<34} {advance.done:,.0f} {unit} in "
         f"{advance.seconds:.1f} s ({advance.rate:,.3g} {unit}/s)",

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from comal_fast.config import Config
+from comal_fast.config.algorithm import Regularised, SppoConfig
 from comal_fast.training.batches import MicroBatch
 from comal_kernels import PROX, Prox, Terms
 
@@ -32,16 +33,14 @@ def keeps_draws(config: Config) -> bool:
 
 
 def hyperparameters(config: Config) -> dict[str, float]:
-    """prox_loss's constants, by its names."""
-    a = config.algorithm
-    known = {
-        "beta": a.beta,
-        "label_smoothing": a.label_smoothing,
-        "eta": a.eta,
-        "tau_eta_ratio": a.tau_eta_ratio,
-        "tau": a.eta,  # dro: the coefficient of its KL, which is to π_t
-    }
-    return {name: known[name] for name in PROX[a.prox].hyper if name in known}
+    """prox_loss's constants, by its names: the options of the same names.
+
+    dro's τ, the coefficient of its KL, is η: that KL is to π_t.
+    """
+    options, row = config.algorithm.model_dump(), PROX[config.algorithm.prox]
+    if row.centred is not None and "tau" not in options:
+        options["tau"] = options.get("eta")
+    return {name: x for name in row.hyper if isinstance(x := options.get(name), float)}
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,10 @@ def make_items(
     prox, algorithm = PROX[config.algorithm.prox], config.algorithm
     prompts = np.asarray(prompt, dtype=np.int64)
     ref, last, wins = (np.asarray(x, dtype=np.float64) for x in (ref_logp, last_logp, win_rate))
-    pull = algorithm.tau_eta_ratio * (last - ref)  # τ/η log π_t/π_ref
-    reward = wins - algorithm.eta * pull
+    eta, pull = 1.0, np.zeros_like(last)
+    if isinstance(algorithm, Regularised):
+        eta, pull = algorithm.eta, algorithm.tau_eta_ratio * (last - ref)  # τ/η log π_t/π_ref
+    reward = wins - eta * pull
     columns = {
         "ref": ("ref_logp", last if reads_rewards(prox) else ref),
         "last": ("last_logp", last),
@@ -101,10 +102,10 @@ def make_items(
     per_item: dict[str, Tensor] = {}
     if "preference" in prox.uses or ("preference" in prox.optional and config.pairing.soft_labels):
         per_item["preference"] = labels
-    if "log_z" in prox.hyper:  # prox_loss knows no τ: the pull goes with log Z
+    if isinstance(algorithm, SppoConfig):  # prox_loss knows no τ: the pull goes with log Z
         shift = pull
         if algorithm.log_z == "samples":
-            shift = pull + log_mean_exp((reward - 0.5) / algorithm.eta, prompts)
+            shift = pull + log_mean_exp((reward - 0.5) / eta, prompts)
         per_item["log_z"] = torch.tensor(shift[chosen])
     groups = [[item] for item in range(len(chosen))]
     if prox.centred is not None:  # the baseline is solved from all of a prompt's responses

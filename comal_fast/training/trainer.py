@@ -6,6 +6,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Hashable, Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from comal_fast.model.packed import (
     predictor_states,
 )
 from comal_fast.optim import make_optimizer
+from comal_fast.plan.check import recomputed_layers
 from comal_fast.store.artefacts import read_json, write_json
 from comal_fast.system.ranks import is_main
 from comal_fast.training.batches import Group, MicroBatch, epoch_batches, micro_batches
@@ -71,7 +73,6 @@ class Trainer:
             )
         ]
         self.step = 0
-        self._packed = packed_attention(model, config.model.attn_implementation)
         self._states = forward_pass(model, predictor_states)
 
     def _prompt(self, group: Group) -> Hashable:
@@ -83,16 +84,19 @@ class Trainer:
         return len(self.schedule)
 
     def __enter__(self) -> Trainer:
-        self._packed.__enter__()
-        self.model.train()
-        self._activations = activations(self.model, self.config, self._most_tokens())
-        self._activations.__enter__()
+        with ExitStack() as entered:  # what has been entered is left where the rest can't be
+            attention = self.config.model.attn_implementation
+            entered.enter_context(packed_attention(self.model, attention))
+            entered.callback(self.model.eval)
+            self.model.train()
+            layers = recomputed_layers(self.model, self.config, self._most_tokens())
+            offload = self.config.training.offload_activations
+            entered.enter_context(activations(self.model, layers, offload))
+            self._entered = entered.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._activations.__exit__(*error)
-        self.model.eval()
-        self._packed.__exit__(*error)
+        self._entered.__exit__(*error)
 
     def _most_tokens(self) -> int:
         """Of a packed pass: the budget, or a group of items that is longer."""
@@ -115,7 +119,7 @@ class Trainer:
             share = (self.steps - step) / max(1, self.steps - warmup)
         return self.config.training.learning_rate * share
 
-    def optimiser_step(self) -> dict[str, Any]:
+    def optimizer_step(self) -> dict[str, Any]:
         """Forward, backward and update for the next batch; its metrics row."""
         start = time.monotonic()
         epoch, batch = self.schedule[self.step]

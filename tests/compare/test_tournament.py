@@ -18,7 +18,7 @@ from comal_fast.oracles.criteria import CriteriaOracle
 from comal_fast.oracles.order import debiased
 from games import CYCLIC, ORDERED, FirstLetter
 
-PROMPTS = [f"prompt {i}" for i in range(40)]
+PROMPTS = [(("user", f"prompt {i}"),) for i in range(40)]
 
 
 def pure(letters: str, length: float = 1.0) -> list[Entrant]:
@@ -65,13 +65,13 @@ class FirstIsBetter(Oracle):
 
 
 def test_both_orders_take_the_bias_out() -> None:
-    item = Comparison("x", ["a", "b"], ["b", "c", "a"])
+    item = Comparison((("user", "x"),), ["a", "b"], ["b", "c", "a"])
     (biased,) = FirstIsBetter().compare([item])
     (fair,) = debiased(FirstIsBetter()).compare([item])
     (truth,) = FirstLetter(ORDERED).compare([item])
     assert biased[0, 2] == pytest.approx(0.6)
     np.testing.assert_allclose(fair, 0.5 + 0.8 * (truth - 0.5))
-    square = Comparison("x", ["a", "b", "c"], ["a", "b", "c"])
+    square = Comparison((("user", "x"),), ["a", "b", "c"], ["a", "b", "c"])
     (fair,) = debiased(FirstIsBetter()).compare([square])
     np.testing.assert_allclose(fair + fair.T, 1, atol=1e-15)
     assert debiased(FirstIsBetter()).fingerprint() != FirstIsBetter().fingerprint()

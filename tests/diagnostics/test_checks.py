@@ -61,7 +61,7 @@ def trajectory(policies: np.ndarray, matrix: np.ndarray, interval: int = 1) -> l
 
 
 def fired(histories: Sequence[History], name: str, **limits: Any) -> list[Finding | None]:
-    return [CHECKS[name](h, dataclasses.replace(LIMITS, **limits)) for h in histories]
+    return [CHECKS[name](h, LIMITS.model_copy(update=limits)) for h in histories]
 
 
 def test_cycling_fires_without_regularisation_and_never_for_comal() -> None:
@@ -178,4 +178,4 @@ def test_inner_accuracy_is_a_lower_bound_on_the_exact_gap(seed: int) -> None:
         gap = 2 * (free - 0.5 + tau * p @ np.log(p / reference))
         assert finding.evidence["gap"] <= gap + 1e-9
     inside = dataclasses.replace(histories[0], ref_update_interval=2)  # not the end of a solve
-    assert CHECKS["inner_accuracy"](inside, dataclasses.replace(LIMITS, inner_c1=1e-9)) is None
+    assert CHECKS["inner_accuracy"](inside, LIMITS.model_copy(update={"inner_c1": 1e-9})) is None

@@ -38,7 +38,7 @@ def start(case: str) -> Any:
     from comal_fast.model.adapters import add_adapter, freeze
 
     lora = LoraConfig(r=4)
-    return add_adapter(freeze(model, lora), ModelConfig("tiny", lora=lora), seed=0)
+    return add_adapter(freeze(model, lora), ModelConfig(name_or_path="tiny", lora=lora), seed=0)
 
 
 Weights = dict[str, torch.Tensor]
@@ -53,13 +53,13 @@ def train(case: str, config_file: Path) -> tuple[Weights, Weights, list[dict[str
 
     config = load_config(config_file, CASES[case])
     context = Context(config)
-    model = context.take_model(0) if case == "lora" else start(case)
+    model = context.policies.take(0) if case == "lora" else start(case)
     if case == "lora":
         context.forget_models()
     before = {name: x.clone() for name, x in whole_state(model).items()}
     trainer = train.Trainer(config, model, *train._load(context, 1), 1)
     with trainer:
-        rows = [trainer.optimiser_step() for _ in range(STEPS)]
+        rows = [trainer.optimizer_step() for _ in range(STEPS)]
     return before, whole_state(model), rows
 
 

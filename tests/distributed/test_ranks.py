@@ -19,7 +19,7 @@ from torch import Tensor
 
 from comal_fast.cli import main
 from comal_fast.config import load_config
-from comal_fast.loop import PHASES, open_run, run_all
+from comal_fast.loop import open_run, run_all, run_here
 
 HERE = Path(__file__).parent
 KILLING = HERE.parent / "loop" / "resume_driver.py"
@@ -57,7 +57,7 @@ def prepared(tiny_run: Path) -> Path:
     tiny_run.write_text(text)
     with open_run(load_config(tiny_run)) as context:
         for phase in ("generate", "judge", "pair", "logps"):
-            PHASES[phase](context, 1)
+            run_here(context, phase, 1)
     return tiny_run
 
 
@@ -124,7 +124,7 @@ def test_checkpoint_resumes_on_another_number(
     verb = ["train", str(prepared), "--iteration", "1"]
     assert main([*verb, f"output_dir={calm}"]) == 0
 
-    driver = [str(KILLING), "comal_fast.phases.train:Trainer.optimiser_step", "4"]
+    driver = [str(KILLING), "comal_fast.phases.train:Trainer.optimizer_step", "4"]
     arguments = [*verb, f"output_dir={killed}"]
     if before == 2:
         assert torchrun(*driver, *arguments).returncode != 0

@@ -16,7 +16,7 @@ from comal_fast.config import Config, load_config
 from comal_fast.game import PAPER_START, mirror_step, paper_game
 from comal_fast.game.preference import advantage
 from comal_fast.lm_game.measure import Measured, measure
-from comal_fast.loop import PHASES, open_run
+from comal_fast.loop import open_run, run_here
 from comal_fast.model.load import load_model, load_tokenizer
 
 REPO = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def play(config: Config, iterations: int) -> Measured:
     with open_run(config) as context:
         for iteration in range(1, iterations + 1):
             for phase in ("generate", "judge", "pair", "logps", "train"):
-                PHASES[phase](context, iteration)
+                run_here(context, phase, iteration)
     return measure(config)
 
 
@@ -92,10 +92,11 @@ def test_made_twice_it_is_the_same_to_the_bit(played: list[str], tmp_path: Path)
 
 def exact_step(config: Config) -> np.ndarray:
     """π_1 of the table, from START as reference and last iterate."""
-    p, eta = paper_game().matrix, config.algorithm.eta
+    options = config.algorithm.model_dump()
+    p, eta = paper_game().matrix, options.get("eta")
     if config.algorithm.prox != "dpo":
         return np.exp(mirror_step(np.log(START), np.log(START), advantage(p), eta, 0.0))
-    beta = config.algorithm.beta
+    beta = options.get("beta")
 
     def slope(f: np.ndarray) -> np.ndarray:  # of the logistic loss in the gains f of a and b
         gain = np.append(f, 0)

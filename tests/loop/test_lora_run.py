@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import generate, judge, logps, pair, train
 from comal_fast.phases.logps import prompt_responses
 from comal_fast.sweep.reuse import common_iterations
+from comal_fast.training.trainer import Trainer
 from resume import comparable
 
 LORA = ["model.lora={r: 4, alpha: 8}", "training.learning_rate=1e-2", "training.save_steps=2"]
@@ -62,17 +62,19 @@ def test_run_files_and_merge(tiny_run: Path, tmp_path: Path, quantization: str) 
     else:
         context = trained(config, 2)
     for iterate in (1, 2):
-        files = {f.name for f in (context.folder(iterate) / "model").iterdir()}
+        files = {f.name for f in (context.directory.iteration(iterate).path / "model").iterdir()}
         assert "adapter_model.safetensors" in files and "model.safetensors" not in files
-    one, two = (load_file(context.folder(t) / WEIGHTS) for t in (1, 2))
+    one, two = (load_file(context.directory.iteration(t).path / WEIGHTS) for t in (1, 2))
     assert all(not torch.equal(one[name], two[name]) for name in one)  # all of it went on training
-    rows = pq.read_table(context.folder(2) / "logps.parquet").to_pylist()
+    rows = pq.read_table(context.directory.iteration(2).path / "logps.parquet").to_pylist()
     used = [i for i, row in enumerate(rows) if row["ref_logp"] is not None]
-    samples = pq.read_table(context.folder(2) / "samples.parquet")
-    fresh = response_logps(context.model(1), prompt_responses(samples, used), max_tokens=300)
+    samples = pq.read_table(context.directory.iteration(2).path / "samples.parquet")
+    fresh = response_logps(
+        context.policies.load(1), prompt_responses(samples, used), max_tokens=300
+    )
     assert used == [i for i in used if rows[i]["ref_logp"] == rows[i]["last_logp"]]
     assert [rows[i]["last_logp"] for i in used] == pytest.approx(fresh.tolist(), abs=1e-4)
-    losses = [row["loss"] for row in comparable(context.directory) if row["phase"] == "train"]
+    losses = [row["loss"] for row in comparable(context.directory.path) if row["phase"] == "train"]
     assert losses[0] == pytest.approx(100, rel=1e-3)  # (1/2η)²: π_0 with B = 0 is π_0
     assert min(losses[1:]) < 99
 
@@ -82,7 +84,7 @@ def test_run_files_and_merge(tiny_run: Path, tmp_path: Path, quantization: str) 
     assert not (merged / "adapter_config.json").exists()
     ids = torch.tensor([[5, 6, 7, 8]])
     with torch.inference_mode():
-        ours, theirs = context.model(2)(ids).logits, plain(ids).logits
+        ours, theirs = context.policies.load(2)(ids).logits, plain(ids).logits
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert main(["merge", str(context.directory), str(merged)]) == 2  # exists already
 
@@ -91,15 +93,15 @@ def test_run_files_and_merge(tiny_run: Path, tmp_path: Path, quantization: str) 
 def test_four_bits_from_a_gguf_file(smollm2: Any, tmp_path: Path) -> None:
     """Dequantised once, as without 4 bits; quantised at each load. It computes with those."""
     functional = pytest.importorskip("bitsandbytes.functional")
-    model = replace(smollm2, lora=LoraConfig(), quantization="nf4")
+    model = smollm2.model_copy(update={"lora": LoraConfig(), "quantization": "nf4"})
     contexts = [
         Context(Config(model=options, output_dir=str(tmp_path)))
-        for options in (model, replace(model, quantization="none"))
+        for options in (model, model.model_copy(update={"quantization": "none"}))
     ]
-    bits, floats = (context.model(0) for context in contexts)
+    bits, floats = (context.policies.load(0) for context in contexts)
     stored = load_file(tmp_path / "iterations/0000/model/model.safetensors")
     assert all(tensor.is_floating_point() for tensor in stored.values())
-    assert contexts[0].model_key(0) != contexts[1].model_key(0)
+    assert contexts[0].policies.key(0) != contexts[1].policies.key(0)
     layers = [p for p in bits.parameters() if p.dtype == torch.uint8]
     assert len(layers) == 7 * 30
     assert bits.get_memory_footprint() < 0.4 * floats.get_memory_footprint()
@@ -117,12 +119,12 @@ def test_four_bits_from_a_gguf_file(smollm2: Any, tmp_path: Path) -> None:
 def test_reference_and_last_iterate_in_one_pass(tiny_run: Path) -> None:
     """In iteration 2 the reference is still π_0, the last iterate π_1."""
     context = trained(load_config(tiny_run, options(tiny_run)), 2)
-    rows = pq.read_table(context.folder(2) / "logps.parquet").to_pylist()
+    rows = pq.read_table(context.directory.iteration(2).path / "logps.parquet").to_pylist()
     used = [i for i, row in enumerate(rows) if row["ref_logp"] is not None]
-    samples = pq.read_table(context.folder(2) / "samples.parquet")
+    samples = pq.read_table(context.directory.iteration(2).path / "samples.parquet")
     sequences = prompt_responses(samples, used)
     for name, iterate in (("ref_logp", 0), ("last_logp", 1)):
-        apart = response_logps(context.model(iterate), sequences, max_tokens=300)
+        apart = response_logps(context.policies.load(iterate), sequences, max_tokens=300)
         assert [rows[i][name] for i in used] == pytest.approx(apart.tolist(), abs=1e-4)
     assert all(rows[i]["ref_logp"] != rows[i]["last_logp"] for i in used)
 
@@ -132,7 +134,7 @@ def test_adapter_options_are_part_of_the_keys(tiny_run: Path) -> None:
     names = ("samples.parquet", "pairs.parquet", "logps.parquet", "model")
 
     def stamps() -> dict[str, int]:
-        return {n: (context.folder(1) / n).stat().st_mtime_ns for n in names}
+        return {n: (context.directory.iteration(1).path / n).stat().st_mtime_ns for n in names}
 
     before = stamps()
     for change in ("model.lora.r=2", "model.lora.target_modules=q_proj", "model.lora=null"):
@@ -141,7 +143,7 @@ def test_adapter_options_are_part_of_the_keys(tiny_run: Path) -> None:
         # π_0 has no adapter: only what is trained is made anew
         assert {n for n in names if after[n] != before[n]} == {"model"}, change
         before = after
-    assert not (context.folder(1) / WEIGHTS).exists()
+    assert not (context.directory.iteration(1).path / WEIGHTS).exists()
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
@@ -164,16 +166,16 @@ def test_broken_off_while_training_ends_the_same(
         )
         for name in ("calm", "broken")
     )
-    expected = load_file(trained(calm, 1).folder(1) / WEIGHTS)
-    step, taken = train.Trainer.optimiser_step, [0]
+    expected = load_file(trained(calm, 1).directory.iteration(1).path / WEIGHTS)
+    step, taken = Trainer.optimizer_step, [0]
 
-    def breaking(self: train.Trainer) -> dict[str, Any]:
+    def breaking(self: Trainer) -> dict[str, Any]:
         taken[0] += 1
         if taken[0] == 4:
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(train.Trainer, "optimiser_step", breaking)
+    monkeypatch.setattr(Trainer, "optimizer_step", breaking)
     with pytest.raises(KeyboardInterrupt):
         trained(broken, 1)
     folder = Path(broken.output_dir) / "iterations/0001"
@@ -215,7 +217,7 @@ def test_bad_layers_are_named_before_anything_is_sampled(
 
 def test_merge_needs_a_lora_run(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
     config = load_config(tiny_run, ["algorithm.iterations=1", "training.num_train_epochs=1"])
-    Context(config).directory.mkdir()
+    Context(config).directory.path.mkdir()
     Context(config).write_headers()
     assert main(["merge", config.output_dir, str(tiny_run.parent / "merged")]) == 2
     assert "trained without model.lora" in capsys.readouterr().err

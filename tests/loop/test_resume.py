@@ -17,20 +17,20 @@ from resume import comparable, start
 KILLS = [
     ("comal_fast.generation.transformers:_generate", 2),  # held-out samples of π_0
     ("comal_fast.generation.transformers:_generate", 2),  # generate, with π_0 evaluated
-    ("comal_fast.phases.generate:write_table", 1),
+    ("comal_fast.store.artefacts:Table.write", 1),
     ("comal_fast.phases.judge:has_strict_cycle", 3),
     ("comal_fast.phases.pair:choose_pairs", 2),
     ("comal_fast.phases.logps:joint_logps", 1),
-    ("comal_fast.phases.train:Trainer.optimiser_step", 1),
-    ("comal_fast.phases.train:Trainer.optimiser_step", 3),
+    ("comal_fast.phases.train:Trainer.optimizer_step", 1),
+    ("comal_fast.phases.train:Trainer.optimizer_step", 3),
     ("comal_fast.phases.train:Trainer.save", 2),
     ("comal_fast.phases.train:Trainer._backward", 5),
     ("comal_fast.phases.evaluate:bootstrap_mean", 2),
-    ("comal_fast.phases.evaluate:write_json", 1),
-    ("comal_fast.phases.diagnose:write_table", 1),
-    ("comal_fast.phases.diagnose:write_json", 1),
-    ("comal_fast.distributed.checkpoint:write_folder", 2),  # iteration 2
-    ("comal_fast.phases.train:Trainer.optimiser_step", 2),
+    ("comal_fast.store.artefacts:Json.write", 1),
+    ("comal_fast.store.artefacts:Table.write", 1),
+    ("comal_fast.store.artefacts:Json.write", 1),
+    ("comal_fast.store.artefacts:Folder.write", 2),  # iteration 2
+    ("comal_fast.phases.train:Trainer.optimizer_step", 2),
     ("comal_fast.loop:write_summary", 1),
 ]
 

@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comal_fast.config import Config, load_config
-from comal_fast.config.schema import AlgorithmConfig, ModelConfig, TrainingConfig
+from comal_fast.config.algorithm import IpoConfig
+from comal_fast.config.schema import ModelConfig, TrainingConfig
 from comal_fast.model.activations import (
     HostShelf,
     activations,
     checkpoint_layers,
-    checkpointed_layers,
     layers_of,
-    least_checkpointed,
     spread,
 )
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
-from comal_fast.plan.search import budgeted_layers
+from comal_fast.plan.check import recomputed_layers
+from comal_fast.plan.search import budgeted_layers, least_checkpointed
 from comal_fast.plan.shapes import shape_of
 from comal_fast.training.items import make_items
 from comal_fast.training.trainer import Trainer
@@ -32,7 +32,7 @@ SEQUENCES = [PromptResponse([7] * n, [9, 8, *range(20, 20 + n)]) for n in (3, 11
 
 
 def options(**training: Any) -> Config:
-    return Config(ModelConfig(""), training=TrainingConfig(**training))
+    return Config(model=ModelConfig(name_or_path=""), training=TrainingConfig(**training))
 
 
 def gradients(model: Any, **training: Any) -> list[torch.Tensor]:
@@ -40,9 +40,11 @@ def gradients(model: Any, **training: Any) -> list[torch.Tensor]:
     model.train()
     model.zero_grad()
     packed = pack(SEQUENCES, model.device)
+    config = options(**training)
+    count = recomputed_layers(model, config, packed.tokens)
     with (
         packed_attention(model, "auto"),
-        activations(model, options(**training), packed.tokens),
+        activations(model, count, config.training.offload_activations),
     ):
         predictor_states(model, packed).square().sum().backward()
     return [p.grad.clone() for p in model.base_model.parameters() if p.grad is not None]
@@ -65,7 +67,7 @@ def test_gradients_are_the_same_bit_for_bit(family: str, training: dict[str, Any
     assert len(plain) == len(list(model.base_model.parameters()))
     if "activation_memory" in training:
         tokens = pack(SEQUENCES, model.device).tokens
-        assert 0 < checkpointed_layers(model, options(**training), tokens) < 5
+        assert 0 < recomputed_layers(model, options(**training), tokens) < 5
     for ours, expected in zip(gradients(model, **training), plain, strict=True):
         assert torch.equal(ours, expected)
 
@@ -74,7 +76,7 @@ def test_a_budget_recomputes_some_layers_and_no_more() -> None:
     model = tiny_model(num_hidden_layers=8)
     shape, tokens = shape_of(model.config), 1024
     counts = [
-        checkpointed_layers(model, options(activation_memory=f"{mib}MiB"), tokens)
+        recomputed_layers(model, options(activation_memory=f"{mib}MiB"), tokens)
         for mib in (1, 8, 12, 100)
     ]
     assert counts[0] == 8 and counts[-1] == 0 and sorted(counts, reverse=True) == counts
@@ -156,8 +158,8 @@ def trained(**training: Any) -> dict[str, torch.Tensor]:
         for i in range(2 * n)
     }
     config = Config(
-        ModelConfig(""),
-        algorithm=AlgorithmConfig(prox="ipo", eta=0.05),
+        model=ModelConfig(name_or_path=""),
+        algorithm=IpoConfig(eta=0.05),
         training=TrainingConfig(
             learning_rate=1e-3,
             num_train_epochs=1,
@@ -179,7 +181,7 @@ def trained(**training: Any) -> dict[str, torch.Tensor]:
     )
     with Trainer(config, model, items, sequences, iteration=1) as trainer:
         while trainer.step < trainer.steps:
-            trainer.optimiser_step()
+            trainer.optimizer_step()
     return model.state_dict()
 
 
@@ -213,9 +215,9 @@ def test_models_without_such_layers() -> None:
     model = torch.nn.Linear(3, 3)
     checkpoint_layers(model, 0)()
     with pytest.raises(ValueError, match="gradient_checkpointing: Linear has no layers"):
-        checkpointed_layers(model, options(gradient_checkpointing=True), 100)
+        recomputed_layers(model, options(gradient_checkpointing=True), 100)
 
 
 def test_auto_needs_a_gpu() -> None:
     with pytest.raises(ValueError, match="auto needs a GPU; give a size"):
-        checkpointed_layers(tiny_model(), options(activation_memory="auto"), 100)
+        recomputed_layers(tiny_model(), options(activation_memory="auto"), 100)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 @pytest.fixture
 def config(tiny_folder: Path) -> ModelConfig:
-    return ModelConfig(str(tiny_folder), device="cpu", lora=LORA)
+    return ModelConfig(name_or_path=str(tiny_folder), device="cpu", lora=LORA)
 
 
 def frozen(config: ModelConfig) -> Any:
@@ -62,7 +61,7 @@ def responses(count: int = 5) -> list[PromptResponse]:
 
 
 def test_policies_share_the_base_and_never_mix(config: ModelConfig) -> None:
-    base, plain = frozen(config), load_model(replace(config, lora=None))
+    base, plain = frozen(config), load_model(config.model_copy(update={"lora": None}))
     fresh = add_adapter(base, config, seed=0)
     assert torch.equal(logits(fresh), logits(plain))  # B = 0, bit for bit
     one, two = trained(base, config, 1), trained(base, config, 2)
@@ -97,7 +96,7 @@ def test_log_probs_together_equal_those_apart(config: ModelConfig) -> None:
         together = joint_logps(models, responses(), max_tokens=budget)
         apart = [response_logps(m, responses(), max_tokens=budget) for m in models]
         np.testing.assert_allclose(together, apart, rtol=1e-6, atol=1e-5)
-    other = load_model(replace(config, lora=None))
+    other = load_model(config.model_copy(update={"lora": None}))
     with pytest.raises(ValueError, match="each has a head of its own"):
         joint_logps([base, other], responses(), max_tokens=25)
 
@@ -150,7 +149,10 @@ def test_frozen_head_has_no_gradient_made(config: ModelConfig) -> None:
         """Words of dhidden, dweight, dbias that the loss made and holds for backward."""
         return [x.numel() for x in prox(model, responses(4)).loss.grad_fn.saved_tensors]
 
-    policy, full = trained(frozen(config), config, 3), load_model(replace(config, lora=None))
+    policy, full = (
+        trained(frozen(config), config, 3),
+        load_model(config.model_copy(update={"lora": None})),
+    )
     hidden = 32 * sum(len(s.response_ids) for s in responses(4))
     assert made(policy) == [hidden, 0, 0]
     assert made(full) == [hidden, 261 * 32, 0]
@@ -164,7 +166,7 @@ def test_files_are_pefts_own(config: ModelConfig, tmp_path: Path, dtype: Any) ->
     from peft import PeftModel
     from safetensors.torch import load_file
 
-    config = replace(config, dtype=dtype)
+    config = config.model_copy(update={"dtype": dtype})
     base = frozen(config)
     policy = trained(base, config, 4)
     policy.save_pretrained(tmp_path)
@@ -175,7 +177,9 @@ def test_files_are_pefts_own(config: ModelConfig, tmp_path: Path, dtype: Any) ->
     )
     again = load_adapter(base, config, tmp_path)
     assert torch.equal(logits(again), logits(policy))
-    peft = PeftModel.from_pretrained(load_model(replace(config, lora=None)), str(tmp_path))
+    peft = PeftModel.from_pretrained(
+        load_model(config.model_copy(update={"lora": None})), str(tmp_path)
+    )
     assert torch.equal(logits(peft), logits(policy))
 
 
@@ -194,12 +198,14 @@ def test_another_adapter_is_refused(
     base = frozen(config)
     add_adapter(base, config, 0).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=words):
-        load_adapter(base, replace(config, lora=replace(LORA, **options)), tmp_path)
+        load_adapter(
+            base, config.model_copy(update={"lora": LORA.model_copy(update=options)}), tmp_path
+        )
 
 
 def test_rank_stabilised_scale_and_chosen_layers(config: ModelConfig) -> None:
     lora = LoraConfig(r=4, alpha=8, use_rslora=True, target_modules=["q_proj", "down_proj"])
-    policy = add_adapter(frozen(config), replace(config, lora=lora), 0)
+    policy = add_adapter(frozen(config), config.model_copy(update={"lora": lora}), 0)
     layers = [m for m in policy.modules() if hasattr(m, "lora_A")]
     assert len(layers) == 2 * 2 and all(m.scaling["default"] == 4 for m in layers)  # 8 / √4
 
@@ -217,7 +223,7 @@ def test_layers_that_cannot_be_adapted(config: ModelConfig, target: str) -> None
 @pytest.fixture
 def four_bits(config: ModelConfig) -> ModelConfig:
     pytest.importorskip("bitsandbytes")
-    return replace(config, quantization="nf4")
+    return config.model_copy(update={"quantization": "nf4"})
 
 
 def test_four_bit_base_is_shared(four_bits: ModelConfig) -> None:
@@ -231,7 +237,7 @@ def test_four_bit_base_is_shared(four_bits: ModelConfig) -> None:
     whole = copy.deepcopy(base).dequantize(dtype=torch.float32)
     torch.testing.assert_close(logits(base), logits(whole), rtol=1e-5, atol=1e-5)
     assert not torch.allclose(
-        logits(base), logits(load_model(replace(four_bits, quantization="none")))
+        logits(base), logits(load_model(four_bits.model_copy(update={"quantization": "none"})))
     )
 
 

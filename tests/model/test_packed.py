@@ -210,7 +210,7 @@ def test_a_model_without_sdpa_is_loaded(tmp_path: Path) -> None:
     """Gemma 2: transformers' own attention is eager."""
     model = family_model("gemma2")
     model.save_pretrained(tmp_path)
-    loaded = load_model(ModelConfig(str(tmp_path), device="cpu"))
+    loaded = load_model(ModelConfig(name_or_path=str(tmp_path), device="cpu"))
     sequences = random_sequences(2)
     found = response_logps(loaded, sequences, max_tokens=100)
     np.testing.assert_allclose(found, plain_logps(model, sequences).numpy(), rtol=1e-5)

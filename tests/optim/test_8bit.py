@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from comal_fast.config.schema import DataConfig, OptimizerState, TrainingConfig
+from comal_fast.config.schema import DataConfig
+from comal_fast.config.training import OptimizerState, TrainingConfig
 from comal_fast.data.prompts import load_prompts
 from comal_fast.optim import AdamW, Stepper, make_optimizer, moments
 from tiny import byte_tokenizer, tiny_model

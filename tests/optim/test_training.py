@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from comal_fast.config import load_config
-from comal_fast.loop import PHASES, open_run
+from comal_fast.loop import open_run, run_here
 from comal_fast.training.trainer import Diverged, Trainer
 from tiny import byte_tokenizer, tiny_model
 
@@ -29,7 +29,7 @@ LEAN = [
 def start(config: Path, output: Path, *options: str) -> Path:
     with open_run(load_config(config, [*options, f"output_dir={output}"])) as context:
         for phase in ("generate", "judge", "pair", "logps", "train"):
-            PHASES[phase](context, 1)
+            run_here(context, phase, 1)
     return output / "iterations/0001/model"
 
 
@@ -66,7 +66,7 @@ def test_a_run_cut_short_ends_the_same(
     byte_tokenizer().save_pretrained(tmp_path / "tiny")
     options = [*options, f"model.name_or_path={tmp_path / 'tiny'}"]
     calm = start(tiny_run, tmp_path / "calm", *options)
-    took, whole = [], Trainer.optimiser_step
+    took, whole = [], Trainer.optimizer_step
 
     def cut(trainer: Trainer) -> dict[str, Any]:
         took.append(trainer.step)
@@ -74,7 +74,7 @@ def test_a_run_cut_short_ends_the_same(
             raise KeyboardInterrupt
         return whole(trainer)
 
-    monkeypatch.setattr(Trainer, "optimiser_step", cut)
+    monkeypatch.setattr(Trainer, "optimizer_step", cut)
     with pytest.raises(KeyboardInterrupt):
         start(tiny_run, tmp_path / "cut", *options)
     resumed = start(tiny_run, tmp_path / "cut", *options)

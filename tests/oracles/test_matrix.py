@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comal_fast.config import load_config
+from comal_fast.errors import InputError
 from comal_fast.game import duality_gap, nash_policy, paper_game
+from comal_fast.loop import run_all
 from comal_fast.oracles import Comparison, make_oracle, self_comparison
 from comal_fast.oracles.matrix import MatrixOracle, with_unknown
 
@@ -24,7 +26,10 @@ def test_is_a_preference(left: list[str], right: list[str], unknown_wins: float)
     oracle = MatrixOracle(GAME, unknown_wins)
     texts = [*left, *right]
     square, block = oracle.compare(
-        [self_comparison("any prompt", texts), Comparison("another", left, right)]
+        [
+            self_comparison((("user", "any prompt"),), texts),
+            Comparison((("user", "another"),), left, right),
+        ]
     )
     assert np.abs(square + square.T - 1).max() <= 1e-15
     np.testing.assert_array_equal(block, square[: len(left), len(left) :])
@@ -53,19 +58,22 @@ def test_from_a_file(tiny_run: Path) -> None:
         )
     )
     oracle = make_oracle(load_config(tiny_run).oracle)
-    (matrix,) = oracle.compare([Comparison("", ["x", "y ", "z"], ["y"])])
+    (matrix,) = oracle.compare([Comparison((("user", ""),), ["x", "y ", "z"], ["y"])])
     assert matrix.ravel().tolist() == [0.1, 0.0, 0.9]
     other = make_oracle(load_config(tiny_run, ["oracle.unknown_wins=0.1"]).oracle)
     assert len({oracle.fingerprint(), other.fingerprint()}) == 2
 
     for override, words in (
-        ("oracle.game=null", r"oracle\.game: missing, and oracle matrix needs it"),
-        ("oracle.game=none.json", r"oracle\.game none\.json: no such file"),
+        ("oracle.game=null", r"oracle\.game: expected str, found nothing$"),
+        ("oracle={name: matrix}", r"oracle\.game: missing, and it has no default"),
         ("oracle.unknown_wins=0.6", r"oracle\.unknown_wins: 0\.6 is outside \[0, 0\.5\]"),
         ("oracle.weights={brief: 1}", r"oracle\.weights: oracle matrix ignores it"),
     ):
         with pytest.raises(ValueError, match=words):
             load_config(tiny_run, [override])
     game.write_text(json.dumps([[0.5, 0.7], [0.7, 0.5]]))
-    with pytest.raises(ValueError, match=r"oracle\.game .*P\[0\]\[1\] \+ P\[1\]\[0\] = 1\.4"):
-        load_config(tiny_run)
+    with pytest.raises(InputError, match=r"oracle\.game .*P\[0\]\[1\] \+ P\[1\]\[0\] = 1\.4"):
+        make_oracle(load_config(tiny_run).oracle)
+    with pytest.raises(InputError, match=r"oracle\.game none\.json: no such file"):
+        run_all(load_config(tiny_run, ["oracle.game=none.json"]))
+    assert not (tiny_run.parent / "run").exists()

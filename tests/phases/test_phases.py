@@ -14,12 +14,13 @@ import pytest
 from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.context import Context
-from comal_fast.generation.transformers import sample_responses
-from comal_fast.loop import PHASES, run_all
+from comal_fast.generation.transformers import TransformersEngine
+from comal_fast.loop import run_all
 from comal_fast.model.load import load_model, load_tokenizer
 from comal_fast.model.logps import response_logps
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases.pair import choose_pairs
+from comal_fast.store.directory import PHASES
 
 P = np.array(
     [[0.5, 0.9, 0.4, 0.5], [0.1, 0.5, 0.7, 0.5], [0.6, 0.3, 0.5, 0.9], [0.5, 0.5, 0.1, 0.5]]
@@ -78,7 +79,7 @@ def test_change_of_options_redoes_what_depends_on_them(tiny_run: Path) -> None:
     run_all(load_config(tiny_run))
     context = Context(load_config(tiny_run))
     names = ("samples.parquet", "judgments.parquet", "pairs.parquet", "model")
-    files = {n: context.folder(1) / n for n in names}
+    files = {n: context.directory.iteration(1).path / n for n in names}
     before = {n: f.stat().st_mtime_ns for n, f in files.items()}
     run_all(load_config(tiny_run, ["pairing.strategy=best_worst"]))
     changed = {n for n, f in files.items() if f.stat().st_mtime_ns != before[n]}
@@ -100,7 +101,7 @@ def test_sampling_is_seeded_and_padding_is_invisible(tiny_run: Path) -> None:
     prompts = [[5, 6, 7], [9] * 17, [30, 31]]
 
     def sample(chosen: list[list[int]], seed: str) -> dict:
-        batches = sample_responses(model, tokenizer, chosen, 4, config.generation, seed)
+        batches = TransformersEngine(config.generation, model, tokenizer).sample(chosen, 4, seed)
         return {i: r for batch in batches for i, r in batch.items()}
 
     assert sample(prompts, "a") == sample(prompts, "a") != sample(prompts, "b")
@@ -111,13 +112,11 @@ def test_sampling_is_seeded_and_padding_is_invisible(tiny_run: Path) -> None:
 
 def test_left_padded_prefill_samples_the_models_distribution(tiny_run: Path) -> None:
     """Greedy in the limit of temperature 0: what a padded batch says is what the model says."""
-    import dataclasses
-
     config = load_config(tiny_run)
-    cold = dataclasses.replace(config.generation, temperature=1e-4, batch_size=64)
+    cold = config.generation.model_copy(update={"temperature": 1e-4, "batch_size": 64})
     model, tokenizer = load_model(config.model), load_tokenizer(config.model)
     prompts = [[5, 6, 7], [9, 8] * 9, [30], [40, 41, 42, 43]]
-    (batch,) = sample_responses(model, tokenizer, prompts, 2, cold, "s")
+    (batch,) = TransformersEngine(cold, model, tokenizer).sample(prompts, 2, "s")
     for index, responses in batch.items():
         ids = list(prompts[index])
         import torch

@@ -31,7 +31,7 @@ from comal_fast.plan.shapes import KNOWN, Unplanned, read_shape, short_name
 
 GIB = 2**30
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
-WORK = Work.of(Config(ModelConfig(LLAMA, dtype="bfloat16")))
+WORK = Work.of(Config(model=ModelConfig(name_or_path=LLAMA, dtype="bfloat16")))
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -145,7 +145,7 @@ def test_a_config_is_planned_as_it_is_too(
 def config(**training: object) -> Config:
     options = {"max_tokens_per_microbatch": 8192, **training}
     return Config(
-        ModelConfig(LLAMA, dtype="bfloat16"),
+        model=ModelConfig(name_or_path=LLAMA, dtype="bfloat16"),
         training=TrainingConfig(**options),  # type: ignore[arg-type]
     )
 
@@ -183,8 +183,9 @@ def test_a_run_that_does_not_fit_writes_nothing(
 
 
 def test_generation_counts_too() -> None:
-    wide = replace(config(gradient_checkpointing=True))
-    many = replace(wide, generation=replace(wide.generation, batch_size=512))
+    wide = config(gradient_checkpointing=True)
+    large = wide.generation.model_copy(update={"batch_size": 512})
+    many = wide.model_copy(update={"generation": large})
     with pytest.raises(ValueError, match="generate, evaluate needs .*generation cache"):
         check_fits(many, 80 * GIB)
 
@@ -192,16 +193,16 @@ def test_generation_counts_too() -> None:
 def test_models_of_a_folder_of_the_table_and_unknown_ones(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    assert read_shape(ModelConfig(str(tiny_folder))).hidden == 32
+    assert read_shape(ModelConfig(name_or_path=str(tiny_folder))).hidden == 32
     for name in (LLAMA, "meta-llama/Llama-3.1-8B", "NousResearch/Meta-Llama-3-8B"):
-        assert read_shape(ModelConfig(name)) == KNOWN["llama-3-8b"]
+        assert read_shape(ModelConfig(name_or_path=name)) == KNOWN["llama-3-8b"]
     assert short_name("Qwen/Qwen2.5-7B-Instruct") == "qwen2.5-7b"
     assert short_name("mistralai/Mistral-7B-Instruct-v0.3") == "mistral-7b"
     assert short_name("google/gemma-2-9b-it") == "gemma-2-9b"
     assert short_name("microsoft/Phi-3-mini-4k-instruct") == "phi-3-mini"
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     with pytest.raises(Unplanned, match="models of type mamba can't be planned"):
-        read_shape(ModelConfig(str(tmp_path)))
+        read_shape(ModelConfig(name_or_path=str(tmp_path)))
 
 
 def test_the_demos_model(smollm2: ModelConfig) -> None:

@@ -23,12 +23,12 @@ def test_short_names_and_single_values(tiny_run: Path) -> None:
     folder, cells = expand(str(tiny_run), axes, [*fixed, full_override("iterations=4")])
     assert folder == tiny_run.parent / "run" and len(cells) == 6
     assert cells[1].name == "tau_eta_ratio=0.1,ref_update_interval=2"
-    assert cells[1].directory == folder / "cells" / cells[1].name
+    assert cells[1].directory.path == folder / "cells" / cells[1].name
     assert cells[5].config.algorithm.tau_eta_ratio == 1
     assert cells[5].config.algorithm.ref_update_interval == 3
     assert {c.config.training.learning_rate for c in cells} == {1e-4}
     assert {c.config.algorithm.iterations for c in cells} == {4}
-    assert len({c.directory for c in cells}) == 6
+    assert len({c.directory.path for c in cells}) == 6
 
 
 @pytest.mark.parametrize(

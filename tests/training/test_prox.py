@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from comal_fast.config import Config, load_config
-from comal_fast.config.validate import PROX_OPTIONS
-from comal_fast.loop import PHASES, open_run
+from comal_fast.config.load import build
+from comal_fast.config.validate import prox_options
+from comal_fast.loop import open_run, run_here
 from comal_fast.model.load import load_model
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import train
@@ -43,7 +43,7 @@ def config_of(prox: str, tiny_run: Path, *more: str) -> Config:
     """The tiny run's, without what this prox would refuse."""
     text = tiny_run.read_text()
     text = text.replace(*IGNORED["eta"])
-    if "pairing.strategy" not in PROX_OPTIONS[prox]:
+    if "pairing.strategy" not in prox_options(_config(prox)):
         text = text.replace(*IGNORED["strategy"])
     tiny_run.write_text(text)
     return load_config(tiny_run, [f"algorithm.prox={prox}", *OPTIONS[prox], *more])
@@ -55,8 +55,9 @@ def plain_loss(config: Config, folder: Path, logps: Tensor) -> Tensor:
         pq.read_table(folder / f"{name}.parquet").to_pylist()
         for name in ("samples", "judgments", "logps")
     )
-    eta, ratio = config.algorithm.eta, config.algorithm.tau_eta_ratio
-    beta, smoothing = config.algorithm.beta, config.algorithm.label_smoothing
+    options = config.algorithm.model_dump()
+    eta, ratio = options.get("eta", 1.0), options.get("tau_eta_ratio", 0.0)
+    beta, smoothing = options.get("beta"), options.get("label_smoothing")
     losses: dict[int, list[Tensor]] = {}
     for judged in judgments:
         rows = [i for i, s in enumerate(samples) if s["prompt_id"] == judged["prompt_id"]]
@@ -115,8 +116,8 @@ def test_trains_by_the_papers_gradient(prox: str, tiny_run: Path) -> None:
     with open_run(config) as context:
         for iteration in (1, 2):
             for phase in ("generate", "judge", "pair", "logps", "train"):
-                PHASES[phase](context, iteration)
-    rows = [json.loads(line) for line in (context.directory / "metrics.jsonl").open()]
+                run_here(context, phase, iteration)
+    rows = [json.loads(line) for line in (context.directory.path / "metrics.jsonl").open()]
     steps = [row for row in rows if row["phase"] == "train"]
     assert all(np.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in steps)
     names = set().union(*steps)
@@ -124,7 +125,7 @@ def test_trains_by_the_papers_gradient(prox: str, tiny_run: Path) -> None:
 
     items, sequences = train._load(context, 2)
     assert items.count.max() > 1 and items.count.min() == 1
-    model = load_model(config.model, str(context.folder(1) / "model"))
+    model = load_model(config.model, str(context.directory.iteration(1).path / "model"))
     for parameter in model.parameters():  # away from π_t, where some losses have no gradient yet
         parameter.data += 0.01 * torch.randn(
             parameter.shape, generator=torch.Generator().manual_seed(0)
@@ -137,7 +138,11 @@ def test_trains_by_the_papers_gradient(prox: str, tiny_run: Path) -> None:
     assert len(parts) > 1
     ours = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    expected = plain_loss(config, context.folder(2), plain_logps(model, context.folder(2)))
+    expected = plain_loss(
+        config,
+        context.directory.iteration(2).path,
+        plain_logps(model, context.directory.iteration(2).path),
+    )
     expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-4)
     for name, parameter in model.named_parameters():
@@ -187,27 +192,34 @@ CHANGES: dict[str, Any] = {
 }
 
 
+def _config(prox: str) -> Config:
+    return build({"model": {"name_or_path": "none"}, "algorithm": {"prox": prox}})
+
+
 @pytest.mark.parametrize("prox", PROX)
 def test_reads_exactly_the_options_it_admits_to(prox: str) -> None:
-    """What validate.py lets a prox be given changes what the loss gets; what it refuses, nothing.
+    """What a prox may be given changes what the loss gets; what it may not be given, nothing.
 
     pairing.strategy acts before, in the choice of pairs.
     """
-    from comal_fast.config.schema import ModelConfig
+    config = _config(prox)
+    before, reads = given(config), set(prox_options(config)) - {"pairing.strategy"}
+    acting = {n for n in reads if given(_replaced(config, n, CHANGES[n])) != before}
+    assert acting == reads
+    labels = given(_replaced(config, "pairing.soft_labels", True)) != before
+    assert labels == ("pairing.soft_labels" in reads)
+    assert ("pairing.strategy" in config.algorithm.pairing) == PROX[prox].pairwise
 
-    config = Config(ModelConfig("none"))
-    config = _replaced(config, "algorithm.prox", prox)
-    before = given(config)
-    read = {n for n, value in CHANGES.items() if given(_replaced(config, n, value)) != before}
-    assert read == PROX_OPTIONS[prox] - {"pairing.strategy"}
-    assert set().union(*PROX_OPTIONS.values()) - {"pairing.strategy"} == set(CHANGES)
-    assert ("pairing.strategy" in PROX_OPTIONS[prox]) == PROX[prox].pairwise
+
+def test_every_option_of_a_prox_is_tried() -> None:
+    every = set().union(*(prox_options(_config(prox)) for prox in PROX))
+    assert every - {"pairing.strategy"} == set(CHANGES)
 
 
 def _replaced(config: Config, name: str, value: Any) -> Config:
     group, leaf = name.split(".")
-    part = dataclasses.replace(getattr(config, group), **{leaf: value})
-    return dataclasses.replace(config, **{group: part})
+    part = getattr(config, group).model_copy(update={leaf: value})
+    return config.model_copy(update={group: part})
 
 
 @pytest.mark.parametrize("prox", ["inpo", "sppo", "dro", "rebel"])
@@ -287,7 +299,7 @@ def test_a_prompts_items_share_its_tokens(prox: str, tiny_run: Path) -> None:
             lambda _, inputs, __, seen=seen: seen.append(inputs[0].numel())
         )
         with Trainer(config, model, items, sequences, 1) as trainer:
-            rows = [trainer.optimiser_step() for _ in range(trainer.steps)]
+            rows = [trainer.optimizer_step() for _ in range(trainer.steps)]
         assert sum(seen) == sum(row["perf/tokens"] for row in rows)
         assert all(row["perf/tokens_per_s"] > 0 for row in rows)
         used[shuffle] = sum(seen)

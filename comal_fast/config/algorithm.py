@@ -1,0 +1,149 @@
+"""`algorithm:`, the outer loop and its prox operator: a class a prox, with the options it reads.
+
+A loss that is only in `comal_kernels.PROX`, a plugin's say, gets its class from its row there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, create_model
+
+from comal_fast.config.choice import Choice
+from comal_fast.config.options import Options
+
+PROX_CHOICE = Choice("prox", "prox", default="inpo")
+# of `pairing:`, what a loss of pairs reads; labels are of those that read preferences
+STRATEGY, LABELS = "pairing.strategy", "pairing.soft_labels"
+
+
+class AlgorithmConfig(Options):
+    """The outer loop and its prox operator."""
+
+    prox: str
+    """The prox loss of the inner solver: inpo, ipo, dpo compare pairs by their preference; rebel by
+    their rewards; sppo and dro train on every judged response alone."""
+    iterations: int = Field(18, ge=1)
+    """Iterations: each samples, judges and trains once."""
+    ref_update_interval: int = Field(12, ge=1)
+    """The reference becomes the current policy every so many iterations."""
+    pairing: ClassVar[tuple[str, ...]] = ()
+    """Options of `pairing:` that this prox reads."""
+
+
+class _Step(AlgorithmConfig):
+    eta: float = Field(0.002, gt=0)
+    """KL coefficient η, the inverse step of mirror descent."""
+
+
+class Regularised(_Step):
+    """A step from π_t along r(y) = P(y ≻ π_t) − τ log(π_t/π_ref)(y), or its closed form."""
+
+    tau_eta_ratio: float = Field(1 / 3, ge=0, le=1)
+    """τ/η: the pull of the reference policy. sppo, dro and rebel step from π_t along
+    r(y) = P(y ≻ π_t) − τ log(π_t/π_ref)(y); 0 is the sppo and rebel of their papers, 1 anchors at
+    the reference alone, as the papers of ipo and dro do."""
+
+
+@PROX_CHOICE.register
+class InpoConfig(Regularised):
+    """INPO (arXiv 2407.00617), the inner solver of COMAL."""
+
+    prox: Literal["inpo"] = "inpo"
+    """INPO (arXiv 2407.00617): pairs by their preference, between reference and last iterate."""
+    pairing = (LABELS, STRATEGY)
+
+
+@PROX_CHOICE.register
+class IpoConfig(_Step):
+    """IPO (arXiv 2310.12036)."""
+
+    prox: Literal["ipo"] = "ipo"
+    """IPO (arXiv 2310.12036): pairs by their preference, from the reference."""
+    pairing = (LABELS, STRATEGY)
+
+
+@PROX_CHOICE.register
+class DpoConfig(AlgorithmConfig):
+    """DPO (arXiv 2305.18290)."""
+
+    prox: Literal["dpo"] = "dpo"
+    """DPO (arXiv 2305.18290): pairs by their preference, from the reference."""
+    beta: float = Field(0.1, gt=0)
+    """KL coefficient of dpo."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of flipped labels that dpo assumes."""
+    pairing = (LABELS, STRATEGY)
+
+
+@PROX_CHOICE.register
+class SppoConfig(Regularised):
+    """SPPO (arXiv 2405.00675)."""
+
+    prox: Literal["sppo"] = "sppo"
+    """SPPO (arXiv 2405.00675): every judged response alone, from the last iterate."""
+    log_z: Literal["zero", "samples"] = "zero"
+    """log Z of sppo: 0 as in its paper, or log mean exp((r − ½)/η) over the samples of a prompt."""
+
+
+@PROX_CHOICE.register
+class DroConfig(Regularised):
+    """DRO (arXiv 2405.19107)."""
+
+    prox: Literal["dro"] = "dro"
+    """DRO (arXiv 2405.19107): every judged response alone, against its prompt's baseline."""
+
+
+@PROX_CHOICE.register
+class RebelConfig(Regularised):
+    """REBEL (arXiv 2404.16767)."""
+
+    prox: Literal["rebel"] = "rebel"
+    """REBEL (arXiv 2404.16767): pairs by the difference of their rewards, from the last iterate."""
+    pairing = (STRATEGY,)
+
+
+def from_row(name: str) -> type[AlgorithmConfig] | None:
+    """The class of a loss that is registered in `comal_kernels.PROX`, from its hyperparameters."""
+    from comal_kernels import PROX  # loads torch, which the losses above do without
+
+    if name not in PROX:
+        return None
+    row = PROX[name]
+    rewards = "reward" in row.uses or not row.pairwise
+    base = Regularised if rewards else AlgorithmConfig
+    fields: dict[str, Any] = {"prox": (Literal[name], Field(name, description=_said(row)))}
+    for hyper, rule in row.hyper.items():
+        if rule.default is None or hyper in base.model_fields:
+            continue
+        limits: dict[str, Any] = {"le": rule.high} if rule.high < float("inf") else {}
+        if rule.low > -float("inf"):
+            limits["gt" if rule.open_low else "ge"] = rule.low
+        default: Any = ... if rule.required else rule.default
+        description = getattr(rule, "doc", "") or f"{hyper} of {name}."
+        fields[hyper] = (float, Field(default, description=description, **limits))
+    create: Any = create_model  # to a type checker a class it can't know
+    made = create(f"{name.title()}Config", __base__=base, __module__=__name__, **fields)
+    made.pairing = reads_of_pairing(row.pairwise, rewards)
+    return made
+
+
+def reads_of_pairing(pairwise: bool, rewards: bool) -> tuple[str, ...]:
+    """Options of `pairing:` that a loss reads: of pairs or responses, by rewards or preferences."""
+    if not pairwise:
+        return ()
+    return (STRATEGY,) if rewards else (LABELS, STRATEGY)
+
+
+def register_all(names: Iterable[str]) -> None:
+    """Make the classes of these losses, where they are not there yet."""
+    for name in names:
+        PROX_CHOICE.find(name)
+
+
+def _said(row: Any) -> str:
+    return getattr(row, "doc", "") or f"{row.name}, a registered loss."
+
+
+PROX_CHOICE.look_up = from_row

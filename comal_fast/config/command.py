@@ -1,0 +1,174 @@
+"""The verb `comal-fast config`: the options as JSON schema, or one of them explained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from comal_fast.config.messages import nearest, range_text
+from comal_fast.config.options import Options, changes, choice_of, groups_of, inner
+from comal_fast.config.plugins import load_plugins
+from comal_fast.config.schema import PROX_CHOICE, current
+from comal_fast.errors import InputError
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the `config` parser with its two verbs."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "config", help="every option: as JSON schema, or explained", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    schema = verbs.add_parser("schema", help="print the JSON schema of a configuration file")
+    schema.set_defaults(run=_schema)
+    explain = verbs.add_parser("explain", help="meaning, default and range of an option or group")
+    explain.add_argument("name", metavar="NAME", nargs="?", help="such as oracle.name; none: all")
+    explain.set_defaults(run=_explain)
+    for verb in (schema, explain):
+        verb.add_argument(
+            "--plugin", action="append", default=[], metavar="FILE", help="as in `plugins:`"
+        )
+
+
+def _schema(args: argparse.Namespace) -> int:
+    load_plugins(args.plugin)
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def json_schema() -> dict[str, Any]:
+    """Of a configuration file, with every loss, oracle and engine that is registered.
+
+    `base` is the loader's own: a file that this one rests on.
+    """
+    _know_losses()
+    schema = current().model_json_schema()
+    schema["properties"]["base"] = {
+        "type": "string",
+        "description": "A file that this one rests on, relative to it; what is said here wins.",
+    }
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return schema
+
+
+def _know_losses() -> None:
+    from comal_kernels import PROX  # loads torch
+
+    for name in PROX:
+        PROX_CHOICE.find(name)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    load_plugins(args.plugin)
+    _know_losses()
+    print("\n".join(explain(args.name)))
+    return 0
+
+
+def explain(name: str | None) -> list[str]:
+    """Lines on an option, or a line each on the options of a group; None: on the whole tree.
+
+    Raises InputError for an unknown name, with the nearest one.
+    """
+    if not name:
+        return [f"{key}: {text}" for key, text in _list(current(), "")]
+    found = list(_find(current(), name.split(".")))
+    if not found:
+        raise InputError(f"unknown option {name}; the nearest is {nearest(name, current())}")
+    lines: list[str] = []
+    for of, field in found:
+        lines += [*([""] if lines else []), *_said(name, field, of)]
+    return lines
+
+
+def _find(group: type[Options], parts: list[str], of: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """(of which variant, field), once where all variants have it alike."""
+    field = group.model_fields.get(parts[0])
+    if field is None:
+        return
+    if len(parts) == 1:
+        yield of, field
+        return
+    choice, seen = choice_of(field), []
+    for below in groups_of(field):
+        label = ""
+        if choice is not None:
+            (name,) = typing.get_args(below.model_fields[choice.tag].annotation)
+            label = f"{choice.kind} {name}"
+        if choice is not None and parts[1:] == [choice.tag]:
+            yield "", _tag_field(group, parts[0])
+            return
+        for which, one in _find(below, parts[1:], label):
+            key = (one.description, one.default, range_text(one))
+            if key not in seen:
+                seen.append(key)
+                yield which, one
+
+
+def _tag_field(group: type[Options], name: str) -> FieldInfo:
+    return group.model_fields[name]
+
+
+def _said(name: str, field: FieldInfo, of: str) -> list[str]:
+    choice = choice_of(field)
+    if choice is not None:
+        tag = name if name.endswith(f".{choice.tag}") else f"{name}.{choice.tag}"
+        lines = [f"{tag}, default {choice.default}: {_text(field)}"]
+        for variant, group in choice.variants.items():
+            lines.append(f"  {variant}: {_text(group.model_fields[choice.tag])}")
+            own = [n for n in group.model_fields if n not in _common(choice.variants.values())]
+            if own:
+                lines.append(f"    its options: {', '.join(own)}")
+        return lines
+    lines = [f"{name}{f' ({of})' if of else ''}: {_text(field)}"]
+    for group in groups_of(field):
+        lines += [f"  {key}: {text}" for key, text in _list(group, f"{name}.")]
+        return lines
+    default = "none, it must be given" if field.is_required() else _default(field)
+    lines.append(f"  type: {_type(field)}")
+    lines.append(f"  default: {default}")
+    if limits := range_text(field):
+        lines.append(f"  range: {limits}")
+    result = {"what": "what is computed", "how": "only how it is computed, never the result"}
+    lines.append(f"  changes: {result[changes(field)]}")
+    return lines
+
+
+def _common(groups: Any) -> set[str]:
+    return set.intersection(*(set(group.model_fields) for group in groups))
+
+
+def _list(group: type[Options], prefix: str) -> Iterator[tuple[str, str]]:
+    """(dotted name, first sentence) of every option of a group, each once."""
+    seen: set[str] = set()
+    for name, field in group.model_fields.items():
+        below = groups_of(field)
+        for each in below:
+            for key, text in _list(each, f"{prefix}{name}."):
+                if key not in seen:
+                    seen.add(key)
+                    yield key, text
+        if not below:
+            yield prefix + name, _text(field).split(". ")[0].rstrip(".")
+
+
+def _text(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _type(field: FieldInfo) -> str:
+    hint = inner(field.annotation)
+    optional = " or none" if hint is not field.annotation else ""
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(hint))) + optional
+    named = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    return named.replace("typing.", "") + optional

@@ -1,0 +1,65 @@
+"""`plugins:`, files and modules of the user's own, imported before the options are read.
+
+A plugin registers what it brings as it is imported: a prox loss (`comal_kernels.register`), an
+oracle (`comal_fast.oracles.register`), a log sink (`comal_fast.store.sinks.register`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comal_fast.errors import InputError
+
+_loaded: dict[str, str] = {}  # module name → hash of its file
+
+
+def load_plugins(names: Sequence[Any]) -> None:
+    """Import each once: `file.py`, relative to the working directory, or `package.module`.
+
+    Raises InputError for what is not there; what a plugin raises itself is raised as it is.
+    """
+    for name in names:
+        if isinstance(name, str):  # anything else is refused with the other options
+            _load_file(Path(name)) if name.endswith(".py") else _load_module(name)
+
+
+def source_of(module: str) -> str | None:
+    """A hash of the plugin that is the module of that name; None where it is no plugin."""
+    return _loaded.get(module)
+
+
+def _load_file(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"plugins: {path}: no such file")
+    name = f"comal_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    if name in _loaded:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a name that ends in .py has both
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    _loaded[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def _load_module(name: str) -> None:
+    if name in _loaded:
+        return
+    try:
+        found = importlib.util.find_spec(name)
+    except (ModuleNotFoundError, ValueError):
+        found = None
+    if found is None:
+        raise InputError(f"plugins: {name}: no such module; a file ends in .py")
+    module = importlib.import_module(name)
+    file = module.__file__
+    _loaded[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:32] if file else name
