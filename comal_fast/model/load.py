@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from comal_fast.config.schema import ModelConfig
 from comal_fast.errors import InputError
 from comal_fast.model.adapters import keep_trainable, nf4
+from comal_fast.model.head import check_head
 from comal_fast.model.liger import use_liger
 from comal_fast.system.ranks import local_rank, world
 
@@ -96,7 +97,10 @@ def load_tokenizer(config: ModelConfig, source: str | None = None) -> Any:
 
 
 def load_model(config: ModelConfig, source: str | None = None) -> Any:
-    """The causal language model in eval mode; `source`: an iterate's folder, or None."""
+    """The causal language model in eval mode; `source`: an iterate's folder, or None.
+
+    Raises InputError for one that can't be loaded, or whose head `comal_kernels` can't reproduce.
+    """
     if source is None:
         source, options = resolve_source(config), _options(config)
     else:
@@ -107,14 +111,20 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
         quantized = {"quantization_config": nf4(dtype), "device_map": {"": str(device)}}
         model = _load(AutoModelForCausalLM, source, options | quantized)
         keep_trainable(model)
-        return use_liger(model.eval(), config.liger_kernels)
+        return _ready(model, config)
     model = _load(AutoModelForCausalLM, source, options)
     if getattr(model, "hf_quantizer", None) is not None and config.gguf_file is not None:
         # The weights are plain tensors by now; with the marks left, save_pretrained refuses them,
         # and so do other trainers.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
-    return use_liger(model.to(device).eval(), config.liger_kernels)
+    return _ready(model.to(device), config)
+
+
+def _ready(model: Any, config: ModelConfig) -> Any:
+    """In eval mode, with Liger's kernels where they are wanted, its head known to be reproduced."""
+    check_head(model.eval(), config.name_or_path)
+    return use_liger(model, config.liger_kernels)
 
 
 def model_config(config: ModelConfig, source: str) -> Any:
