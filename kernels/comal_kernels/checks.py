@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from comal_kernels.chunks import Ints, to_host
-from comal_kernels.engines.choose import BACKENDS
+from comal_kernels.execution import BACKENDS, Execution
+from comal_kernels.head import Head
 from comal_kernels.prox import PROX, Prox
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -44,9 +45,12 @@ def number(name: str, x: object, *, positive: bool = True) -> float:
     return float(x)
 
 
-def projection(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """hidden (T, H), weight (V, H), bias (V,): shapes, one dtype, one device."""
+def head(hidden: Tensor, head: Head, prefix: str = "") -> None:
+    """hidden (T, H) and the head's weight (V, H), bias (V,), named with the prefix: shapes, one
+    dtype, one device. The head's cap and factors: numbers above 0.
+    """
     h, w, b = f"{prefix}hidden", f"{prefix}weight", f"{prefix}bias"
+    weight, bias = head.weight, head.bias
     tensor(h, hidden, (None, None), "(T, H)")
     tensor(w, weight, (None, hidden.shape[1]), f"(V, H) with H = {hidden.shape[1]} as in {h}")
     if weight.shape[0] == 0 or weight.shape[1] == 0:
@@ -61,28 +65,21 @@ def projection(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None)
             refuse(name, f"dtype {x.dtype}", f"{hidden.dtype} as {h} has")
         if x.device != hidden.device:
             refuse(name, f"on {x.device}", f"{hidden.device} as {h} is")
+    if head.softcap is not None:
+        number("softcap", head.softcap)
+    number("logit_scale", head.logit_scale)
+    number("temperature", head.temperature)
 
 
-def head_options(softcap: float | None, logit_scale: float, temperature: float) -> None:
-    if softcap is not None:
-        number("softcap", softcap)
-    number("logit_scale", logit_scale)
-    number("temperature", temperature)
-
-
-def backend(name: str) -> None:
-    if name not in BACKENDS:
-        raise ValueError(f"backend: {name!r} is unknown; known are {', '.join(BACKENDS)}")
-
-
-def workspace(x: object) -> None:
-    if x is not None and (isinstance(x, bool) or not isinstance(x, int) or x <= 0):
-        refuse("workspace", f"got {x!r}", "a positive number of bytes, or None")
-
-
-def grad_filter(x: object) -> None:
-    if x is not None and not 0 < number("grad_filter", x) < 1:
-        refuse("grad_filter", f"{x}", "a probability in (0, 1), or None")
+def execution(x: Execution) -> None:
+    """A known backend, a positive workspace, a probability as the filter."""
+    if x.backend not in BACKENDS:
+        raise ValueError(f"backend: {x.backend!r} is unknown; known are {', '.join(BACKENDS)}")
+    room = x.workspace
+    if room is not None and (isinstance(room, bool) or not isinstance(room, int) or room <= 0):
+        refuse("workspace", f"got {room!r}", "a positive number of bytes, or None")
+    if x.grad_filter is not None and not 0 < number("grad_filter", x.grad_filter) < 1:
+        refuse("grad_filter", f"{x.grad_filter}", "a probability in (0, 1), or None")
 
 
 def flag(name: str, x: object) -> None:
@@ -188,8 +185,7 @@ def given(prox: Prox, **terms: tuple[str, bool]) -> None:
 
 def reference(
     hidden: Tensor,  # (T, H)
-    weight: Tensor,  # (V, H)
-    bias: Tensor | None,  # (V,)
+    policy: Head,
     ref_logp: Tensor | None,  # (S,)
     ref_hidden: Tensor | None,  # (T, H')
     ref_weight: Tensor | None,  # (V, H')
@@ -205,14 +201,14 @@ def reference(
         return False
     if ref_logp is not None:
         refuse("ref_logp", "given, and ref_hidden too", "one of them")
-    projection("ref_", ref_hidden, ref_weight, ref_bias)
-    both = (("ref_hidden", ref_hidden, hidden), ("ref_weight", ref_weight, weight))
+    head(ref_hidden, policy.over(ref_weight, ref_bias), prefix="ref_")
+    both = (("ref_hidden", ref_hidden, hidden), ("ref_weight", ref_weight, policy.weight))
     for name, tensor_, like in both:
         if tensor_.shape[0] != like.shape[0]:
             refuse(name, f"{tensor_.shape[0]} rows", f"{like.shape[0]} as {name[4:]} has")
     if ref_hidden.device != hidden.device:
         refuse("ref_hidden", f"on {ref_hidden.device}", f"{hidden.device} as hidden is")
-    if (ref_bias is None) != (bias is None):
+    if (ref_bias is None) != (policy.bias is None):
         refuse("ref_bias", "only one of bias and ref_bias is given", "both or none")
     return True
 
