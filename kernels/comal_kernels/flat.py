@@ -35,7 +35,14 @@ def trained(arguments: Sequence[T]) -> list[T]:
 
 def no_grads(arguments: Sequence[object]) -> list[Any]:
     """What autograd takes for no gradient at all: an entry for each of an op's arguments."""
-    return [None for _ in arguments]
+    return [_no_grad(x) for x in arguments]
+
+
+def _no_grad(argument: object) -> list[None] | None:
+    # torch counts the tensors of a list one by one, and takes any empty list for one of tensors
+    if isinstance(argument, list) and all(isinstance(x, Tensor) for x in argument):
+        return [None] * len(argument)
+    return None
 
 
 def with_grads(none: Sequence[Any], grads: Iterable[Maybe]) -> tuple[Any, ...]:
