@@ -80,3 +80,9 @@ def test_unknown_terms_are_refused() -> None:
     with pytest.raises(ValueError, match=r"uses/optional name \['win'\]"):
         register(replace(PROX["ipo"], name="own", uses=("win",)))
     assert "own" not in PROX
+
+
+@pytest.mark.parametrize("loss", PROX)
+def test_every_row_says_what_it_is(loss) -> None:
+    lines = [PROX[loss].doc, *(x.doc for x in PROX[loss].hyper.values())]
+    assert all(lines) and not any("\n" in line for line in lines)

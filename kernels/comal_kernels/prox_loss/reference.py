@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from comal_kernels.linear_logprob.reference import reference_logprob
-from comal_kernels.prox import PROX, Terms
+from comal_kernels.prox import PROX
+from comal_kernels.row import Terms
 
 
 def reference_prox(

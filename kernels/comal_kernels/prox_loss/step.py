@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from comal_kernels.chunks import Chunk, Plan, to_device
-from comal_kernels.prox import Prox, Terms
+from comal_kernels.row import Prox, Terms
 from comal_kernels.segment import segment_sum
 
 
