@@ -16,6 +16,7 @@ from types import MappingProxyType
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from comal_kernels.derivative import check_derivative
 from comal_kernels.row import Hyper, Prox, Terms
 
 _ROWS: dict[str, Prox] = {}
@@ -26,7 +27,8 @@ def register(prox: Prox, *, replace: bool = False) -> Prox:
     """Add a loss to PROX under its name, and return it.
 
     Raises:
-        ValueError: the name is taken, unless `replace`; an unknown term in `uses` or `optional`.
+        ValueError: the name is taken, unless `replace`; an unknown term in `uses` or `optional`;
+            dphi is not the derivative of phi.
     """
     if prox.name in _ROWS and not replace:
         raise ValueError(f"prox: {prox.name!r} is registered already; expected replace=True")
@@ -34,6 +36,7 @@ def register(prox: Prox, *, replace: bool = False) -> Prox:
     unknown = (set(prox.uses) | set(prox.optional)) - known
     if unknown:
         raise ValueError(f"prox: uses/optional name {sorted(unknown)}, known are {sorted(known)}")
+    check_derivative(prox)
     _ROWS[prox.name] = prox
     return prox
 
