@@ -28,7 +28,7 @@ def refuse(argument: str, wrong: str, right: str) -> None:
 
 
 def tensor(name: str, x: object, shape: tuple[int | None, ...], right: str) -> Tensor:
-    """x as a tensor of that shape (None: any extent)."""
+    """x itself, if it is a tensor of that shape (None: any extent)."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: got {type(x).__name__}; expected a tensor {right}")
     good = x.dim() == len(shape)
@@ -47,8 +47,8 @@ def number(name: str, x: object, *, positive: bool = True) -> float:
 
 
 def head(hidden: Tensor, head: Head, prefix: str = "") -> None:
-    """hidden (T, H) and the head's weight (V, H), bias (V,), named with the prefix: shapes, one
-    dtype, one device. The head's cap and factors: numbers above 0.
+    """hidden (T, H), weight (V, H) and bias (V,) fit, in one dtype on one device; the cap and the
+    factors are above 0. Messages put the prefix before the tensors' names.
     """
     h, w, b = f"{prefix}hidden", f"{prefix}weight", f"{prefix}bias"
     weight, bias = head.weight, head.bias
@@ -73,7 +73,7 @@ def head(hidden: Tensor, head: Head, prefix: str = "") -> None:
 
 
 def execution(x: Execution) -> None:
-    """A known backend, a positive workspace, a probability as the filter."""
+    """The backend is known, the workspace positive, the filter a probability."""
     if x.backend not in BACKENDS:
         raise ValueError(f"backend: {x.backend!r} is unknown; known are {', '.join(BACKENDS)}")
     room = x.workspace
@@ -176,7 +176,7 @@ def loss_row(name: object) -> Prox:
 
 
 def given(prox: Prox, **terms: tuple[str, bool]) -> None:
-    """Each term (argument names, whether given) is needed and there, or unused and absent."""
+    """Each term (argument names, whether given) is there if needed, and absent if unused."""
     for term, (names, there) in terms.items():
         if term in prox.uses and not there:
             refuse(names, f"missing, but {prox.name} needs it", "a value for it")
@@ -192,7 +192,7 @@ def reference(
     ref_weight: Tensor | None,  # (V, H')
     ref_bias: Tensor | None,  # (V,)
 ) -> bool:
-    """Whether there is a live reference; at most one source is given."""
+    """Whether the reference is live: ref_hidden and its head fit the policy's, without ref_logp."""
     if ref_hidden is None or ref_weight is None:
         for name, x in (("ref_hidden", ref_hidden), ("ref_weight", ref_weight)):
             if x is not None:
@@ -232,13 +232,13 @@ def groups(
 
 
 def cached(seq_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
-    """Tensors with one number per sequence (S,), detached."""
+    """The values by name, detached; each has one number per sequence (S,), or is None."""
     what = "one number per sequence"
     return {k: None if x is None else floats(k, x, seq_count, what) for k, x in values.items()}
 
 
 def per_pair(pair_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
-    """Tensors with one number per pair or listed response (P,), detached."""
+    """The same with one number per pair or listed response (P,)."""
     what = "one number per entry of chosen"
     return {k: None if x is None else floats(k, x, pair_count, what) for k, x in values.items()}
 
@@ -261,7 +261,7 @@ def floats(name: str, x: object, length: int, what: str) -> Tensor:  # (length,)
 def hyperparameters(
     prox: Prox, values: Mapping[str, object], pair_count: int, seq_count: int
 ) -> dict[str, float | Tensor | None]:
-    """Defaults filled in, ranges checked; tensors stay in the shape they came in."""
+    """Every hyperparameter of the loss by name, in its range: as given, or else the default."""
     for name in values:
         if name not in prox.hyper:
             known = ", ".join(prox.hyper) or "none"

@@ -40,7 +40,7 @@ class Execution:
         return self.backend, self.workspace, self.grad_filter
 
     def resolved(self, hidden: Tensor) -> Execution:
-        """The same with "auto" settled; ValueError where "triton" is asked for and cannot run."""
+        """The same with "auto" decided; ValueError where "triton" is asked for and cannot run."""
         return replace(self, backend=_resolve(self.backend, hidden))
 
     def rows(self, head: Head) -> int:

@@ -29,12 +29,12 @@ def restore(flat: Sequence[Any]) -> tuple[Head, Execution]:
 
 
 def trained(arguments: Sequence[T]) -> list[T]:
-    """What belongs to hidden, weight and bias, of a sequence with an entry for each argument."""
+    """The entries of hidden, weight and bias, of a sequence with one for each argument."""
     return [arguments[at] for at in _TRAINED]
 
 
 def no_grads(arguments: Sequence[object]) -> list[Any]:
-    """What autograd takes for no gradient at all: an entry for each of an op's arguments."""
+    """No gradient for any of an op's arguments, as autograd wants it: an entry for each."""
     return [_no_grad(x) for x in arguments]
 
 
@@ -54,7 +54,7 @@ def with_grads(none: Sequence[Any], grads: Iterable[Maybe]) -> tuple[Any, ...]:
 
 
 def filled(hidden: Tensor, results: Iterable[Maybe]) -> tuple[Tensor, ...]:
-    """An op's results, (0,) in place of None."""
+    """An op's results with an empty tensor, (0,), for each None."""
     return tuple(hidden.new_empty(0) if x is None else x for x in results)
 
 

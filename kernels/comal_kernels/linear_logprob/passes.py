@@ -31,7 +31,7 @@ def kept_rows(
     ignore_index: int,
     device: torch.device,
 ) -> Rows:
-    """The rows whose target counts, on `device`."""
+    """The rows whose target counts, with tensors on `device`."""
     kept = np.flatnonzero(target != ignore_index)
     lengths = None
     if cu is not None:

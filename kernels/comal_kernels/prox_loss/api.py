@@ -101,6 +101,10 @@ def prox_loss(
 
     Index tensors may be on the CPU or on hidden's device; CPU ones spare the GPU a wait.
 
+    Returns:
+        ProxOutput; its loss is differentiable once in hidden, weight and bias, whose gradients have
+        their dtypes and are accumulated in float32.
+
     Raises:
         ValueError: a wrong shape, dtype, device or range, a loss or hyperparameter that is not
             known, an argument that the loss needs and lacks, or is given and would ignore.

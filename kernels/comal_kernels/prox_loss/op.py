@@ -109,7 +109,7 @@ def split(hyper: Mapping[str, float | Maybe]) -> tuple[list[Maybe], list[float]]
 
 
 def _joined(tensors: list[Maybe], numbers: list[float]) -> list[float | Maybe]:
-    """The values that `split` took apart."""
+    """The values of the hyperparameters, in their order, that `split` took apart."""
     return [
         (None if math.isnan(number) else number) if tensor is None else tensor
         for tensor, number in zip(tensors, numbers, strict=True)

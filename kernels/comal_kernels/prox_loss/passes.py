@@ -73,13 +73,14 @@ class ProxPass:
             self._load(part, None if lse is None else lse[local])
             self._backward(part, coef[local])
 
-    def _load(self, rows: slice, lse: Tensor | None = None) -> Tensor:  # (n,)
+    def _load(self, rows: slice, lse: Tensor | None = None) -> Tensor:
+        """Hold the rows' logits; returns log-probs (n,), or nothing, (0,), where lse is known."""
         x = self.hidden.index_select(0, self.row[rows])
         logp = self.engine.load(x, self.target[rows], lse)
         return self.hidden.new_empty(0) if logp is None else logp
 
     def _logp(self, rows: slice, engine: Engine, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs and log-sum-exps (n,), (n,); no logits are kept."""
+        """Log-probs and log-sum-exps, (n,) each, of hidden (T, H)'s rows; no logits are kept."""
         n = rows.stop - rows.start
         dtype = compute_dtype(self.hidden.dtype)
         logp = torch.empty(n, dtype=dtype, device=self.hidden.device)

@@ -24,7 +24,7 @@ def reference_prox(
     group: Tensor | None = None,  # (S,)
     **hyper: float | Tensor | None,
 ) -> Tensor:  # ()
-    """The loss from sequence log-probs, in their dtype; arguments are trusted."""
+    """The loss () from sequence log-probs, in their dtype; arguments are trusted."""
     row = PROX[loss]
     dtype = logp.dtype
 
@@ -83,7 +83,7 @@ def reference_prox_loss(
     average_log_prob: bool = False,
     **loss: object,
 ) -> Tensor:  # ()
-    """`prox_loss(...).loss` with logits and everything after them in `dtype`."""
+    """The loss () of `prox_loss`, with logits and everything after them in `dtype`."""
     logp = reference_logprob(
         hidden,
         weight,
