@@ -17,7 +17,6 @@ from comal_kernels.head import Head
 
 BACKENDS = ("auto", "torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-NO_GRADS = (False, False, False)  # of hidden, weight, bias
 
 
 def interpreted() -> bool:
@@ -27,7 +26,7 @@ def interpreted() -> bool:
 
 @dataclass(frozen=True)
 class Execution:
-    """The options of both ops that change cost and rounding, not what is computed."""
+    """How a head's logits are computed and held: the options that both ops share."""
 
     SCHEMA: ClassVar[str] = "str backend, int? workspace, float? grad_filter"
 
@@ -54,7 +53,7 @@ class Execution:
                 itemsize = weight.dtype.itemsize
         return chunk_rows(self.workspace, weight.shape[0], itemsize, weight.device)
 
-    def engine(self, head: Head, count: int, needs: Sequence[bool] = NO_GRADS) -> Engine:
+    def engine(self, head: Head, count: int, needs: Sequence[bool] = (False,) * 3) -> Engine:
         """An engine for `count` rows in all, once resolved; its memory is made on first use.
 
         needs: gradients of hidden, weight, bias.
