@@ -4,8 +4,9 @@ Depends on torch and numpy; triton is imported by the triton backend alone, on i
 """
 
 from comal_kernels.linear_logprob.api import linear_logprob
-from comal_kernels.prox import PROX, Hyper, Prox, Terms, register
+from comal_kernels.prox import PROX, register
 from comal_kernels.prox_loss.api import ProxOutput, prox_loss
+from comal_kernels.row import Hyper, Prox, Terms
 
 __all__ = [
     "PROX",

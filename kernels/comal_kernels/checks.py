@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from comal_kernels.chunks import Ints, to_host
-from comal_kernels.engines.choose import BACKENDS
-from comal_kernels.prox import PROX, Prox
+from comal_kernels.execution import BACKENDS, Execution
+from comal_kernels.head import Head
+from comal_kernels.prox import PROX
+from comal_kernels.row import Prox
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INDEX = (torch.int64, torch.int32)
@@ -26,7 +28,7 @@ def refuse(argument: str, wrong: str, right: str) -> None:
 
 
 def tensor(name: str, x: object, shape: tuple[int | None, ...], right: str) -> Tensor:
-    """x as a tensor of that shape (None: any extent)."""
+    """x itself, if it is a tensor of that shape (None: any extent)."""
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: got {type(x).__name__}; expected a tensor {right}")
     good = x.dim() == len(shape)
@@ -44,9 +46,12 @@ def number(name: str, x: object, *, positive: bool = True) -> float:
     return float(x)
 
 
-def projection(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    """hidden (T, H), weight (V, H), bias (V,): shapes, one dtype, one device."""
+def head(hidden: Tensor, head: Head, prefix: str = "") -> None:
+    """hidden (T, H), weight (V, H) and bias (V,) fit, in one dtype on one device; the cap and the
+    factors are above 0. Messages put the prefix before the tensors' names.
+    """
     h, w, b = f"{prefix}hidden", f"{prefix}weight", f"{prefix}bias"
+    weight, bias = head.weight, head.bias
     tensor(h, hidden, (None, None), "(T, H)")
     tensor(w, weight, (None, hidden.shape[1]), f"(V, H) with H = {hidden.shape[1]} as in {h}")
     if weight.shape[0] == 0 or weight.shape[1] == 0:
@@ -61,28 +66,21 @@ def projection(prefix: str, hidden: Tensor, weight: Tensor, bias: Tensor | None)
             refuse(name, f"dtype {x.dtype}", f"{hidden.dtype} as {h} has")
         if x.device != hidden.device:
             refuse(name, f"on {x.device}", f"{hidden.device} as {h} is")
+    if head.softcap is not None:
+        number("softcap", head.softcap)
+    number("logit_scale", head.logit_scale)
+    number("temperature", head.temperature)
 
 
-def head_options(softcap: float | None, logit_scale: float, temperature: float) -> None:
-    if softcap is not None:
-        number("softcap", softcap)
-    number("logit_scale", logit_scale)
-    number("temperature", temperature)
-
-
-def backend(name: str) -> None:
-    if name not in BACKENDS:
-        raise ValueError(f"backend: {name!r} is unknown; known are {', '.join(BACKENDS)}")
-
-
-def workspace(x: object) -> None:
-    if x is not None and (isinstance(x, bool) or not isinstance(x, int) or x <= 0):
-        refuse("workspace", f"got {x!r}", "a positive number of bytes, or None")
-
-
-def grad_filter(x: object) -> None:
-    if x is not None and not 0 < number("grad_filter", x) < 1:
-        refuse("grad_filter", f"{x}", "a probability in (0, 1), or None")
+def execution(x: Execution) -> None:
+    """The backend is known, the workspace positive, the filter a probability."""
+    if x.backend not in BACKENDS:
+        raise ValueError(f"backend: {x.backend!r} is unknown; known are {', '.join(BACKENDS)}")
+    room = x.workspace
+    if room is not None and (isinstance(room, bool) or not isinstance(room, int) or room <= 0):
+        refuse("workspace", f"got {room!r}", "a positive number of bytes, or None")
+    if x.grad_filter is not None and not 0 < number("grad_filter", x.grad_filter) < 1:
+        refuse("grad_filter", f"{x.grad_filter}", "a probability in (0, 1), or None")
 
 
 def flag(name: str, x: object) -> None:
@@ -178,7 +176,7 @@ def loss_row(name: object) -> Prox:
 
 
 def given(prox: Prox, **terms: tuple[str, bool]) -> None:
-    """Each term (argument names, whether given) is needed and there, or unused and absent."""
+    """Each term (argument names, whether given) is there if needed, and absent if unused."""
     for term, (names, there) in terms.items():
         if term in prox.uses and not there:
             refuse(names, f"missing, but {prox.name} needs it", "a value for it")
@@ -188,14 +186,13 @@ def given(prox: Prox, **terms: tuple[str, bool]) -> None:
 
 def reference(
     hidden: Tensor,  # (T, H)
-    weight: Tensor,  # (V, H)
-    bias: Tensor | None,  # (V,)
+    policy: Head,
     ref_logp: Tensor | None,  # (S,)
     ref_hidden: Tensor | None,  # (T, H')
     ref_weight: Tensor | None,  # (V, H')
     ref_bias: Tensor | None,  # (V,)
 ) -> bool:
-    """Whether there is a live reference; at most one source is given."""
+    """Whether the reference is live: ref_hidden and its head fit the policy's, without ref_logp."""
     if ref_hidden is None or ref_weight is None:
         for name, x in (("ref_hidden", ref_hidden), ("ref_weight", ref_weight)):
             if x is not None:
@@ -205,14 +202,14 @@ def reference(
         return False
     if ref_logp is not None:
         refuse("ref_logp", "given, and ref_hidden too", "one of them")
-    projection("ref_", ref_hidden, ref_weight, ref_bias)
-    both = (("ref_hidden", ref_hidden, hidden), ("ref_weight", ref_weight, weight))
+    head(ref_hidden, policy.over(ref_weight, ref_bias), prefix="ref_")
+    both = (("ref_hidden", ref_hidden, hidden), ("ref_weight", ref_weight, policy.weight))
     for name, tensor_, like in both:
         if tensor_.shape[0] != like.shape[0]:
             refuse(name, f"{tensor_.shape[0]} rows", f"{like.shape[0]} as {name[4:]} has")
     if ref_hidden.device != hidden.device:
         refuse("ref_hidden", f"on {ref_hidden.device}", f"{hidden.device} as hidden is")
-    if (ref_bias is None) != (bias is None):
+    if (ref_bias is None) != (policy.bias is None):
         refuse("ref_bias", "only one of bias and ref_bias is given", "both or none")
     return True
 
@@ -235,13 +232,13 @@ def groups(
 
 
 def cached(seq_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
-    """Tensors with one number per sequence (S,), detached."""
+    """The values by name, detached; each has one number per sequence (S,), or is None."""
     what = "one number per sequence"
     return {k: None if x is None else floats(k, x, seq_count, what) for k, x in values.items()}
 
 
 def per_pair(pair_count: int, **values: Tensor | None) -> dict[str, Tensor | None]:
-    """Tensors with one number per pair or listed response (P,), detached."""
+    """The same with one number per pair or listed response (P,)."""
     what = "one number per entry of chosen"
     return {k: None if x is None else floats(k, x, pair_count, what) for k, x in values.items()}
 
@@ -264,7 +261,7 @@ def floats(name: str, x: object, length: int, what: str) -> Tensor:  # (length,)
 def hyperparameters(
     prox: Prox, values: Mapping[str, object], pair_count: int, seq_count: int
 ) -> dict[str, float | Tensor | None]:
-    """Defaults filled in, ranges checked; tensors stay in the shape they came in."""
+    """Every hyperparameter of the loss by name, in its range: as given, or else the default."""
     for name in values:
         if name not in prox.hyper:
             known = ", ".join(prox.hyper) or "none"

@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 
 def to_host(x: Tensor) -> Ints:
-    """int64 on the host; the one place that waits for the device, where x lives there."""
+    """x in int64 on the host; the one place that waits for the device, where x lives there."""
     return x.detach().cpu().numpy().astype(np.int64, copy=False)
 
 
@@ -57,17 +57,18 @@ class Plan:
 
 
 def pieces(rows: slice, capacity: int) -> list[slice]:
-    """Cut a slice into the fewest slices of at most `capacity` rows, of about equal length."""
+    """`rows` as the fewest slices of at most `capacity` rows, of about equal length, in order."""
     n = rows.stop - rows.start
     count = -(-n // capacity)
     edges = [rows.start + n * i // count for i in range(count + 1)] if n else []
     return [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
 
-def components(
-    count: int, a: Ints, b: Ints
-) -> Ints:  # (count,) smallest member of each's component
-    """Connected components of the graph with edges a[i]–b[i], by hooking and pointer jumping."""
+def components(count: int, a: Ints, b: Ints) -> Ints:
+    """(count,) the smallest member of each node's component in the graph with edges a[i]–b[i].
+
+    By hooking and pointer jumping.
+    """
     label = np.arange(count)
     while True:
         low = np.minimum(label[a], label[b])

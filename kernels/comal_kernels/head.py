@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,11 +18,23 @@ class Head:
     the sampling temperature divides last. Granite divides by `logits_scaling`: pass its inverse.)
     """
 
+    SCHEMA: ClassVar[str] = (
+        "Tensor weight, Tensor? bias, float? softcap, float logit_scale, float temperature"
+    )
+
     weight: Tensor  # (V, H)
     bias: Tensor | None = None  # (V,)
     softcap: float | None = None
     logit_scale: float = 1.0
     temperature: float = 1.0
+
+    def flat(self) -> tuple[Tensor, Tensor | None, float | None, float, float]:
+        """As custom ops take it, in the order of SCHEMA; `Head(*flat)` is the inverse."""
+        return self.weight, self.bias, self.softcap, self.logit_scale, self.temperature
+
+    def over(self, weight: Tensor, bias: Tensor | None) -> Head:
+        """The head of another weight (V, H') and bias (V,) under the same cap and factors."""
+        return replace(self, weight=weight, bias=bias)
 
     @property
     def inner(self) -> float:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from comal_kernels import prox
 from comal_kernels.engines.triton import tuning
 
 
@@ -26,6 +27,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def own_losses() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = dict(prox._ROWS)
+    yield
+    prox._ROWS.clear()
+    prox._ROWS.update(before)
 
 
 @pytest.fixture

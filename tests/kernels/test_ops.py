@@ -5,13 +5,15 @@ import torch
 from torch import Tensor
 
 from comal_kernels import linear_logprob, prox_loss
+from comal_kernels.execution import Execution
+from comal_kernels.head import Head
 from comal_kernels.linear_logprob.op import logprob_backward_op, logprob_op
 from comal_kernels.prox_loss.op import prox_loss_op
 
 LENGTHS, WIDTH, VOCAB = [4, 0, 6, 3], 5, 23
 LENGTH = sum(LENGTHS)
 CU = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
-HEAD = (-100, 3.0, 0.7, 1.3, "torch", 6 * VOCAB * 4, None)  # ignore_index … grad_filter
+EXECUTION = Execution("torch", workspace=6 * VOCAB * 4)
 
 
 def leaves(dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -43,23 +45,30 @@ def loss_arguments(name: str) -> dict[str, object]:
     }[name] | {"loss": name}
 
 
+def records(weight: Tensor, bias: Tensor) -> tuple[object, ...]:
+    """The end of each op's arguments."""
+    return (*Head(weight, bias, 3.0, 0.7, 1.3).flat(), *EXECUTION.flat())
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_opcheck_logprob(packed) -> None:
-    arguments = (*leaves(), target(), CU if packed else None, *HEAD)
-    torch.library.opcheck(logprob_op, arguments)
-    detached = [x.detach() for x in arguments[:3]]
-    count = len(LENGTHS) if packed else LENGTH
-    lse = logprob_op(*arguments)[1].detach()
+    hidden, *head = leaves()
+    index = (target(), CU if packed else None, -100)
+    torch.library.opcheck(logprob_op, (hidden, *index, *records(*head)))
+    hidden, *head = (x.detach() for x in (hidden, *head))
+    arguments = (hidden, *index, *records(*head))
+    lse, count = logprob_op(*arguments)[1], len(LENGTHS) if packed else LENGTH
     needs = [True, False, True]
-    backward = (torch.ones(count), *detached, *arguments[3:5], lse, *HEAD, needs)
-    torch.library.opcheck(logprob_backward_op, backward)
+    torch.library.opcheck(logprob_backward_op, (torch.ones(count), lse, needs, *arguments))
 
 
 def test_opcheck_prox_loss() -> None:
+    hidden, *head = leaves()
     kw = loss_arguments("inpo")
     pairs = [kw["chosen"], kw["rejected"], kw["ref_logp"], kw["last_logp"], *[None] * 7]
-    options = [[None, None], [0.1, 0.3], "inpo", *HEAD, False, [True, True, True]]
-    torch.library.opcheck(prox_loss_op, (*leaves(), target(), CU, *pairs, *options))
+    loss = ["inpo", [None, None], [0.1, 0.3], False]
+    index = [[True, True, True], target(), CU, -100]
+    torch.library.opcheck(prox_loss_op, (hidden, *index, *pairs, *loss, *records(*head)))
 
 
 def run(function, *inputs: Tensor) -> list[Tensor]:

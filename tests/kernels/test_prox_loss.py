@@ -360,11 +360,8 @@ def test_a_user_s_own_loss(backend, device, assert_as_good) -> None:
             anchor=lambda c: c["ref"],
             uses=("ref",),
             hyper={"width": Hyper(1.0, low=0.0)},
-        ),
-        replace=True,
+        )
     )
-    with pytest.raises(ValueError, match="registered already"):
-        register(PROX["hinge"])
     leaves, index, kw = problem("ipo", torch.float32, device)
     for name in ("eta", "preference"):
         del kw[name]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def project(x: Tensor, weight: Tensor, out: Tensor) -> None:  # (n, H), (V, H) → out (n, V) float32
-    """out = x Wᵀ, never rounded to the factors' dtype."""
+    """Write x Wᵀ to `out`, never rounded to the factors' dtype."""
     if x.dtype == out.dtype:
         torch.mm(x, weight.t(), out=out)
     elif x.is_cuda:
@@ -16,8 +16,8 @@ def project(x: Tensor, weight: Tensor, out: Tensor) -> None:  # (n, H), (V, H) �
         torch.mm(x.to(out.dtype), weight.t().to(out.dtype), out=out)
 
 
-def accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:  # (V, H) float32 + a b
-    """total + a b in place, with a (V, n), b (n, H): no rounding between chunks. None: a b."""
+def accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """total (V, H) float32 with a (V, n) b (n, H) added in place, or a b: never rounded between."""
     dtype = torch.float32
     if not a.is_cuda or a.dtype == dtype:
         a, b = a.to(dtype), b.to(dtype)
@@ -27,13 +27,13 @@ def accumulate(total: Tensor | None, a: Tensor, b: Tensor) -> Tensor:  # (V, H) 
     return torch.ops.aten.addmm.dtype_out(total, a, b, dtype, out=total)
 
 
-def surviving(grad: Tensor, least: float) -> Tensor:  # (n, V) → (K,) int64
-    """The columns with an entry of size `least` at least."""
+def surviving(grad: Tensor, least: float) -> Tensor:
+    """Indices (K,) int64 of the columns of grad (n, V) with an entry of size `least` at least."""
     return (grad.amax(0).maximum(grad.amin(0).neg()) >= least).nonzero()[:, 0]
 
 
 def back(grad: Tensor, weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """grad (n, V) W (V, H) in `dtype` (grad's by default), summed in float32 on every device."""
+    """grad (n, V) W (V, H): (n, H) in `dtype`, by default grad's; summed in float32 everywhere."""
     dtype = grad.dtype if dtype is None else dtype
     if grad.dtype == torch.float32 or not grad.is_cuda:
         return torch.mm(grad.float(), weight.float()).to(dtype)

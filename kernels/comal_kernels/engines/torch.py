@@ -67,7 +67,10 @@ class TorchEngine:
         return _transposed(x.new_empty(words * aligned(n)), words, n)
 
     def _project(self, x: Tensor, lo: int, hi: int, out: Tensor) -> None:
-        """x (H, n) → out (hi - lo, n): inner · (W x + bias), or its tanh where there is a cap."""
+        """Write W x + inner · bias to out (hi - lo, n), or its tanh where there is a cap.
+
+        x: (H, n), times inner already.
+        """
         torch.mm(self._weight(lo, hi), x, out=out)
         if self.head.bias is not None:
             out.add_(self.head.bias[lo:hi, None].to(self.dtype), alpha=self.head.inner)
@@ -110,7 +113,7 @@ class TorchEngine:
         return picked * outer, top, total
 
     def _reduce(self, x: Tensor, target: Tensor, z: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Log-prob and log-sum-exp (n,)."""
+        """x (n, H), target (n,) → log-prob and log-sum-exp (n,); z as in `_sweep`."""
         picked, top, self.total = self._sweep(x, target, None, z)
         if not bool((self.total < LARGEST_TOTAL).all()):  # or not a number: −inf throughout a slice
             picked, top, self.total = self._sweep(x, target, self._top(x), z)
@@ -197,5 +200,5 @@ class TorchEngine:
 
 
 def _transposed(memory: Tensor, words: int, n: int) -> Tensor:
-    """(words, n) in `memory`, each word's logits on their own lines of cache."""
+    """A view (words, n) of `memory`, each word's logits on their own lines of cache."""
     return memory[: words * aligned(n)].view(words, aligned(n))[:, :n]

@@ -17,5 +17,5 @@ def chunk_rows(workspace: int | None, vocab: int, itemsize: int, device: torch.d
 
 
 def aligned(rows: int) -> int:
-    """The next multiple of a line of cache, where there is at least one."""
+    """`rows` rounded up to whole lines of cache; as it is where it is less than one."""
     return rows if rows < ALIGNED_ROWS else -(-rows // ALIGNED_ROWS) * ALIGNED_ROWS

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from comal_kernels import checks
+from comal_kernels.execution import Execution
+from comal_kernels.head import Head
 from comal_kernels.linear_logprob.op import logprob_op
 from comal_kernels.sharded import whole
 
@@ -57,27 +59,13 @@ def linear_logprob(
     Raises:
         ValueError: an argument's shape, dtype, device or range is wrong; named in the message.
     """
-    weight, bias = whole(weight), whole(bias)
-    checks.projection("", hidden, weight, bias)
-    checks.head_options(softcap, logit_scale, temperature)
-    checks.workspace(workspace)
-    checks.grad_filter(grad_filter)
+    head = Head(whole(weight), whole(bias), softcap, logit_scale, temperature)
+    execution = Execution(backend, workspace, grad_filter)
+    checks.head(hidden, head)
     checks.targets(target, hidden.shape[0], ignore_index)
     if cu_seqlens is not None:
         checks.sequence_bounds(cu_seqlens)
-    checks.backend(backend)
-    logp, _ = logprob_op(
-        hidden,
-        weight,
-        bias,
-        target,
-        cu_seqlens,
-        ignore_index,
-        softcap,
-        logit_scale,
-        temperature,
-        backend,
-        workspace,
-        grad_filter,
-    )
+    checks.execution(execution)
+    records = (*head.flat(), *execution.flat())
+    logp, _ = logprob_op(hidden, target, cu_seqlens, ignore_index, *records)
     return logp

@@ -19,7 +19,7 @@ def reference_logprob(
     temperature: float = 1.0,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:  # (T,) or (S,)
-    """`linear_logprob` with logits in `dtype`; gradients by autograd, in the inputs' dtypes."""
+    """What `linear_logprob` gives, in `dtype`; gradients by autograd, in the inputs' dtypes."""
     z = hidden.to(dtype) @ weight.to(dtype).t()
     if bias is not None:
         z = z + bias.to(dtype)

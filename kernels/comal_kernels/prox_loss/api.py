@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from comal_kernels import checks
-from comal_kernels.prox_loss.op import prox_loss_op
+from comal_kernels.execution import Execution
+from comal_kernels.head import Head
+from comal_kernels.prox_loss.op import prox_loss_op, split
 from comal_kernels.sharded import whole
 
 
@@ -100,23 +101,25 @@ def prox_loss(
 
     Index tensors may be on the CPU or on hidden's device; CPU ones spare the GPU a wait.
 
+    Returns:
+        ProxOutput; its loss is differentiable once in hidden, weight and bias, whose gradients have
+        their dtypes and are accumulated in float32.
+
     Raises:
         ValueError: a wrong shape, dtype, device or range, a loss or hyperparameter that is not
             known, an argument that the loss needs and lacks, or is given and would ignore.
     """
     prox = checks.loss_row(loss)
-    weight, bias = whole(weight), whole(bias)
     ref_weight, ref_bias = whole(ref_weight), whole(ref_bias)
-    checks.projection("", hidden, weight, bias)
-    checks.head_options(softcap, logit_scale, temperature)
-    checks.workspace(workspace)
-    checks.grad_filter(grad_filter)
+    head = Head(whole(weight), whole(bias), softcap, logit_scale, temperature)
+    execution = Execution(backend, workspace, grad_filter)
+    checks.head(hidden, head)
+    checks.execution(execution)
     checks.flag("average_log_prob", average_log_prob)
-    checks.backend(backend)
     checks.targets(target, hidden.shape[0], ignore_index)
     count = checks.sequence_bounds(cu_seqlens)
     checks.pairs(prox, chosen, rejected)
-    live = checks.reference(hidden, weight, bias, ref_logp, ref_hidden, ref_weight, ref_bias)
+    live = checks.reference(hidden, head, ref_logp, ref_hidden, ref_weight, ref_bias)
     checks.given(
         prox,
         ref=("ref_logp or ref_hidden", ref_logp is not None or live),
@@ -129,16 +132,14 @@ def prox_loss(
     checks.groups(prox, group, hyper, count)
     cached = checks.cached(count, ref_logp=ref_logp, last_logp=last_logp, reward=reward)
     labels = checks.per_pair(pairs, preference=preference, pair_weight=pair_weight)
-    wanted = (hidden, weight, bias)
+    wanted = (hidden, head.weight, head.bias)
     needs = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in wanted]
-    numbers = [x if isinstance(x, float) else math.nan for x in hyper.values()]
-    tensors = [x if isinstance(x, Tensor) else None for x in hyper.values()]
     total, logp, ref, margin, accuracy, per_pair, *_ = prox_loss_op(
         hidden,
-        weight,
-        bias,
+        needs,
         target,
         cu_seqlens,
+        ignore_index,
         chosen,
         rejected,
         cached["ref_logp"],
@@ -150,18 +151,11 @@ def prox_loss(
         cached["reward"],
         labels["pair_weight"],
         group,
-        tensors,
-        numbers,
         loss,
-        ignore_index,
-        softcap,
-        logit_scale,
-        temperature,
-        backend,
-        workspace,
-        grad_filter,
+        *split(hyper),
         average_log_prob,
-        needs,
+        *head.flat(),
+        *execution.flat(),
     )
     return ProxOutput(
         loss=total,

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from comal_kernels import checks
+from comal_kernels import checks, flat
 from comal_kernels.chunks import make_plan, to_device, to_host
-from comal_kernels.engines.choose import resolve, rows_within
-from comal_kernels.head import Head, compute_dtype
+from comal_kernels.flat import Maybe
+from comal_kernels.head import compute_dtype
 from comal_kernels.prox import PROX
 from comal_kernels.prox_loss.passes import ProxPass, Work
 from comal_kernels.prox_loss.step import Inputs, ProxStep
-
-Maybe = Tensor | None
 
 
 @torch.library.custom_op(
     "comal_kernels::prox_loss",
     mutates_args=(),
-    schema="(Tensor hidden, Tensor weight, Tensor? bias, Tensor target, Tensor cu_seqlens, "
+    schema="(Tensor hidden, bool[] needs, Tensor target, Tensor cu_seqlens, int ignore_index, "
     "Tensor chosen, Tensor? rejected, Tensor? ref_logp, Tensor? last_logp, Tensor? ref_hidden, "
     "Tensor? ref_weight, Tensor? ref_bias, Tensor? preference, Tensor? reward, "
-    "Tensor? pair_weight, Tensor? group, Tensor?[] hyper_tensors, float[] hyper_numbers, "
-    "str loss, int ignore_index, float? softcap, float logit_scale, float temperature, "
-    "str backend, int? workspace, float? grad_filter, "
-    "bool average_log_prob, bool[] needs) -> "
+    "Tensor? pair_weight, Tensor? group, str loss, Tensor?[] hyper_tensors, "
+    f"float[] hyper_numbers, bool average_log_prob, {flat.SCHEMA}) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def prox_loss_op(
     hidden: Tensor,  # (T, H)
-    weight: Tensor,  # (V, H)
-    bias: Maybe,  # (V,)
+    needs: list[bool],  # gradients of hidden, weight, bias
     target: Tensor,  # (T,)
     cu_seqlens: Tensor,  # (S + 1,)
+    ignore_index: int,
     chosen: Tensor,  # (P,)
     rejected: Maybe,  # (P,)
     ref_logp: Maybe,  # (S,)
@@ -48,45 +45,37 @@ def prox_loss_op(
     reward: Maybe,  # (S,)
     pair_weight: Maybe,  # (P,)
     group: Maybe,  # (S,)
-    hyper_tensors: list[Maybe],  # in the order of the loss's `hyper`
-    hyper_numbers: list[float],  # the same; NaN for a tensor or None
     loss: str,
-    ignore_index: int,
-    softcap: float | None,
-    logit_scale: float,
-    temperature: float,
-    backend: str,
-    workspace: int | None,
-    grad_filter: float | None,
+    hyper_tensors: list[Maybe],  # as from `split`
+    hyper_numbers: list[float],
     average_log_prob: bool,
-    needs: list[bool],  # gradients of hidden, weight, bias
+    *records: Any,  # the head, the execution
 ) -> tuple[Tensor, ...]:
     """loss, logp, ref_logp, margin, accuracy, per_pair_loss, dhidden, dweight, dbias.
 
     Empty where there is none.
     """
+    head, execution = flat.restore(records)
     prox, device, dtype = PROX[loss], hidden.device, compute_dtype(hidden.dtype)
-    backend = resolve(backend, hidden)
-    host = checks.target_values(target, weight.shape[0], ignore_index)
+    execution = execution.resolved(hidden)
+    host = checks.target_values(target, head.weight.shape[0], ignore_index)
     cu = checks.bound_values(cu_seqlens, hidden.shape[0])
     first, second = checks.pair_values(chosen, rejected, len(cu) - 1)
     checks.preference_values(preference)
-    head = Head(weight, bias, softcap, logit_scale, temperature)
-    capacity = rows_within(head, workspace, backend, grad_filter)
     plan = make_plan(
         host,
         cu,
         first,
         second,
         ignore_index=ignore_index,
-        capacity=capacity,
+        capacity=execution.rows(head),
         grad=any(needs),
         group=None if group is None else to_host(group),
     )
     with torch.autocast(device.type, enabled=False):
         live = None
         if ref_hidden is not None and ref_weight is not None:
-            live = Head(ref_weight, ref_bias, softcap, logit_scale, temperature), ref_hidden
+            live = head.over(ref_weight, ref_bias), ref_hidden
         inputs = Inputs(
             chosen=to_device(first, device),
             rejected=None if second is None else to_device(second, device),
@@ -95,18 +84,12 @@ def prox_loss_op(
             reward=reward,
             preference=preference,
             weight=pair_weight,
-            hyper={
-                name: (None if math.isnan(number) else number) if tensor is None else tensor
-                for name, tensor, number in zip(
-                    prox.hyper, hyper_tensors, hyper_numbers, strict=True
-                )
-            },
+            hyper=dict(zip(prox.hyper, _joined(hyper_tensors, hyper_numbers), strict=True)),
             average_log_prob=average_log_prob,
             live_ref=live is not None,
         )
         step = ProxStep(prox, inputs, plan, device)
-        work = Work(head, plan, step, capacity, backend, needs, grad_filter, live)
-        run = ProxPass(work, hidden)
+        run = ProxPass(Work(head, execution, plan, step, needs, live), hidden)
         run.run()
         results = (
             step.total().to(dtype),
@@ -116,16 +99,30 @@ def prox_loss_op(
             run.dhidden,
             *run.engine.weight_grads(),
         )
-    return tuple(hidden.new_empty(0) if x is None else x for x in results)
+    return flat.filled(hidden, results)
+
+
+def split(hyper: Mapping[str, float | Maybe]) -> tuple[list[Maybe], list[float]]:
+    """Hyperparameters as the op takes them: tensors, None elsewhere; numbers, NaN elsewhere."""
+    numbers = [x if isinstance(x, float) else math.nan for x in hyper.values()]
+    return [x if isinstance(x, Tensor) else None for x in hyper.values()], numbers
+
+
+def _joined(tensors: list[Maybe], numbers: list[float]) -> list[float | Maybe]:
+    """The values of the hyperparameters, in their order, that `split` took apart."""
+    return [
+        (None if math.isnan(number) else number) if tensor is None else tensor
+        for tensor, number in zip(tensors, numbers, strict=True)
+    ]
 
 
 @prox_loss_op.register_fake
 def _(
     hidden: Tensor,
-    weight: Tensor,
-    bias: Maybe,
+    needs: list[bool],
     target: Tensor,
     cu_seqlens: Tensor,
+    ignore_index: int,
     chosen: Tensor,
     rejected: Maybe,
     ref_logp: Maybe,
@@ -133,7 +130,7 @@ def _(
     ref_hidden: Maybe,
     *rest: Any,
 ) -> tuple[Tensor, ...]:
-    dtype, needs = compute_dtype(hidden.dtype), rest[-1]
+    dtype = compute_dtype(hidden.dtype)
 
     def new(*shape: int) -> Tensor:
         return hidden.new_empty(shape, dtype=dtype)
@@ -141,10 +138,7 @@ def _(
     sequences, pairs = cu_seqlens.shape[0] - 1, chosen.shape[0]
     none = ref_logp is None and ref_hidden is None
     ref = hidden.new_empty(0) if none else new(sequences)
-    grads = (
-        torch.empty_like(x) if need and x is not None else hidden.new_empty(0)
-        for x, need in zip((hidden, weight, bias), needs, strict=True)
-    )
+    grads = flat.fake_grads(needs, *flat.trained((hidden, *rest)))
     return new(), new(sequences), ref, new(pairs), new(), new(pairs), *grads
 
 
@@ -152,19 +146,19 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # else zeros as large as the head, for outputs with no grad
     ctx.save_for_backward(*output[-3:])
-    ctx.needs, ctx.inputs = inputs[-1], len(inputs)
+    ctx.needs, ctx.none = inputs[1], flat.no_grads(inputs)
 
 
-def _backward(ctx: Any, grad: Maybe, *_: Maybe) -> tuple[Maybe, ...]:
+def _backward(ctx: Any, grad: Maybe, *_: Maybe) -> tuple[Any, ...]:
     if grad is None:
-        return (None,) * ctx.inputs
+        return tuple(ctx.none)
     # on the host the usual factor 1 is known without waiting, and spares a sweep over dW
     one = type(grad) is Tensor and grad.device.type == "cpu" and grad.item() == 1.0
     grads = (
         None if not need else x if one else x * grad.to(x.dtype)
         for x, need in zip(ctx.saved_tensors, ctx.needs, strict=True)
     )
-    return *grads, *(None for _ in range(ctx.inputs - 3))
+    return flat.with_grads(ctx.none, grads)
 
 
 torch.library.register_autograd(prox_loss_op, _backward, setup_context=_setup)

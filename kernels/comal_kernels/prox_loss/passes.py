@@ -13,7 +13,7 @@ from torch import Tensor
 
 from comal_kernels.chunks import Chunk, Plan, pieces, to_device
 from comal_kernels.engines.base import Engine
-from comal_kernels.engines.choose import make_engine
+from comal_kernels.execution import Execution
 from comal_kernels.head import Head, compute_dtype
 from comal_kernels.prox_loss.step import ProxStep
 from comal_kernels.segment import segment_sum
@@ -24,12 +24,10 @@ class Work:
     """A prox loss, ready to run."""
 
     head: Head
+    execution: Execution  # resolved
     plan: Plan
     step: ProxStep
-    capacity: int  # rows of one chunk of logits
-    backend: str
     needs: Sequence[bool]  # gradients of hidden, weight, bias
-    grad_filter: float | None = None
     ref: tuple[Head, Tensor] | None = None  # the reference's head and states (T, H'), if live
 
 
@@ -38,21 +36,12 @@ class ProxPass:
 
     def __init__(self, work: Work, hidden: Tensor) -> None:
         self.work, self.hidden = work, hidden
-        need_x, need_weight, need_bias = work.needs
-        self.engine: Engine = make_engine(
-            work.backend,
-            work.head,
-            min(work.capacity, max(1, len(work.plan.row))),
-            need_x=need_x,
-            need_weight=need_weight,
-            need_bias=need_bias,
-            grad_filter=work.grad_filter,
-        )
+        self.engine: Engine = work.execution.engine(work.head, len(work.plan.row), work.needs)
         self.ref_engine = None if work.ref is None else self.engine.reader(work.ref[0])
         self.row = to_device(work.plan.row, hidden.device)  # (N,)
         self.target = to_device(work.plan.target, hidden.device)  # (N,)
         self.lengths = to_device(work.plan.seq_rows, hidden.device)  # (S,)
-        self.dhidden = torch.zeros_like(hidden) if need_x else None
+        self.dhidden = torch.zeros_like(hidden) if work.needs[0] else None
 
     def run(self) -> None:
         for chunk in self.work.plan.chunks:
@@ -84,13 +73,14 @@ class ProxPass:
             self._load(part, None if lse is None else lse[local])
             self._backward(part, coef[local])
 
-    def _load(self, rows: slice, lse: Tensor | None = None) -> Tensor:  # (n,)
+    def _load(self, rows: slice, lse: Tensor | None = None) -> Tensor:
+        """Hold the rows' logits; returns log-probs (n,), or nothing, (0,), where lse is known."""
         x = self.hidden.index_select(0, self.row[rows])
         logp = self.engine.load(x, self.target[rows], lse)
         return self.hidden.new_empty(0) if logp is None else logp
 
     def _logp(self, rows: slice, engine: Engine, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs and log-sum-exps (n,), (n,); no logits are kept."""
+        """Log-probs and log-sum-exps, (n,) each, of hidden (T, H)'s rows; no logits are kept."""
         n = rows.stop - rows.start
         dtype = compute_dtype(self.hidden.dtype)
         logp = torch.empty(n, dtype=dtype, device=self.hidden.device)

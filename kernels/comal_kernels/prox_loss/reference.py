@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from comal_kernels.linear_logprob.reference import reference_logprob
-from comal_kernels.prox import PROX, Terms
+from comal_kernels.prox import PROX
+from comal_kernels.row import Terms
 
 
 def reference_prox(
@@ -23,7 +24,7 @@ def reference_prox(
     group: Tensor | None = None,  # (S,)
     **hyper: float | Tensor | None,
 ) -> Tensor:  # ()
-    """The loss from sequence log-probs, in their dtype; arguments are trusted."""
+    """The loss () from sequence log-probs, in their dtype; arguments are trusted."""
     row = PROX[loss]
     dtype = logp.dtype
 
@@ -82,7 +83,7 @@ def reference_prox_loss(
     average_log_prob: bool = False,
     **loss: object,
 ) -> Tensor:  # ()
-    """`prox_loss(...).loss` with logits and everything after them in `dtype`."""
+    """The loss () of `prox_loss`, with logits and everything after them in `dtype`."""
     logp = reference_logprob(
         hidden,
         weight,

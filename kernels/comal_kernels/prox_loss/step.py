@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from comal_kernels.chunks import Chunk, Plan, to_device
-from comal_kernels.prox import Prox, Terms
+from comal_kernels.row import Prox, Terms
 from comal_kernels.segment import segment_sum
 
 
@@ -30,7 +30,7 @@ class Inputs:
 
 
 class ProxStep:
-    """All tensors float64 and in plan order; `run` fills one chunk's pairs."""
+    """A prox loss's pairs, all in float64 and plan order; `run` does those of one chunk."""
 
     def __init__(self, prox: Prox, inputs: Inputs, plan: Plan, device: torch.device) -> None:
         self.prox, self.device = prox, device
@@ -76,7 +76,7 @@ class ProxStep:
         return None if x is None else x.to(self.device).double().index_select(0, self.pair)
 
     def difference(self, x: Tensor, at: slice = slice(None)) -> Tensor:
-        """x (S,) in the caller's order → (p,): of the pairs' two responses, or the listed one."""
+        """x (S,) in the caller's order → (p,): chosen less rejected, or of the listed response."""
         first = x.index_select(0, self.chosen[at])
         return first if self.rejected is None else first - x.index_select(0, self.rejected[at])
 
@@ -99,7 +99,7 @@ class ProxStep:
         return value.to(self.device).double().index_select(0, self.chosen)
 
     def refer(self, chunk: Chunk, seq_logp: Tensor) -> None:
-        """seq_logp (s,) float64: the reference's, of the chunk's sequences."""
+        """Take the reference's seq_logp (s,) float64 of the chunk's sequences, for `run`."""
         assert self.ref is not None and self.terms.ref is not None
         self.ref.index_copy_(0, self.seq[chunk.seqs], seq_logp)
         if self.share is not None:
@@ -129,8 +129,8 @@ class ProxStep:
         coef = segment_sum(pushes, self.seq_links[chunk.seqs])
         return coef if self.share is None else coef * self.share[chunk.seqs]
 
-    def _group_means(self, u: Tensor, weight: Tensor, chunk: Chunk) -> Tensor:  # (p,) → (p,)
-        """Weighted mean residual of each group: the baseline that minimises the group's loss."""
+    def _group_means(self, u: Tensor, weight: Tensor, chunk: Chunk) -> Tensor:
+        """u, weight (p,) → (p,) weighted mean residual of each entry's group, its best baseline."""
         lengths = self.group_pairs[chunk.groups]
         total = segment_sum(weight, lengths)
         mean = segment_sum(weight * u, lengths) / torch.where(total == 0, 1.0, total)

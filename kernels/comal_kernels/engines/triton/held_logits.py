@@ -35,7 +35,7 @@ class RawLogits:
         self.buffer = torch.empty(shape, dtype=torch.float32, device=head.weight.device)
 
     def load(self, x: Tensor, target: Tensor, lse: Tensor | None) -> Tensor | None:
-        """x (n, H), target (n,); log-probs (n,) where lse (n,) is not known."""
+        """Hold the logits of x (n, H); returns log-probs (n,), or None where lse (n,) is known."""
         n = x.shape[0]
         self.dtype, self.target, self.z = x.dtype, target, self.buffer[:n]
         products.project(x, self.head.weight, self.z)
@@ -58,7 +58,7 @@ class RawLogits:
         return logp
 
     def gradient(self, coef: Tensor) -> tuple[Tensor, Tensor | None]:
-        """coef (n,) float32 → gradients (n, V), rows 4 V bytes apart."""
+        """coef (n,) float32 → gradients (n, V), rows 4 V bytes apart, and no factor."""
         vocab = self.z.shape[1]
         grads = self.z.view(self.dtype)[:, :vocab]
         gradient_kernel[(self.z.shape[0],)](
@@ -93,7 +93,7 @@ class SoftLogits:
         self.buffer = memory[:, : weight.shape[0]]
 
     def load(self, x: Tensor, target: Tensor, lse: Tensor | None) -> Tensor | None:
-        """x (n, H), target (n,); log-probs (n,) where lse (n,) is not known."""
+        """Hold the logits of x (n, H); returns log-probs (n,), or None where lse (n,) is known."""
         x, self.target, self.soft = x.contiguous(), target, self.buffer[: x.shape[0]]
         self.pick = self.soft.new_empty(x.shape[0], dtype=torch.float32)
         self.shift = self._target_logits(x) if lse is None else lse
@@ -114,7 +114,9 @@ class SoftLogits:
         return torch.where(z.isfinite(), z, 0.0)
 
     def _soften(self, x: Tensor, due: Tensor) -> tuple[Tensor, Tensor]:
-        """Fill `soft` and `pick`; largest logits and Σ exp(z − shift), (n,), in blocks with due."""
+        """Fill `soft` and `pick`, in blocks of rows with one due (n,); return, 0 in the others,
+        the largest logits and Σ exp(z − shift), (n,) each.
+        """
         n, vocab = self.soft.shape
         tile, even = choose_tile(tuning.SOFTEN, self.head, x)
         tiles = triton.cdiv(vocab, tile.block_v)

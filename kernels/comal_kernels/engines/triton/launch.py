@@ -17,8 +17,9 @@ from comal_kernels.head import Head
 
 @functools.cache
 def processors(device: torch.device) -> int:
+    """Multiprocessors of the device; on a CPU, where kernels are interpreted, a few."""
     if device.type != "cuda":
-        return 4  # interpreted: enough for several splits
+        return 4  # enough for several splits
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
@@ -32,7 +33,7 @@ def architecture(device: torch.device) -> int:
 
 
 def head_arguments(head: Head) -> dict[str, Any]:
-    """What `final_logits` reads."""
+    """The head's arguments of a kernel that calls `final_logits`, by name."""
     return {
         "bias": head.weight if head.bias is None else head.bias.contiguous(),
         "inner": head.inner,
@@ -53,7 +54,7 @@ def choose_tile(table: dict[int, tuning.Table], head: Head, x: Tensor) -> tuple[
 
 
 def product_arguments(head: Head, x: Tensor, tile: tuning.Tile, even: bool) -> dict[str, Any]:
-    """Arguments of a kernel that calls `product`: x (n, H) contiguous, weight (V, H)."""
+    """Arguments by name of a kernel that calls `product`: x (n, H) contiguous, weight (V, H)."""
     weight = head.weight
     factors: tuple[Any, Any] = (x, weight)
     if tile.tma:

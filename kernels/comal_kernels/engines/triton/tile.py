@@ -58,7 +58,7 @@ def halves(tile, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr):
 
 @triton.jit
 def final_logits(z, bias, inner, outer, SOFTCAP: tl.constexpr):
-    """z, bias: raw product and bias, float32. The order of `Head`."""
+    """Raw products z and bias, float32 → logits, capped and scaled in the order of `Head`."""
     z = (z + bias) * inner
     if SOFTCAP:
         # tanh: exp of a non-positive number cannot overflow; the series near 0, where 1 − e cancels
@@ -92,7 +92,7 @@ def finished(
     SOFTCAP: tl.constexpr,
     WORDS: tl.constexpr,  # v
 ):
-    """Final logits (n, v), −inf beyond V."""
+    """Raw products (n, v) → final logits (n, v), −inf beyond V."""
     col = first + tl.arange(0, WORDS)
     inside = col < vocab
     add = tl.zeros((WORDS,), tl.float32)

@@ -27,8 +27,10 @@ Table = dict[tuple[torch.dtype, str], Tile]
 
 
 def _table(even: Tile, aligned: Tile, odd: Tile, wide: Tile | None = None) -> Table:
-    """By dtype and how the head fits: "even": a width that BLOCK_H divides; "aligned": that 16
-    does; "odd"; "wide": aligned, with neither bias nor cap, for which a larger tile has registers.
+    """The tile for each dtype and way that the head fits.
+
+    "even": a width that BLOCK_H divides; "aligned": that 16 does; "odd"; "wide": aligned, with
+    neither bias nor cap, for which a larger tile has registers.
 
     An odd width has no asynchronous loads, and the addresses of a wider tile alone overflow the
     registers.
@@ -72,7 +74,7 @@ def nearest(arch: int) -> int:
 
 
 def soft(arch: int, dtype: torch.dtype) -> bool:
-    """Whether training holds softened logits."""
+    """Whether training holds softened logits (`soften_kernel`) rather than raw ones."""
     return dtype in SOFT[nearest(arch)]
 
 
