@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,6 +60,9 @@ def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str
             f"comal-fast {' '.join(arguments)}"
         )
         return 130
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         during = done_when(error)
         tell(

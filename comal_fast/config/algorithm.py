@@ -5,7 +5,6 @@ A loss that is only in `comal_kernels.PROX`, a plugin's say, gets its class from
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, create_model
@@ -113,7 +112,9 @@ def from_row(name: str) -> type[AlgorithmConfig] | None:
     row = PROX[name]
     rewards = "reward" in row.uses or not row.pairwise
     base = Regularised if rewards else AlgorithmConfig
-    fields: dict[str, Any] = {"prox": (Literal[name], Field(name, description=_said(row)))}
+    fields: dict[str, Any] = {
+        "prox": (Literal[name], Field(name, description=row.doc or f"{name}, a registered loss."))
+    }
     for hyper, rule in row.hyper.items():
         if rule.default is None or hyper in base.model_fields:
             continue
@@ -121,7 +122,7 @@ def from_row(name: str) -> type[AlgorithmConfig] | None:
         if rule.low > -float("inf"):
             limits["gt" if rule.open_low else "ge"] = rule.low
         default: Any = ... if rule.required else rule.default
-        description = getattr(rule, "doc", "") or f"{hyper} of {name}."
+        description = rule.doc or f"{hyper} of {name}."
         fields[hyper] = (float, Field(default, description=description, **limits))
     create: Any = create_model  # to a type checker a class it can't know
     made = create(f"{name.title()}Config", __base__=base, __module__=__name__, **fields)
@@ -134,16 +135,6 @@ def reads_of_pairing(pairwise: bool, rewards: bool) -> tuple[str, ...]:
     if not pairwise:
         return ()
     return (STRATEGY,) if rewards else (LABELS, STRATEGY)
-
-
-def register_all(names: Iterable[str]) -> None:
-    """Make the classes of these losses, where they are not there yet."""
-    for name in names:
-        PROX_CHOICE.find(name)
-
-
-def _said(row: Any) -> str:
-    return getattr(row, "doc", "") or f"{row.name}, a registered loss."
 
 
 PROX_CHOICE.look_up = from_row

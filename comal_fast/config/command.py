@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from comal_fast.config.choice import Choice
 from comal_fast.config.messages import nearest, range_text
 from comal_fast.config.options import Options, changes, choice_of, groups_of, inner
 from comal_fast.config.plugins import load_plugins
@@ -76,70 +77,66 @@ def explain(name: str | None) -> list[str]:
     """
     if not name:
         return [f"{key}: {text}" for key, text in _list(current(), "")]
-    found = list(_find(current(), name.split(".")))
+    found = _find(current(), name.split("."))
     if not found:
         raise InputError(f"unknown option {name}; the nearest is {nearest(name, current())}")
     lines: list[str] = []
-    for of, field in found:
+    for field, of in found:
         lines += [*([""] if lines else []), *_said(name, field, of)]
     return lines
 
 
-def _find(group: type[Options], parts: list[str], of: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(of which variant, field), once where all variants have it alike."""
+def _find(group: type[Options], parts: list[str]) -> list[tuple[FieldInfo, str]]:
+    """(field, whose it is): more than one where the variants of a choice differ in it."""
     field = group.model_fields.get(parts[0])
     if field is None:
-        return
-    if len(parts) == 1:
-        yield of, field
-        return
-    choice, seen = choice_of(field), []
-    for below in groups_of(field):
-        label = ""
-        if choice is not None:
-            (name,) = typing.get_args(below.model_fields[choice.tag].annotation)
-            label = f"{choice.kind} {name}"
-        if choice is not None and parts[1:] == [choice.tag]:
-            yield "", _tag_field(group, parts[0])
-            return
-        for which, one in _find(below, parts[1:], label):
-            key = (one.description, one.default, range_text(one))
-            if key not in seen:
-                seen.append(key)
-                yield which, one
-
-
-def _tag_field(group: type[Options], name: str) -> FieldInfo:
-    return group.model_fields[name]
+        return []
+    choice = choice_of(field)
+    if len(parts) == 1 or (choice is not None and parts[1:] == [choice.tag]):
+        return [(field, "")]
+    if choice is None:
+        return [found for below in groups_of(field) for found in _find(below, parts[1:])]
+    alike: dict[tuple[Any, ...], tuple[FieldInfo, list[str]]] = {}
+    for variant, below in choice.variants.items():
+        for one, _ in _find(below, parts[1:]):
+            key = one.description, one.get_default(), range_text(one)
+            alike.setdefault(key, (one, []))[1].append(variant)
+    every = len(choice.variants)
+    return [
+        (one, "" if len(names) == every else f" ({choice.kind} {', '.join(names)})")
+        for one, names in alike.values()
+    ]
 
 
 def _said(name: str, field: FieldInfo, of: str) -> list[str]:
-    choice = choice_of(field)
-    if choice is not None:
-        tag = name if name.endswith(f".{choice.tag}") else f"{name}.{choice.tag}"
-        lines = [f"{tag}, default {choice.default}: {_text(field)}"]
-        for variant, group in choice.variants.items():
-            lines.append(f"  {variant}: {_text(group.model_fields[choice.tag])}")
-            own = [n for n in group.model_fields if n not in _common(choice.variants.values())]
-            if own:
-                lines.append(f"    its options: {', '.join(own)}")
-        return lines
-    lines = [f"{name}{f' ({of})' if of else ''}: {_text(field)}"]
-    for group in groups_of(field):
-        lines += [f"  {key}: {text}" for key, text in _list(group, f"{name}.")]
-        return lines
-    default = "none, it must be given" if field.is_required() else _default(field)
-    lines.append(f"  type: {_type(field)}")
-    lines.append(f"  default: {default}")
-    if limits := range_text(field):
-        lines.append(f"  range: {limits}")
-    result = {"what": "what is computed", "how": "only how it is computed, never the result"}
-    lines.append(f"  changes: {result[changes(field)]}")
-    return lines
+    if choice := choice_of(field):
+        return _choice_said(name.removesuffix(f".{choice.tag}"), field, choice)
+    lines = [f"{name}{of}: {_text(field)}"]
+    if below := groups_of(field):
+        return [*lines, *(f"  {key}: {text}" for key, text in _list(below[0], f"{name}."))]
+    limits, result = range_text(field), _RESULT[changes(field)]
+    return [
+        *lines,
+        f"  type: {_type(field)}",
+        f"  default: {'none, it must be given' if field.is_required() else _default(field)}",
+        *([f"  range: {limits}"] if limits else []),
+        f"  changes: {result}",
+    ]
 
 
-def _common(groups: Any) -> set[str]:
-    return set.intersection(*(set(group.model_fields) for group in groups))
+_RESULT = {"what": "what is computed", "how": "only how it is computed, never the result"}
+
+
+def _choice_said(name: str, field: FieldInfo, choice: Choice) -> list[str]:
+    lines = [f"{name}.{choice.tag}, default {choice.default}: {_text(field)}"]
+    groups = choice.variants.values()
+    common = set.intersection(*(set(group.model_fields) for group in groups))
+    for variant, group in choice.variants.items():
+        lines.append(f"  {variant}: {_text(group.model_fields[choice.tag])}")
+        if own := [n for n in group.model_fields if n not in common]:
+            lines.append(f"    its options: {', '.join(own)}")
+    shared = [n for n in next(iter(groups)).model_fields if n in common and n != choice.tag]
+    return [*lines, *([f"  options of all: {', '.join(shared)}"] if shared else [])]
 
 
 def _list(group: type[Options], prefix: str) -> Iterator[tuple[str, str]]:

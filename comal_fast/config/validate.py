@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any
 
 from comal_fast.config.algorithm import LABELS, STRATEGY
@@ -33,17 +34,21 @@ def validate(config: Config, given: set[str]) -> None:
     _activations(config)
     _diagnostics(config, given)
     _optimizer(config)
-    _cpu(config)
+    if config.model.device == "cpu":
+        check_cpu(config)
 
 
-def _cpu(c: Config) -> None:
-    attention = c.model.attn_implementation
-    if c.model.device != "cpu":
-        return
+def check_cpu(c: Config) -> None:
+    """Raise InputError for the first option that a CPU can't do."""
+    attention, interpreted = c.model.attn_implementation, os.environ.get("TRITON_INTERPRET") == "1"
     if attention not in ("auto", "sdpa"):
         raise InputError(f"model.attn_implementation: {attention} needs model.device=cuda")
     if c.model.liger_kernels == "on":
         raise InputError("model.liger_kernels: on needs model.device=cuda")
+    if c.training.backend == "triton" and not interpreted:
+        raise InputError(
+            "training.backend: triton needs model.device=cuda (or TRITON_INTERPRET=1); use auto"
+        )
 
 
 def _pairing(c: Config, given: set[str]) -> None:

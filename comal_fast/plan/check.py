@@ -13,7 +13,8 @@ from comal_fast.errors import InputError
 from comal_fast.model.activations import layers_of
 from comal_fast.plan import modes
 from comal_fast.plan.machines import MACHINES, nearest
-from comal_fast.plan.memory import SHARDED, Peak
+from comal_fast.plan.memory import SHARED, Parts, Peak
+from comal_fast.plan.modes import Mode
 from comal_fast.plan.search import (
     Fit,
     Work,
@@ -24,7 +25,7 @@ from comal_fast.plan.search import (
     configured,
     search,
 )
-from comal_fast.plan.shapes import Unplanned, read_shape, shape_of
+from comal_fast.plan.shapes import Shape, Unplanned, read_shape, shape_of
 from comal_fast.system.ranks import world
 from comal_fast.system.terminal import console
 
@@ -43,14 +44,14 @@ def check_device(config: Config, device: torch.device) -> None:
 def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
     """Raise ValueError, one line, where a phase's estimate exceeds the device's memory.
 
-    It names the estimate by part and the nearest mode that fits. `ranks`: devices that share
-    weights, gradients and moments.
+    It names the estimate by part and the nearest mode that fits. `ranks`: devices that share out
+    what they can (`shared`).
     """
     shape, work = read_shape(config.model), Work.of(config)
     machine = MACHINES[nearest(memory_bytes)]
     mode = configured(config, shape, memory_bytes)
     fit = assess(shape, mode, work, machine)
-    phases = {name: _share(peak, ranks) for name, peak in fit.phases.items()}
+    phases = {name: shared(name, peak, shape, mode, ranks) for name, peak in fit.phases.items()}
     name, worst = max(phases.items(), key=lambda item: item[1].bytes)
     if worst.bytes <= memory_bytes:
         return
@@ -62,9 +63,19 @@ def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
     )
 
 
-def _share(peak: Peak, ranks: int) -> Peak:
-    shared = {n: x / ranks if n in SHARDED else x for n, x in peak.parts.items()}
-    return replace(peak, parts=shared)
+def shared(phase: str, peak: Peak, shape: Shape, mode: Mode, ranks: int) -> Peak:
+    """A phase's peak on each of `ranks` devices, by what they share out in it (`SHARED`).
+
+    Training begins with a whole model on each; a pass gathers two layers at a time, and for its
+    whole length what lies outside the layers.
+    """
+    if ranks == 1 or not SHARED[phase]:
+        return peak
+    parts: Parts = {n: x / ranks if n in SHARED[phase] else x for n, x in peak.parts.items()}
+    outside = shape.parameters - shape.block_parameters + 2 * shape.layer_parameters
+    parts["weights gathered"] = outside * mode.torch_dtype.itemsize
+    loading = Peak("before it is shared out", {"weights": mode.weight_bytes(shape)})
+    return max(replace(peak, parts=parts), loading, key=lambda p: p.bytes)
 
 
 def _advice(fit: Fit | None, layers: int, work: Work) -> str:

@@ -19,7 +19,12 @@ from comal_kernels.head import compute_dtype
 
 HEADROOM = 0.06  # of the device's memory, that a plan leaves free; assumed
 SAMPLING_BYTES = 32  # a logit: float32 copies, their sort, softmax, running sum in float64
-SHARDED = ("weights", "gradients", "optimizer state")  # over the ranks of a distributed run
+# What the ranks of a distributed run share out, by phase; each holds whole whatever is not named.
+SHARED: dict[str, tuple[str, ...]] = {
+    "train": ("weights", "gradients", "optimizer state"),
+    "generate, evaluate": (),
+    "logps": (),
+}
 Parts = dict[str, float]
 
 
