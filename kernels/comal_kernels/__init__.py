@@ -8,6 +8,7 @@ from comal_kernels.prox import PROX, register
 from comal_kernels.prox_loss.api import ProxOutput, prox_loss
 from comal_kernels.row import Hyper, Prox, Terms
 
+__version__ = "0.2.0"
 __all__ = [
     "PROX",
     "Hyper",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from comal_fast.cli import main
 from comal_fast.config import Config, load_config
 from comal_fast.config.schema import ModelConfig, TrainingConfig
 from comal_fast.config.sizes import parse_bytes
+from comal_fast.errors import InputError
 from comal_fast.plan import modes
-from comal_fast.plan.check import check_fits
+from comal_fast.plan.check import check_fits, shared
 from comal_fast.plan.machines import MACHINES, nearest
+from comal_fast.plan.memory import SHARED
 from comal_fast.plan.modes import LADDER, Mode, mode_of
 from comal_fast.plan.search import (
     Work,
@@ -235,3 +238,36 @@ def test_each_way_of_saving_memory_saves_some() -> None:
     wide, eight, host, fused, fused_host, lora, qlora = map(bytes_of, LADDER)
     assert eight < wide and host < eight and fused < eight and fused_host < min(host, fused)
     assert qlora < lora < host
+
+
+def test_ranks_share_out_what_is_said_of_each_phase() -> None:
+    """Each holds the whole model while it samples: a 70B does not, on 8 × 80 GiB."""
+    large = ModelConfig(name_or_path="meta-llama/Meta-Llama-3-70B-Instruct", dtype="bfloat16")
+    training = TrainingConfig(gradient_checkpointing=True)
+    with pytest.raises(
+        InputError, match=r"evaluate needs 158\.7 GiB \(weights 131\.4, .*; no mode fits"
+    ):
+        check_fits(Config(model=large, training=training), 80 * GIB, ranks=8)
+
+
+def test_each_phase_of_a_plan_says_what_it_shares() -> None:
+    """`SHARED`, the phases that are assessed, and the table of docs/distributed.md are one."""
+    fit = assess(KNOWN["llama-3-8b"], LADDER[0], WORK, MACHINES["h100"])
+    assert set(SHARED) == set(fit.phases)
+    text = (Path(__file__).parents[2] / "docs/distributed.md").read_text()
+    table = re.search(r"\| phase \| shared out over the ranks \|\n.*?\n\n", text, re.DOTALL)
+    assert table is not None
+    rows = (line.strip("| ").split(" | ") for line in table[0].splitlines()[2:] if line)
+    said = {phase: () if what == "nothing" else tuple(what.split(", ")) for phase, what in rows}
+    assert said == SHARED
+
+
+def test_training_gathers_and_begins_whole() -> None:
+    shape, mode = KNOWN["llama-3-8b"], LADDER[0]
+    one = assess(shape, mode, WORK, MACHINES["h100"]).phases["train"]
+    eight = shared("train", one, shape, mode, 8)
+    assert eight.parts["gradients"] == one.parts["gradients"] / 8
+    outside = shape.parameters - shape.block_parameters
+    assert eight.parts["weights gathered"] >= 2 * outside
+    many = shared("train", one, shape, mode, 10_000)
+    assert many.bytes >= mode.weight_bytes(shape)  # loaded before it is shared out

@@ -39,7 +39,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         tag, name = self._inside[-1] if self._inside else ("", "")
         if tag in ("th", "td"):
-            self.cells[-1][-1] += data
+            self.cells[-1][-1] += data.replace("\N{NO-BREAK SPACE}", " ")
         if name.startswith("verdict"):
             self.verdict += data
         if tag != "style":

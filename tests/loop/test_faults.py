@@ -1,0 +1,113 @@
+"""What went wrong: one line for what the user gave, a traceback for a fault of the program."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from comal_fast.cli import main
+from comal_fast.config import load_config
+from comal_fast.errors import InputError
+from comal_fast.loop import run_all
+from comal_fast.system.doing import doing, done_when
+from comal_fast.system.processes import run_apart
+
+FAULTS: dict[str, Callable[[], Any]] = {
+    "numpy": lambda: np.zeros(2) + np.zeros(3),
+    "zip": lambda: list(zip([1], [1, 2], strict=True)),
+    "torch": lambda: torch.zeros(2) @ torch.zeros(3),
+    "int": lambda: int("x"),
+    "index": lambda: [][0],
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_keeps_its_traceback(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    """With one line before it: that it is one, what was being done, how to go on; status 1."""
+    monkeypatch.setattr("comal_fast.phases.pair.merged", lambda items: FAULTS[name]())
+    assert main(["run", str(tiny_run)]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    first, second = lines[(at := [x[:10] for x in lines].index("comal-fast")) : at + 2]
+    assert first.startswith("comal-fast: a fault of the program, in pair, iteration 1; nothing")
+    assert first.endswith(f"To go on from here: comal-fast run {tiny_run}")
+    assert second == "Traceback (most recent call last):"
+    monkeypatch.undo()
+    assert main(["run", str(tiny_run)]) == 0  # and on it goes
+
+
+def test_it_says_the_step(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from comal_fast.training.trainer import Trainer
+
+    step = Trainer.optimizer_step
+
+    def third(self: Trainer) -> dict[str, Any]:
+        if self.step == 2:
+            raise RuntimeError("no reason")
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "optimizer_step", third)
+    assert main(["run", str(tiny_run)]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"in train, iteration 1: train π_1 \(inpo\), 2 of \d+ steps; nothing", error)
+    assert "RuntimeError: no reason" in error
+
+
+def broken() -> None:
+    with doing("train, iteration 2"), doing("step 7"):
+        np.zeros(2) + np.zeros(3)
+
+
+def test_what_was_being_done_crosses_processes() -> None:
+    with pytest.raises(ValueError, match="operands could not be broadcast") as caught:
+        run_apart(broken)
+    assert not isinstance(caught.value, InputError)
+    assert done_when(caught.value) == "train, iteration 2: step 7"
+    assert "np.zeros(2) + np.zeros(3)" in "".join(caught.value.__notes__)
+
+
+def test_what_the_user_gave_is_one_line(
+    tiny_run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a phase in a process of its own too."""
+    config = load_config(tiny_run, ["phases=process"])
+    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
+    run_all(config)
+    samples = Path(config.output_dir) / "iterations/0001/samples.parquet"
+    samples.write_bytes(samples.read_bytes()[:100])
+    assert main(["run", str(tiny_run), "phases=process"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(samples) in error and "delete it" in error
+
+
+def test_a_damaged_file_is_named(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["run", str(tiny_run)]) == 0
+    folder = tiny_run.parent / "run" / "iterations/0001"
+    for name in ("evaluation.json", "model/comal.json", "judgments.parquet"):
+        whole = (folder / name).read_bytes()
+        for damaged in (b"", whole[: len(whole) // 2]):
+            (folder / name).write_bytes(damaged)
+            capsys.readouterr()
+            assert main(["run", str(tiny_run)]) == 2, name
+            error = capsys.readouterr().err
+            assert error.count("\n") == 1 and str(folder / name) in error
+        (folder / name).write_bytes(whole)
+
+
+def test_a_reader_that_goes_away(tiny_run: Path) -> None:
+    """`comal-fast config schema | head -1` is no fault."""
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m comal_fast config explain | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout.startswith("model.name_or_path") and done.stderr == ""

@@ -1,0 +1,72 @@
+"""Options that change how something is computed and never what: in no key, and so they don't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from comal_fast.config import Config, load_config
+from comal_fast.config.options import how_names, what
+from comal_fast.loop import run_all
+from comal_fast.store.directory import RunDirectory
+
+# an unclipped run, in whose terms each of them is allowed
+BASE = ["algorithm.iterations=1", "training.max_grad_norm=0"]
+OTHERS = {
+    "output_dir": ["output_dir=elsewhere"],
+    "phases": ["phases=process"],
+    "training.optimizer_in_backward": ["training.optimizer_in_backward=true"],
+    "training.optimizer_offload": [
+        "training.optimizer_offload=true",
+        "training.optimizer_in_backward=true",
+    ],
+    "training.gradient_checkpointing": ["training.gradient_checkpointing=true"],
+    "training.activation_memory": ["training.activation_memory=0.1MiB"],
+    "training.offload_activations": [
+        "training.offload_activations=true",
+        "training.gradient_checkpointing=true",
+    ],
+    "training.save_steps": ["training.save_steps=3"],
+}
+
+
+def artefacts(config: Config) -> dict[str, bytes]:
+    """Path in the run directory → content, of everything that carries a key, and of the weights."""
+    run = RunDirectory(config.output_dir)
+    kinds = ("*.parquet", "evaluation.json", "diagnostics.json", "comal.json", "*.safetensors")
+    files = (f for kind in kinds for f in run.iterations_folder.rglob(kind))
+    return {str(f.relative_to(run.path)): f.read_bytes() for f in files}
+
+
+def times(config: Config) -> dict[str, int]:
+    files = RunDirectory(config.output_dir).iterations_folder.rglob("*")
+    return {str(f): f.stat().st_mtime_ns for f in files if f.is_file()}
+
+
+def test_each_of_them_is_tried() -> None:
+    assert set(OTHERS) == set(how_names(Config))
+
+
+def test_keys_hold_the_others_alone(tiny_run: Path) -> None:
+    config = load_config(tiny_run)
+    for name in OTHERS:
+        group, _, option = name.rpartition(".")
+        assert option not in what(getattr(config, group) if group else config), name
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "output_dir"])
+def test_weights_and_keys_are_the_same(
+    tiny_run: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
+    plain = load_config(tiny_run, [*BASE, f"output_dir={tmp_path / 'plain'}"])
+    run_all(plain)
+    before = times(plain)
+    other = load_config(tiny_run, [*BASE, *OTHERS[name], f"output_dir={tmp_path / 'other'}"])
+    run_all(other)
+    ours, theirs = artefacts(plain), artefacts(other)
+    assert ours.keys() == theirs.keys()
+    assert [path for path in ours if ours[path] != theirs[path]] == []
+    run_all(load_config(tiny_run, [*BASE, *OTHERS[name], f"output_dir={tmp_path / 'plain'}"]))
+    assert times(plain) == before  # switched on later, it makes nothing anew

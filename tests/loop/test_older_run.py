@@ -1,0 +1,70 @@
+"""A run directory and configurations that version 0.1 wrote: read, compared, gone on with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from comal_fast.cli import main
+from comal_fast.config import load_config, load_saved, to_dict
+from comal_fast.store.directory import PHASES, RunDirectory
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+SAVED = sorted((DATA / "configs_0_1").glob("*.yaml"))
+
+
+@pytest.fixture
+def older(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
+    """A copy of the run, whose paths are relative to the working directory."""
+    shutil.copytree(DATA / "run_0_1", tmp_path / "older")
+    monkeypatch.chdir(tmp_path / "older")
+    return RunDirectory("run")
+
+
+def times(run: RunDirectory) -> dict[str, int]:
+    return {str(f): f.stat().st_mtime_ns for f in run.iterations_folder.rglob("*") if f.is_file()}
+
+
+def test_finished_run_is_not_repeated(older: RunDirectory) -> None:
+    """Nor where training was told to save memory, which 0.1 took for another result."""
+    before, rows = times(older), older.rows()
+    assert load_config("tiny.yaml").training.gradient_checkpointing
+    assert main(["run", "tiny.yaml"]) == 0
+    assert times(older) == before and older.rows() == rows
+    assert older.report.is_file()
+
+
+def test_goes_on_where_it_was_left(older: RunDirectory) -> None:
+    for artefact in older.iteration(2).finished()[2:]:  # from the pairs on
+        artefact.discard()
+    first = {f: t for f, t in times(older).items() if "0002" not in f}
+    assert main(["run", "tiny.yaml"]) == 0
+    assert first.items() <= times(older).items()
+    assert {phase for t, phase in older.done() if t == 2} == set(PHASES)
+    samples = older.iteration(2).samples.read()  # 0.1's own: no conversation in it
+    assert "messages" not in samples.column_names
+
+
+def test_report_compare_and_the_game(older: RunDirectory, capsys: pytest.CaptureFixture) -> None:
+    assert main(["report", "run"]) == 0
+    assert "Iterate" in (said := capsys.readouterr().out) or "final policy" in said
+    assert main(["compare", "run", "--json", "out.json"]) == 0
+    assert json.loads(Path("out.json").read_text())["names"] == ["initial", "π_1", "π_2"]
+    assert main(["game", "--empirical", "run"]) == 0
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda p: p.stem)
+def test_saved_configurations_load(path: Path, tmp_path: Path) -> None:
+    """They hold every variant's options; written down again they hold the chosen one's."""
+    import yaml
+
+    config = load_saved(path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
+    assert load_saved(tmp_path / "config.yaml") == config
+    then = yaml.safe_load(path.read_text())
+    for group, now in to_dict(config).items():
+        kept = then.get(group, now)
+        assert now == ({n: kept[n] for n in now} if isinstance(now, dict) else kept), group
