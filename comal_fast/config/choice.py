@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from pydantic_core import CoreSchema, core_schema
 
-if TYPE_CHECKING:
-    from comal_fast.config.options import Options
-
-V = TypeVar("V", bound="Options")
+V = TypeVar("V", bound=BaseModel)
 
 
 class Choice:
@@ -25,8 +23,8 @@ class Choice:
 
     def __init__(self, tag: str, kind: str, default: str) -> None:
         self.tag, self.kind, self.default = tag, kind, default
-        self.variants: dict[str, type[Options]] = {}
-        self.look_up: Callable[[str], type[Options] | None] = lambda name: None
+        self.variants: dict[str, type[Any]] = {}
+        self.look_up: Callable[[str], type[BaseModel] | None] = lambda name: None
         self.stale = False  # whether variants came that no schema knows yet
 
     def register(self, variant: type[V]) -> type[V]:
@@ -40,7 +38,7 @@ class Choice:
         self.variants[name], self.stale = variant, True
         return variant
 
-    def find(self, name: Any) -> type[Options] | None:
+    def find(self, name: Any) -> type[BaseModel] | None:
         """The variant of that name, if there is one."""
         if not isinstance(name, str):
             return None

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
-from comal_fast.config.messages import one_line
 from comal_fast.config.options import option_names
-from comal_fast.config.plugins import load_plugins
-from comal_fast.config.schema import CHOICES, Config, current
+from comal_fast.config.schema import CHOICES, Config, build, current
 from comal_fast.config.validate import validate
 from comal_fast.errors import InputError
 
@@ -52,21 +49,6 @@ def load_saved(path: Path) -> Config:
             for name in (options.keys() & others) - chosen.model_fields.keys():
                 del options[name]
     return build(tree)
-
-
-def build(tree: dict[str, Any]) -> Config:
-    """The checked tree, its plugins imported; cross-group rules are `validate`'s."""
-    plugins = tree.get("plugins") or []
-    load_plugins([plugins] if isinstance(plugins, str) else plugins)
-    for group, choice in CHOICES.items():  # a loss of comal_kernels alone is looked up by its name
-        options = tree.get(group)
-        if isinstance(options, dict):
-            choice.find(options.get(choice.tag))
-    schema = current()
-    try:
-        return schema.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(one_line(error, schema)) from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:

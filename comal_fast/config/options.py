@@ -81,7 +81,7 @@ def inner(hint: Any) -> Any:
 def groups_of(field: FieldInfo) -> list[type[Options]]:
     """The groups that a field may hold: its own, every variant of a choice, or none."""
     if choice := choice_of(field):
-        return list(choice.variants.values())
+        return [typing.cast(type[Options], variant) for variant in choice.variants.values()]
     group = group_of(field)
     return [group] if group else []
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from comal_fast.config.algorithm import PROX_CHOICE, AlgorithmConfig, InpoConfig
 from comal_fast.config.diagnostics import DiagnosticsConfig
 from comal_fast.config.generation import ENGINE_CHOICE, GenerationConfig, TransformersConfig
+from comal_fast.config.messages import one_line
 from comal_fast.config.model import LoraConfig, ModelConfig
 from comal_fast.config.options import Options, how
 from comal_fast.config.oracle import ORACLE_CHOICE, CriteriaConfig, MatrixConfig, OracleConfig
+from comal_fast.config.plugins import load_plugins
 from comal_fast.config.training import TrainingConfig
+from comal_fast.errors import InputError
 
 __all__ = [
     "CHOICES",
@@ -29,6 +32,7 @@ __all__ = [
     "OracleConfig",
     "PairingConfig",
     "TrainingConfig",
+    "build",
     "current",
 ]
 CHOICES = {"algorithm": PROX_CHOICE, "oracle": ORACLE_CHOICE, "generation": ENGINE_CHOICE}
@@ -109,8 +113,6 @@ class Config(Options):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: its plugins are imported there before the tree is built anew."""
-        from comal_fast.config.load import build
-
         return build, (self.model_dump(),)
 
 
@@ -119,3 +121,18 @@ def current() -> type[Config]:
     if any(choice.stale for choice in CHOICES.values()):
         Config.model_rebuild(force=True)
     return Config
+
+
+def build(tree: dict[str, Any]) -> Config:
+    """The checked tree, its plugins imported; cross-group rules are `validate`'s."""
+    plugins = tree.get("plugins") or []
+    load_plugins([plugins] if isinstance(plugins, str) else plugins)
+    for group, choice in CHOICES.items():  # a loss of comal_kernels alone is looked up by its name
+        options = tree.get(group)
+        if isinstance(options, dict):
+            choice.find(options.get(choice.tag))
+    schema = current()
+    try:
+        return schema.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(one_line(error, schema)) from None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from comal_fast.config import load_config
-from comal_fast.config.load import build
+from comal_fast.config.schema import build
 from comal_fast.errors import InputError
 from comal_fast.loop import open_run, run_here
 from comal_fast.phases import train

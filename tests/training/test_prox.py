@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from comal_fast.config import Config, load_config
-from comal_fast.config.load import build
+from comal_fast.config.schema import build
 from comal_fast.config.validate import prox_options
 from comal_fast.loop import open_run, run_here
 from comal_fast.model.load import load_model
