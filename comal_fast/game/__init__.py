@@ -10,6 +10,7 @@ from comal_fast.game.nash import (
     nash_policy,
     strict_cycle,
 )
+from comal_fast.game.operators import OPERATORS, Step, mirror_step, prox_step
 from comal_fast.game.preference import (
     PAPER_START,
     Game,
@@ -19,7 +20,6 @@ from comal_fast.game.preference import (
     load_game,
     paper_game,
 )
-from comal_fast.game.prox import OPERATORS, Step, mirror_step, prox_step
 from comal_fast.game.solvers import SOLVERS, comal, regularised_gap
 from comal_fast.game.trajectory import Trajectory
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import wrightomega
 
+from comal_fast.game.operators import Step, log_normalise, power, prox_step
 from comal_fast.game.preference import Array
-from comal_fast.game.prox import Step, log_normalise, power, prox_step
 from comal_fast.game.trajectory import (
     DEFAULT_ETA,
     DEFAULT_TAU,

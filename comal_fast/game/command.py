@@ -11,8 +11,8 @@ from rich.console import Console
 from comal_fast.errors import InputError
 from comal_fast.game import actions
 from comal_fast.game.families import FAMILIES, load_empirical, make_game
+from comal_fast.game.operators import OPERATORS
 from comal_fast.game.preference import PAPER_START, Array, Game, check_start, load_game
-from comal_fast.game.prox import OPERATORS
 from comal_fast.game.report import OPTIONS
 from comal_fast.game.solvers import SOLVERS
 from comal_fast.store.files import check_target

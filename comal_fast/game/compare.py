@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from comal_fast.game.operators import OPERATORS
 from comal_fast.game.preference import Array
-from comal_fast.game.prox import OPERATORS
 from comal_fast.game.solvers import SOLVERS
 from comal_fast.game.trajectory import OnStep, Trajectory
 

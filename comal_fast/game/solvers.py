@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from comal_fast.errors import InputError
 from comal_fast.game.baselines import egpo, inpo, ipo, nash_md, omwu, sppo
 from comal_fast.game.nash import kl_divergence
+from comal_fast.game.operators import OPERATORS, Step, log_normalise, prox_step
 from comal_fast.game.preference import Array
-from comal_fast.game.prox import OPERATORS, Step, log_normalise, prox_step
 from comal_fast.game.trajectory import (
     DEFAULT_ETA,
     DEFAULT_TAU,

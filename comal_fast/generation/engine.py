@@ -39,11 +39,11 @@ class Engine(Protocol):
         prompts: Sequence[Sequence[int]],
         count: int,
         seed: str,
-        share: tuple[int, int] = (0, 1),
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[dict[int, list[Response]]]:
         """Yield {prompt index: its `count` responses}, some prompts at a time, in any order.
 
-        What comes out depends on the seed and the prompts alone. `share` (r, n): only part r of n
+        What comes out depends on the seed and the prompts alone. `part` (r, n): only part r of n
         that together are all.
         """
 

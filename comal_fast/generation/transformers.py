@@ -38,14 +38,14 @@ class TransformersEngine:
         prompts: Sequence[Sequence[int]],
         count: int,
         seed: str,
-        share: tuple[int, int] = (0, 1),
+        part: tuple[int, int] = (0, 1),
     ) -> Iterator[dict[int, list[Response]]]:
-        """See `Engine.sample`; a share is every n-th batch."""
+        """See `Engine.sample`; a part is every n-th batch."""
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         per_batch = max(1, self.options.batch_size // count)
         stops = stop_token_ids(self.model, self.tokenizer)
         starts = list(enumerate(range(0, len(order), per_batch)))
-        for number, start in starts[share[0] :: share[1]]:
+        for number, start in starts[part[0] :: part[1]]:
             chosen = order[start : start + per_batch]
             digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
             with torch.random.fork_rng(), torch.inference_mode():

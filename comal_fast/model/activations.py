@@ -35,7 +35,7 @@ def spread(count: int, layers: int) -> list[int]:
     return [i * layers // count for i in range(count)]
 
 
-def checkpoint_layers(
+def recompute_layers(
     model: Any, count: int, run: Callable[..., Any] = checkpoint
 ) -> Callable[[], None]:
     """Checkpoint `count` of the layers through `run`; returns what undoes it.
@@ -60,7 +60,7 @@ def checkpoint_layers(
 def activations(model: Any, count: int, offload: bool) -> Iterator[None]:
     """Within the block `count` layers are recomputed, their inputs in host memory on `offload`."""
     run = HostShelf(model.device).checkpoint if offload else checkpoint
-    undo = checkpoint_layers(model, count, run)
+    undo = recompute_layers(model, count, run)
     try:
         yield
     finally:

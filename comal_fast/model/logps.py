@@ -53,11 +53,11 @@ def joint_logps(
     attn_implementation: str = "auto",
     backend: str = "auto",
     advance: Callable[[int], None] = lambda tokens: None,
-    share: tuple[int, int] = (0, 1),
+    part: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
     """(M, S) float64: `response_logps` under each of M models that share one head.
 
-    Each batch goes through every model, and once through the head for all of them. `share` (r, n):
+    Each batch goes through every model, and once through the head for all of them. `part` (r, n):
     only the passes whose number is r modulo n; 0 elsewhere.
     """
     result = np.zeros((len(models), len(sequences)))
@@ -68,7 +68,7 @@ def joint_logps(
     with ExitStack() as attention:
         for model in models:
             attention.enter_context(packed_attention(model, attn_implementation))
-        for numbers in _passes(sequences, max_tokens)[share[0] :: share[1]]:
+        for numbers in _passes(sequences, max_tokens)[part[0] :: part[1]]:
             packed = pack([sequences[i] for i in numbers], device)
             bounds, tokens = packed.response_cu_seqlens, len(packed.target)
             logp = linear_logprob(

@@ -121,8 +121,8 @@ def _sample(
     with progress(description, len(prompts) * count, "responses") as advance:
         policy = Sampled(lambda: context.policies.load(iterate), context.tokenizer)
         engine = make_engine(config.generation, policy)
-        share = (rank(), world())
-        for batch in engine.sample(prompts, count, f"{config.seed} {stream}", share):
+        part = (rank(), world())
+        for batch in engine.sample(prompts, count, f"{config.seed} {stream}", part):
             responses |= batch
             advance(count * len(batch))
         for theirs in gather(responses):

@@ -81,7 +81,7 @@ def model_logps(
                 attn_implementation=config.model.attn_implementation,
                 backend=config.training.backend,
                 advance=advance,
-                share=(rank(), world()),
+                part=(rank(), world()),
             )
             parts = gather(values)
             advance(tokens - advance.done)

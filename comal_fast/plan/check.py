@@ -17,7 +17,7 @@ from comal_fast.plan.memory import SHARED, Parts, Peak
 from comal_fast.plan.modes import Mode
 from comal_fast.plan.search import (
     Fit,
-    Work,
+    Workload,
     assess,
     budgeted_layers,
     changes,
@@ -47,7 +47,7 @@ def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
     It names the estimate by part and the nearest mode that fits. `ranks`: devices that share out
     what they can (`shared`).
     """
-    shape, work = read_shape(config.model), Work.of(config)
+    shape, work = read_shape(config.model), Workload.of(config)
     machine = MACHINES[nearest(memory_bytes)]
     mode = configured(config, shape, memory_bytes)
     fit = assess(shape, mode, work, machine)
@@ -84,7 +84,7 @@ def _on_ranks(mode: Mode) -> bool:
     return not (mode.quantized or mode.offload_state or mode.state == "8bit")
 
 
-def _advice(fit: Fit | None, layers: int, work: Work) -> str:
+def _advice(fit: Fit | None, layers: int, work: Workload) -> str:
     if fit is None:
         return "no mode of training fits such a GPU"
     wanted = modes.options(fit.mode, layers) | changes(fit, work)
@@ -112,4 +112,4 @@ def recomputed_layers(model: Any, config: Config, tokens: int) -> int:
     if not cuda:
         raise InputError("training.activation_memory: auto needs a GPU; give a size, such as 8GiB")
     total = torch.cuda.get_device_properties(model.device).total_memory
-    return configured(config, shape, total).checkpointed
+    return configured(config, shape, total).recomputed

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from comal_fast.plan import search
     from comal_fast.plan.shapes import read_shape
 
-    shape, work = read_shape(config.model), search.Work.of(config)
+    shape, work = read_shape(config.model), search.Workload.of(config)
     fits = search.search(shape, work, machine, memory)
     best = search.choose(fits, memory)
     shown = list(fits)
@@ -98,7 +98,7 @@ def _modes(fits: list[Any], best: Any, work: Any, memory: float) -> Table:
         ok = fit.fits(memory if own else usable(memory))
         table.add_row(
             fit.mode.name,
-            f"{fit.mode.checkpointed}" + (" to host" if fit.mode.offload_activations else ""),
+            f"{fit.mode.recomputed}" + (" to host" if fit.mode.offload_activations else ""),
             f"{fit.work.pairs}",
             f"{fit.work.budget}",
             gib(fit.bytes),

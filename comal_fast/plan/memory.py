@@ -29,7 +29,7 @@ Parts = dict[str, float]
 
 
 @dataclass(frozen=True)
-class MicroBatch:
+class LargestPass:
     """The largest packed pass of a step."""
 
     tokens: int
@@ -56,11 +56,11 @@ def peak(moments: dict[str, Parts]) -> Peak:
 
 def kept(each: PerToken, mode: Mode, layers: int, tokens: int, cuda: bool = True) -> float:
     """Bytes that the layers keep on the device for the backward pass."""
-    again = min(mode.checkpointed, layers)
-    inputs: float = again * each.checkpoint
+    recomputed = min(mode.recomputed, layers)
+    inputs: float = recomputed * each.input
     if mode.offload_activations and cuda:
-        inputs = min(again, 2) * each.checkpoint  # one on its way out or in, one at work
-    return ((layers - again) * each.layer + inputs) * tokens
+        inputs = min(recomputed, 2) * each.input  # one on its way out or in, one at work
+    return ((layers - recomputed) * each.layer + inputs) * tokens
 
 
 def layer_cost(shape: Shape, mode: Mode, cuda: bool = True) -> PerToken:
@@ -68,15 +68,13 @@ def layer_cost(shape: Shape, mode: Mode, cuda: bool = True) -> PerToken:
     return per_token(shape, mode.torch_dtype, mode.rank, not cuda)
 
 
-def training(
-    shape: Shape, mode: Mode, batch: MicroBatch, cuda: bool = True, workspace: int | None = None
-) -> dict[str, Parts]:
+def training(shape: Shape, mode: Mode, batch: LargestPass, cuda: bool = True) -> dict[str, Parts]:
     """Moment of an optimiser step (not the run's first) → what holds memory then."""
     item, head, tokens = mode.torch_dtype.itemsize, shape.head_parameters, batch.tokens
     each = layer_cost(shape, mode, cuda)
     activations = kept(each, mode, shape.layers, tokens, cuda)
     ends = each.ends * tokens
-    work = each.recompute if mode.checkpointed else each.backward
+    work = each.recompute if mode.recomputed else each.backward
     full = mode.trained(shape)
     gradients = float(mode.gradient_bytes(shape))
     alone = batch.alone or (mode.in_backward and not mode.one_pass)  # else they add up here
@@ -91,7 +89,7 @@ def training(
     float32 = compute_dtype(mode.torch_dtype).itemsize
     of_head_float32 = head * float32 + (of_head if item < float32 else 0.0) if whole else 0.0
     device = torch.device("cuda" if cuda else "cpu")
-    rows = chunk_rows(workspace, shape.vocab, item if cuda else float32, device)
+    rows = chunk_rows(None, shape.vocab, item if cuda else float32, device)
     logits = min(rows, batch.responses) * shape.vocab * (item if cuda else float32)
     if mode.in_backward and alone:
         first, last = of_head, of_layer
@@ -114,7 +112,7 @@ def training(
         },
         "the first layer, backward": {
             "gradients": last,
-            "activations": ends / 2 + (each.layer * (not mode.checkpointed) + work) * tokens,
+            "activations": ends / 2 + (each.layer * (not mode.recomputed) + work) * tokens,
         },
         # where the head is the embedding, its gradient waits for the embedding's
         "the embedding, backward": {

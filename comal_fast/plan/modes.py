@@ -26,7 +26,7 @@ class Mode:
     state: str = "model"  # of the moments: model, float32, 8bit
     in_backward: bool = False
     offload_state: bool = False
-    checkpointed: int = 0  # layers
+    recomputed: int = 0  # layers
     offload_activations: bool = False
     rank: int | None = None  # of adapters on frozen weights
     quantized: bool = False
@@ -109,8 +109,8 @@ OPTIONS: dict[str, Any] = {
     "training.optimizer_in_backward": lambda m, n: m.in_backward or None,
     "training.max_grad_norm": lambda m, n: 0 if m.in_backward else None,
     "training.optimizer_offload": lambda m, n: m.offload_state or None,
-    "training.gradient_checkpointing": lambda m, n: True if m.checkpointed == n else None,
-    "training.activation_memory": lambda m, n: "auto" if 0 < m.checkpointed < n else None,
+    "training.gradient_checkpointing": lambda m, n: True if m.recomputed == n else None,
+    "training.activation_memory": lambda m, n: "auto" if 0 < m.recomputed < n else None,
     "training.offload_activations": lambda m, n: m.offload_activations or None,
 }
 
@@ -130,7 +130,7 @@ def mode_of(config: Config, layers: int, recomputed: int | None = None) -> Mode:
         state=config.training.optimizer_state,
         in_backward=config.training.optimizer_in_backward,
         offload_state=config.training.optimizer_offload,
-        checkpointed=recomputed or (layers if config.training.gradient_checkpointing else 0),
+        recomputed=recomputed or (layers if config.training.gradient_checkpointing else 0),
         offload_activations=config.training.offload_activations,
         rank=lora.r if lora else None,
         quantized=config.model.quantization != "none",

@@ -11,7 +11,7 @@ from comal_fast.config.sizes import parse_bytes
 from comal_fast.plan import memory, modes
 from comal_fast.plan.count import Load, parts
 from comal_fast.plan.machines import Machine, predict
-from comal_fast.plan.memory import HEADROOM, MicroBatch, Peak
+from comal_fast.plan.memory import HEADROOM, LargestPass, Peak
 from comal_fast.plan.modes import LADDER, Mode
 from comal_fast.plan.shapes import Shape
 
@@ -22,7 +22,7 @@ AFTER = "copies to host memory"
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What is asked of a step and of the other phases, in tokens."""
 
     pairs: int  # of an optimizer step
@@ -35,7 +35,7 @@ class Work:
     evaluations: int
 
     @classmethod
-    def of(cls, config: Config) -> Work:
+    def of(cls, config: Config) -> Workload:
         """Of a run."""
         data, generation, training = config.data, config.generation, config.training
         new = generation.max_new_tokens
@@ -51,11 +51,11 @@ class Work:
             evaluations=config.evaluation.num_generations,
         )
 
-    def batch(self, mode: Mode) -> MicroBatch:
+    def batch(self) -> LargestPass:
         """The largest pass; a pair longer than the budget stands alone."""
         alone = self.pairs * self.longest <= self.budget
         tokens = self.pairs * self.longest if alone else max(self.budget, self.longest)
-        return MicroBatch(tokens, tokens, alone)
+        return LargestPass(tokens, tokens, alone)
 
     def load(self, mode: Mode, shape: Shape) -> Load:
         """A step of typical lengths, every prompt once."""
@@ -67,7 +67,7 @@ class Work:
             2 * response * self.pairs,
             math.ceil(sum(lengths) / max(self.budget, self.longest)),
             mode.torch_dtype.itemsize,
-            min(1.0, mode.checkpointed / shape.layers),
+            min(1.0, mode.recomputed / shape.layers),
             frozen=mode.rank is not None,
             state=mode.state_bytes,
             trained=mode.trained(shape),
@@ -79,7 +79,7 @@ class Fit:
     """A mode at work: its peak in every phase, and the time of a step."""
 
     mode: Mode
-    work: Work
+    work: Workload
     phases: dict[str, Peak]
     rows: list[dict[str, Any]]
     seconds: float
@@ -99,9 +99,9 @@ class Fit:
         return self.bytes <= usable
 
 
-def assess(shape: Shape, mode: Mode, work: Work, machine: Machine) -> Fit:
+def assess(shape: Shape, mode: Mode, work: Workload, machine: Machine) -> Fit:
     """Memory of every phase and time of a training step."""
-    batch, load = work.batch(mode), work.load(mode, shape)
+    batch, load = work.batch(), work.load(mode, shape)
     generated = [
         memory.peak(memory.generation(shape, mode, work.generation_batch, k, work.prompt, work.new))
         for k in (work.generations, work.evaluations)
@@ -113,7 +113,7 @@ def assess(shape: Shape, mode: Mode, work: Work, machine: Machine) -> Fit:
     }
     rows = predict(machine, parts(shape, load))
     seconds = sum(row["seconds"] for row in rows)
-    inputs = memory.layer_cost(shape, mode).checkpoint * mode.checkpointed
+    inputs = memory.layer_cost(shape, mode).input * mode.recomputed
     moved = inputs * load.tokens * mode.offload_activations
     if mode.offload_state:
         moved += mode.trained(shape) * mode.state_bytes
@@ -136,7 +136,7 @@ def usable(device_memory: float) -> float:
     return device_memory * (1 - HEADROOM)
 
 
-def search(shape: Shape, work: Work, machine: Machine, device_memory: float) -> list[Fit]:
+def search(shape: Shape, work: Workload, machine: Machine, device_memory: float) -> list[Fit]:
     """Each mode of the ladder at its fastest that fits; at its leanest where none does."""
     space = usable(device_memory)
     return [_fastest(shape, mode, work, machine, space) for mode in LADDER]
@@ -154,19 +154,19 @@ def choose(fits: list[Fit], device_memory: float) -> Fit | None:
     return ranked[0][1] if ranked else None
 
 
-def _fastest(shape: Shape, mode: Mode, work: Work, machine: Machine, space: float) -> Fit:
+def _fastest(shape: Shape, mode: Mode, work: Workload, machine: Machine, space: float) -> Fit:
     found = []
     for smaller in _budgets(mode, work):
         fitted = _smaller_batches(mode, smaller, shape, space)
-        again = least_recomputed(shape, mode, fitted, space)
-        found.append(assess(shape, again, fitted, machine))
+        leanest = least_recomputed(shape, mode, fitted, space)
+        found.append(assess(shape, leanest, fitted, machine))
     fitting = [fit for fit in found if fit.fits(space)]
     if fitting:
         return max(fitting, key=lambda fit: fit.rate)
     return min(found, key=lambda fit: fit.bytes)
 
 
-def _budgets(mode: Mode, work: Work) -> list[Work]:
+def _budgets(mode: Mode, work: Workload) -> list[Workload]:
     """Halved as long as a pair has room; from that of a whole step, where a step is one pass."""
     whole = work.pairs * work.longest if mode.one_pass else 0
     budgets = [max(work.budget, work.longest, whole)]
@@ -175,7 +175,7 @@ def _budgets(mode: Mode, work: Work) -> list[Work]:
     return [replace(work, budget=budget) for budget in budgets]
 
 
-def _smaller_batches(mode: Mode, work: Work, shape: Shape, space: float) -> Work:
+def _smaller_batches(mode: Mode, work: Workload, shape: Shape, space: float) -> Workload:
     """Generation in batches that fit; a step that must be one packed pass, in that."""
     batch = work.generation_batch
     while batch > work.generations:
@@ -192,55 +192,53 @@ def _smaller_batches(mode: Mode, work: Work, shape: Shape, space: float) -> Work
     return work
 
 
-def least_recomputed(shape: Shape, mode: Mode, work: Work, space: float) -> Mode:
+def least_recomputed(shape: Shape, mode: Mode, work: Workload, space: float) -> Mode:
     """The mode with as few recomputed layers as fit; all of them, their inputs in host memory, if
     nothing less does."""
 
     def fits(layers: int, offload: bool = False) -> bool:
-        tried = replace(mode, checkpointed=layers, offload_activations=offload)
-        moments = memory.training(shape, tried, work.batch(tried))
+        tried = replace(mode, recomputed=layers, offload_activations=offload)
+        moments = memory.training(shape, tried, work.batch())
         return memory.peak(moments).bytes <= space
 
     for layers in range(shape.layers + 1):
         if fits(layers):
-            return replace(mode, checkpointed=layers)
-    return replace(mode, checkpointed=shape.layers, offload_activations=True)
+            return replace(mode, recomputed=layers)
+    return replace(mode, recomputed=shape.layers, offload_activations=True)
 
 
 def configured(config: Config, shape: Shape, device_memory: float) -> Mode:
     """The mode of a configuration, with as many recomputed layers as its budget asks for."""
-    mode, work = modes.mode_of(config, shape.layers), Work.of(config)
+    mode, work = modes.mode_of(config, shape.layers), Workload.of(config)
     if config.training.activation_memory is None:
         return mode
     if config.training.activation_memory != "auto":
-        again = budgeted_layers(config, shape, work.batch(mode).tokens)
+        count = budgeted_layers(config, shape, work.batch().tokens)
     else:
-        again = least_recomputed(shape, mode, work, usable(device_memory)).checkpointed
-    return replace(mode, checkpointed=again)
+        count = least_recomputed(shape, mode, work, usable(device_memory)).recomputed
+    return replace(mode, recomputed=count)
 
 
 def budgeted_layers(config: Config, shape: Shape, tokens: int, cuda: bool = True) -> int:
     """Recomputed layers under a size of `training.activation_memory`, for a pass of `tokens`."""
     each = memory.layer_cost(shape, modes.mode_of(config, shape.layers), cuda)
     budget = parse_bytes(config.training.activation_memory or "", "training.activation_memory")
-    return least_checkpointed(budget, tokens, shape.layers, each.layer, each.checkpoint)
+    return layers_to_recompute(budget, tokens, shape.layers, each.layer, each.input)
 
 
-def least_checkpointed(
-    budget: float, tokens: int, layers: int, kept: float, checkpointed: float
-) -> int:
-    """The least number of checkpointed layers under which all layers keep at most `budget` bytes.
+def layers_to_recompute(budget: float, tokens: int, layers: int, kept: float, inputs: float) -> int:
+    """The least number of recomputed layers under which all layers keep at most `budget` bytes.
 
-    kept, checkpointed: bytes a token that a layer keeps in either case. All of them where even
+    kept, inputs: bytes a token that a layer keeps in either case. All of them where even
     that is too much: what then remains is their inputs.
     """
     excess = layers * kept * tokens - budget
     if excess <= 0:
         return 0
-    return min(layers, math.ceil(excess / ((kept - checkpointed) * tokens)))
+    return min(layers, math.ceil(excess / ((kept - inputs) * tokens)))
 
 
-def changes(fit: Fit, work: Work) -> dict[str, Any]:
+def changes(fit: Fit, work: Workload) -> dict[str, Any]:
     """Options by which this fit's sizes differ from what was asked for."""
     own = fit.work
     pairs = [

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
-from comal_fast.model.activations import checkpoint_layers
+from comal_fast.model.activations import recompute_layers
 from comal_fast.plan.shapes import Shape
 
 TOKENS = 1 << 20  # so many that the weights' gradients don't count beside them
@@ -30,10 +30,10 @@ class PerToken:
     """Bytes a token."""
 
     layer: float  # a layer keeps for its backward pass
-    checkpoint: float  # a checkpointed layer keeps: its input
+    input: float  # a recomputed layer keeps
     ends: float  # embedding and final norm keep
     backward: float  # at most besides what is kept, while the last layers go backward
-    recompute: float  # the same where they are checkpointed: one layer's own, and `backward`
+    recompute: float  # the same where they are recomputed: one layer's own, and `backward`
     forward: float  # at most, without gradients
 
 
@@ -129,11 +129,11 @@ def per_token(
     """
     kind = _Kind(shape, dtype, rank, COPYING if copying else PACKED)
     one, two = (_passes(kind, n, False) for n in (1, 2))
-    again, both = (_passes(kind, n, True) for n in (1, 2))
+    recomputed, both = (_passes(kind, n, True) for n in (1, 2))
     layer = two.kept - one.kept
     return PerToken(
         layer=layer,
-        checkpoint=both.kept - again.kept,
+        input=both.kept - recomputed.kept,
         ends=one.kept - layer,
         backward=two.peak - two.kept,
         recompute=both.peak - both.kept,
@@ -176,10 +176,10 @@ def _run(model: Any) -> Tensor:
     return model(**inputs, use_cache=False).last_hidden_state
 
 
-def _passes(kind: _Kind, layers: int, checkpointing: bool) -> _Passes:
+def _passes(kind: _Kind, layers: int, recompute: bool) -> _Passes:
     model, alive = kind.model(layers).train(), _Alive()
-    if checkpointing:
-        checkpoint_layers(model, layers)
+    if recompute:
+        recompute_layers(model, layers)
     alive.ignore(*model.parameters(), *model.buffers())
     with alive:
         out = _run(model)

@@ -23,7 +23,7 @@ from comal_fast.game import (
     prox_step,
 )
 from comal_fast.game.families import bradley_terry_game, random_game
-from comal_fast.game.prox import bradley_terry_scores
+from comal_fast.game.operators import bradley_terry_scores
 from comal_kernels import prox_loss
 
 EXACT = ("dpo", "dro", "inpo", "ipo", "rebel", "sppo")

@@ -16,13 +16,13 @@ from comal_fast.config.schema import ModelConfig, TrainingConfig
 from comal_fast.model.activations import (
     HostShelf,
     activations,
-    checkpoint_layers,
     layers_of,
+    recompute_layers,
     spread,
 )
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
 from comal_fast.plan.check import recomputed_layers
-from comal_fast.plan.search import budgeted_layers, least_checkpointed
+from comal_fast.plan.search import budgeted_layers, layers_to_recompute
 from comal_fast.plan.shapes import shape_of
 from comal_fast.training.items import make_items
 from comal_fast.training.trainer import Trainer
@@ -92,13 +92,13 @@ def test_the_least_number_of_layers(
 ) -> None:
     inputs = kept * share * 0.99
 
-    def held(again: int) -> float:
-        return ((layers - again) * kept + again * inputs) * tokens
+    def held(count: int) -> float:
+        return ((layers - count) * kept + count * inputs) * tokens
 
-    again = least_checkpointed(budget, tokens, layers, kept, inputs)
-    assert 0 <= again <= layers
-    assert held(again) <= budget * (1 + 1e-9) or again == layers
-    assert again == 0 or held(again - 1) > budget * (1 - 1e-9)
+    count = layers_to_recompute(budget, tokens, layers, kept, inputs)
+    assert 0 <= count <= layers
+    assert held(count) <= budget * (1 + 1e-9) or count == layers
+    assert count == 0 or held(count - 1) > budget * (1 - 1e-9)
 
 
 @given(st.integers(1, 100), st.data())
@@ -122,7 +122,7 @@ def test_what_is_kept_shrinks_and_layers_are_left_as_they_were() -> None:
             sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
             return x
 
-        undo = checkpoint_layers(model, count)
+        undo = recompute_layers(model, count)
         with (
             packed_attention(model, "auto"),
             torch.autograd.graph.saved_tensors_hooks(note, lambda x: x),
@@ -139,7 +139,7 @@ def test_what_is_kept_shrinks_and_layers_are_left_as_they_were() -> None:
 def test_inputs_lie_in_host_memory_until_they_are_fetched() -> None:
     model = tiny_model(num_hidden_layers=4).train()
     packed, shelf = pack(SEQUENCES, model.device), HostShelf(torch.device("cpu"))
-    undo = checkpoint_layers(model, 3, shelf.checkpoint)
+    undo = recompute_layers(model, 3, shelf.checkpoint)
     with packed_attention(model, "auto"):
         total = predictor_states(model, packed).sum()
         assert [kept.host.shape for kept in shelf.shelf] == [(1, packed.tokens, 32)] * 3
@@ -213,7 +213,7 @@ def test_bad_options(tiny_run: Path, override: list[str], words: str) -> None:
 
 def test_models_without_such_layers() -> None:
     model = torch.nn.Linear(3, 3)
-    checkpoint_layers(model, 0)()
+    recompute_layers(model, 0)()
     with pytest.raises(ValueError, match="gradient_checkpointing: Linear has no layers"):
         recomputed_layers(model, options(gradient_checkpointing=True), 100)
 

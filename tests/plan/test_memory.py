@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bench.benches import step_memory as peak
 from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
-from comal_fast.plan.memory import MicroBatch, training
+from comal_fast.plan.memory import LargestPass, training
 from comal_fast.plan.memory import peak as peak_of
 from comal_fast.plan.modes import LADDER, Mode
 from comal_fast.plan.shapes import KNOWN, PLANNED, Shape, shape_of
@@ -98,13 +98,13 @@ def test_a_layer_with_adapters_keeps_what_is_counted(dtype: torch.dtype) -> None
 
 def test_gemma_2_can_be_counted() -> None:
     each = per_token(KNOWN["gemma-2-2b"], torch.bfloat16)
-    assert each.checkpoint == 2 * KNOWN["gemma-2-2b"].hidden < each.layer < each.recompute
+    assert each.input == 2 * KNOWN["gemma-2-2b"].hidden < each.layer < each.recompute
 
 
 def test_the_parts_of_an_8b_model() -> None:
     """By hand: bfloat16 weights and gradients, two moments of 8 bits with a scale for 256."""
-    shape, mode = KNOWN["llama-3-8b"], replace(LADDER[1], checkpointed=32)
-    moments = training(shape, mode, MicroBatch(8192, 8192, alone=False))
+    shape, mode = KNOWN["llama-3-8b"], replace(LADDER[1], recomputed=32)
+    moments = training(shape, mode, LargestPass(8192, 8192, alone=False))
     most = peak_of(moments)
     n, gib = shape.parameters, 2**30
     assert most.parts["weights"] == most.parts["gradients"] == 2 * n
@@ -121,8 +121,8 @@ def test_more_costs_no_less(mode: Mode, layers: int, tokens: int, offload: bool)
     shape = KNOWN["llama-3.2-1b"]
 
     def bytes_of(tokens: int, layers: int) -> float:
-        tried = replace(mode, checkpointed=layers, offload_activations=offload and layers > 0)
-        return peak_of(training(shape, tried, MicroBatch(tokens, tokens, mode.in_backward))).bytes
+        tried = replace(mode, recomputed=layers, offload_activations=offload and layers > 0)
+        return peak_of(training(shape, tried, LargestPass(tokens, tokens, mode.in_backward))).bytes
 
     assert bytes_of(tokens + 64, layers) >= bytes_of(tokens, layers)
     if 0 < layers < 16:

@@ -21,7 +21,7 @@ from comal_fast.plan.machines import MACHINES, nearest
 from comal_fast.plan.memory import SHARED
 from comal_fast.plan.modes import LADDER, Mode, mode_of
 from comal_fast.plan.search import (
-    Work,
+    Workload,
     assess,
     budgeted_layers,
     choose,
@@ -34,7 +34,7 @@ from comal_fast.plan.shapes import KNOWN, Unplanned, read_shape, short_name
 
 GIB = 2**30
 LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
-WORK = Work.of(Config(model=ModelConfig(name_or_path=LLAMA, dtype="bfloat16")))
+WORK = Workload.of(Config(model=ModelConfig(name_or_path=LLAMA, dtype="bfloat16")))
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -70,20 +70,20 @@ def test_the_chosen_mode_fits_and_gives_up_no_more_than_it_must() -> None:
         if any(not f.mode.in_backward for f in rivals):
             assert not best.mode.in_backward
             assert best.rate == max(f.rate for f in rivals if not f.mode.in_backward)
-    assert best.mode.checkpointed == 0
+    assert best.mode.recomputed == 0
 
 
 def test_as_few_layers_as_fit_are_recomputed() -> None:
     shape, mode, space = KNOWN["llama-3-8b"], LADDER[1], 62 * GIB
     work = replace(WORK, budget=8192)
     found = least_recomputed(shape, mode, work, space)
-    assert 0 < found.checkpointed < shape.layers
+    assert 0 < found.recomputed < shape.layers
 
     def train(layers: int) -> float:
-        again = replace(mode, checkpointed=layers)
+        again = replace(mode, recomputed=layers)
         return assess(shape, again, work, MACHINES["h100"]).phases["train"].bytes
 
-    assert train(found.checkpointed) <= space < train(found.checkpointed - 1)
+    assert train(found.recomputed) <= space < train(found.recomputed - 1)
 
 
 @pytest.mark.parametrize(("name", "gib"), [("llama3-8b-1gpu", 80), ("llama3-8b-24gb", 24)])
@@ -91,20 +91,20 @@ def test_shipped_configs_are_what_is_recommended(name: str, gib: int) -> None:
     path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
     config = load_config(path)
     check_fits(config, gib * GIB)
-    asked = Work.of(load_config(path.with_name("llama3-8b-1gpu.yaml")))
+    asked = Workload.of(load_config(path.with_name("llama3-8b-1gpu.yaml")))
     machine = MACHINES[nearest(gib * GIB)]
     best = choose(search(KNOWN["llama-3-8b"], asked, machine, gib * GIB), gib * GIB)
     assert best is not None
     mode = configured(config, KNOWN["llama-3-8b"], gib * GIB)
     assert replace(mode, name=best.mode.name) == best.mode
-    assert Work.of(config) == best.work
+    assert Workload.of(config) == best.work
 
 
 @pytest.mark.parametrize("mode", [m for m in LADDER if m.rank is None], ids=lambda m: m.name)
 @pytest.mark.parametrize("layers", [0, 5, 32])
 def test_printed_options_give_the_mode(mode: Mode, layers: int, tmp_path: Path) -> None:
     """Through a file, as a person would paste them."""
-    wanted = replace(mode, checkpointed=layers, offload_activations=layers == 32)
+    wanted = replace(mode, recomputed=layers, offload_activations=layers == 32)
     tree: dict[str, dict[str, object]] = {"model": {"name_or_path": LLAMA}}
     for name, value in modes.options(wanted, 32).items():
         group, key = name.split(".")
@@ -231,7 +231,7 @@ def test_machines_by_memory() -> None:
 
 def test_each_way_of_saving_memory_saves_some() -> None:
     def bytes_of(mode: Mode) -> float:
-        tried = replace(mode, checkpointed=32)
+        tried = replace(mode, recomputed=32)
         work = replace(WORK, budget=8192, pairs=2 if mode.in_backward else 32)
         return assess(KNOWN["llama-3-8b"], tried, work, MACHINES["h100"]).phases["train"].bytes
 
@@ -245,7 +245,7 @@ def test_ranks_share_out_what_is_said_of_each_phase() -> None:
     large = ModelConfig(name_or_path="meta-llama/Meta-Llama-3-70B-Instruct", dtype="bfloat16")
     training = TrainingConfig(gradient_checkpointing=True)
     with pytest.raises(
-        InputError, match=r"evaluate needs 158\.7 GiB \(weights 131\.4, .*; no mode fits"
+        InputError, match=r"evaluate needs 158\.7 GiB \(weights 131\.4, .*; no mode of training fits"
     ):
         check_fits(Config(model=large, training=training), 80 * GIB, ranks=8)
 

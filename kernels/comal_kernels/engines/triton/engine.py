@@ -19,7 +19,7 @@ from comal_kernels.engines.triton.launch import (
     architecture,
     choose_tile,
     combine,
-    head_arguments,
+    epilogue_arguments,
     processors,
     product_arguments,
 )
@@ -79,7 +79,7 @@ class TritonEngine:
             picks=partial[2],
             split_tiles=each,
             **product_arguments(self.head, x, tile, even),
-            **head_arguments(self.head),
+            **epilogue_arguments(self.head),
         )
         return combine(*partial)
 

@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from comal_kernels.engines import products
 from comal_kernels.engines.triton import tuning
-from comal_kernels.engines.triton.launch import choose_tile, head_arguments, product_arguments
+from comal_kernels.engines.triton.launch import choose_tile, epilogue_arguments, product_arguments
 from comal_kernels.engines.triton.training_kernels import (
     gradient_kernel,
     reduce_kernel,
@@ -53,7 +53,7 @@ class RawLogits:
             stride=self.z.stride(0),
             BLOCK_V=tuning.EPILOGUE_BLOCK,
             num_warps=tuning.EPILOGUE_WARPS,
-            **head_arguments(self.head),
+            **epilogue_arguments(self.head),
         )
         return logp
 
@@ -73,7 +73,7 @@ class RawLogits:
             grad_stride=grads.stride(0),
             BLOCK_V=tuning.EPILOGUE_BLOCK,
             num_warps=tuning.EPILOGUE_WARPS,
-            **head_arguments(self.head),
+            **epilogue_arguments(self.head),
         )
         return grads, None
 
@@ -134,7 +134,7 @@ class SoftLogits:
             picks=self.pick,
             stride=self.soft.stride(0),
             **product_arguments(self.head, x, tile, even),
-            **head_arguments(self.head),
+            **epilogue_arguments(self.head),
         )
         return tops.amax(0), totals.sum(0)
 

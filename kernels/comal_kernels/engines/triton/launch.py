@@ -32,7 +32,7 @@ def architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def head_arguments(head: Head) -> dict[str, Any]:
+def epilogue_arguments(head: Head) -> dict[str, Any]:
     """The head's arguments of a kernel that calls `final_logits`, by name."""
     return {
         "bias": head.weight if head.bias is None else head.bias.contiguous(),
