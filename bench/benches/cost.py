@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from bench import options, record
-from bench.benches.head_memory import reset_peak
 from bench.benches.step import make_pairs
 from bench.measure import hardware
 from bench.models import MODELS, SMOLLM2
@@ -24,6 +23,7 @@ from comal_fast.plan import count, memory
 from comal_fast.plan.count import Load
 from comal_fast.plan.machines import MACHINES, Machine, predict
 from comal_fast.plan.modes import Mode
+from comal_fast.system.peak import bytes_in_use
 
 PER_NODE = 8  # devices
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     cuda = args.device.type == "cuda" if here else True
     name = args.model or (SMOLLM2 if not cuda else "llama3-8b")
     described = record.describe(args.device)
-    libraries = 0.0 if cuda or not here else float(reset_peak(args.device))
+    libraries = 0.0 if cuda or not here else float(bytes_in_use(args.device))
     measured = None
     if here:
         measured = record.newest("step", described["folder"])

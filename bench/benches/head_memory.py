@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +23,9 @@ from bench.peers import FAMILIES, chosen, contenders
 from bench.peers.base import Contender, Missing
 from bench.problem import Size
 from bench.render import terminal as show
-from comal_fast.errors import InputError
+from comal_fast.system.peak import bytes_in_use, peak_bytes, start_peak
 from comal_fast.system.terminal import progress
 
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 WARM_TOKENS = 128  # a first run at this size makes what libraries allocate once
 QUIET_HEAP = {  # glibc gives freed memory back at once, so the resident set is what is in use
     "MALLOC_TRIM_THRESHOLD_": "0",
@@ -59,30 +57,6 @@ class Spec:
     @property
     def size(self) -> Size:
         return Size(self.hidden, self.vocab, getattr(torch, self.dtype), torch.device(self.device))
-
-
-def reset_peak(device: torch.device) -> int:
-    """Start a new high-water mark; bytes in use now."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    CLEAR.write_text("5")
-    return _status("VmRSS")
-
-
-def peak(device: torch.device) -> int:
-    """Bytes at the mark."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    for line in STATUS.read_text().splitlines():
-        if line.startswith(field):
-            return int(line.split()[1]) << 10
-    raise InputError(f"no {field} in {STATUS}: peak memory on a CPU is measured on Linux only")
 
 
 def register(benches: Any) -> None:
@@ -154,10 +128,11 @@ def measure(wanted: Spec) -> int:
     )
     p = size.problem(wanted.tokens)
     solve(contender, size.problem(WARM_TOKENS), size.dtype)
-    before = reset_peak(size.device)
+    start_peak(size.device)
+    before = bytes_in_use(size.device)
     solve(contender, p, size.dtype)
     gradients = (p.hidden.numel() + p.weight.numel()) * p.hidden.itemsize
-    return max(0, peak(size.device) - before - gradients)
+    return max(0, peak_bytes(size.device) - before - gradients)
 
 
 def main() -> int:

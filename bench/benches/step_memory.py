@@ -24,6 +24,7 @@ from comal_fast.plan import memory
 from comal_fast.plan.modes import mode_of
 from comal_fast.plan.search import budgeted_layers
 from comal_fast.plan.shapes import KNOWN, Shape
+from comal_fast.system.peak import bytes_in_use, peak_bytes, start_peak
 from comal_fast.system.terminal import progress
 from comal_fast.training.trainer import Trainer
 
@@ -153,10 +154,10 @@ def _trainer_step(
 def _allocated(job: Callable[[], Any], device: torch.device) -> float:
     """Most bytes that `job` holds at once, beyond what was held before."""
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        before = bytes_in_use(device)
+        start_peak(device)
         job()
-        return torch.cuda.max_memory_allocated(device) - before
+        return peak_bytes(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         job()
     events = seen.profiler.kineto_results.events()

@@ -13,6 +13,7 @@ import torch
 
 from bench.measure.timing import reason
 from bench.pairs import Pairs
+from comal_fast.system.peak import peak_bytes, start_peak
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,17 @@ class _Turn:
         self.pipe, self.device = pipe, device
 
     def wait(self) -> None:
-        from bench.benches.head_memory import reset_peak
-
         self.pipe.recv()
-        reset_peak(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        start_peak(self.device)
         self.start = time.perf_counter()
 
     def done(self, loss: float, grad_norm: float) -> None:
-        from bench.benches.head_memory import peak
-
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - self.start
-        measured = {"seconds": seconds, "peak": peak(self.device)}
+        measured = {"seconds": seconds, "peak": peak_bytes(self.device)}
         self.pipe.send(("step", {**measured, "loss": loss, "grad_norm": grad_norm}))
 
 

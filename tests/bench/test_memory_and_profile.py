@@ -14,6 +14,8 @@ from bench.benches.profile import least_elements
 from bench.peers import FAMILIES
 from bench.peers.base import Contender
 from bench.problem import Size
+from comal_fast.errors import InputError
+from comal_fast.system import peak
 
 
 @pytest.mark.slow
@@ -33,6 +35,18 @@ def test_full_logits_grow_and_ours_do_not() -> None:
 def test_a_contender_that_fails_says_why() -> None:
     wanted = memory.Spec("torch", "plain torch, full logits", "", 200, 8, 50, "float32", "cpu")
     assert "200 is not a positive multiple" in memory.extra(wanted)["why"]
+
+
+def test_where_peaks_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench must not take the peak of another phase for its own; a run may go on with less."""
+    cpu = torch.device("cpu")
+    assert peak.bytes_in_use(cpu) <= peak.peak_bytes(cpu)
+    monkeypatch.setattr(peak, "_PROCESS", tmp_path / "nothing")
+    for measured in (peak.start_peak, peak.bytes_in_use, peak.peak_bytes):
+        with pytest.raises(InputError, match="memory"):
+            measured(cpu)
+    peak.reset_peak(cpu)
+    assert 0 < peak.peak_gib(cpu) < 64
 
 
 def test_elements_that_must_move() -> None:
