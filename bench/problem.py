@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.models import MODELS, SMOLLM2, load_smollm2, load_smollm2_tokenizer, prompt_text_ids
 from comal_fast.errors import InputError
 
 RESPONSE = 64  # tokens of a response
@@ -54,6 +55,18 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def token_logps(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """(n, H), (V, H), (n,) → (n,): float32 logits (float64 of float64), then log-softmax."""
+    logits = hidden @ weight.t()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return -torch.nn.functional.cross_entropy(logits, target, reduction="none")
+
+
+def plain_loss(p: Problem, leaves: Leaves, objective: str = DPO) -> Tensor:
+    """By full logits: with float64 leaves, what all contenders are checked against."""
+    return OBJECTIVES[objective](p, token_logps(*leaves, p.target))
+
+
 def random_problem(
     tokens: int, hidden: int, vocab: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
@@ -92,8 +105,6 @@ def smollm2_problem(
     tokens: int, hidden: int, vocab: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
     """SmolLM2-135M's states and head on human-written text, cut into pieces of RESPONSE tokens."""
-    from bench.models import MODELS, SMOLLM2, load_smollm2, load_smollm2_tokenizer, prompt_text_ids
-
     size = MODELS[SMOLLM2]
     if (hidden, vocab) != (size.hidden, size.vocab):
         raise InputError(
@@ -123,7 +134,7 @@ class Size:
         return self.device.type == "cuda"
 
     def problem(self, tokens: int, data: str = "random") -> Problem:
-        """One of DATA. ValueError for a number of tokens that is no whole number of pairs."""
+        """One of DATA. InputError for a number of tokens that is no whole number of pairs."""
         return DATA[data](tokens, self.hidden, self.vocab, self.dtype, self.device)
 
     def text(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ PACKAGES = (
     "verl", "flash-attn", "nvidia-cutlass-dsl",
 )  # fmt: skip
 Record = dict[str, Any]
+Row = dict[str, Any]  # one of a record's `rows`
 
 
 def environment(device: torch.device) -> Record:
@@ -45,6 +46,14 @@ def environment(device: torch.device) -> Record:
         "device": describe(device),
         "versions": {name: found for name in PACKAGES if (found := installed(name))},
     }
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one line: the `why` of a row without a time."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 
 
 def installed(package: str) -> str | None:

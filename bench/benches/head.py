@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from bench import options, record
+from bench.contender import Contender, Missing
 from bench.measure.honesty import CHECK_TOKENS, Judge, solve, value
-from bench.measure.timing import Clock, Job, interleaved, reason, summary
+from bench.measure.timing import Clock, Job, interleaved, summary
 from bench.peers import chosen, contenders
-from bench.peers.base import Contender, Missing
 from bench.problem import DATA, Problem
+from bench.record import Row, reason
 from bench.render import terminal as show
 from comal_fast.system.allocator import keep_freed_memory
 from comal_fast.system.terminal import progress
 
 FLOOR = "floor"
-Row = dict[str, Any]
 
 
 def register(benches: Any) -> None:

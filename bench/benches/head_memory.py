@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from bench import options, record
+from bench.contender import Contender, Missing
 from bench.measure.honesty import solve
-from bench.measure.timing import reason
 from bench.peers import FAMILIES, chosen, contenders
-from bench.peers.base import Contender, Missing
 from bench.problem import Size
+from bench.record import reason
 from bench.render import terminal as show
 from comal_fast.system.peak import bytes_in_use, peak_bytes, start_peak
 from comal_fast.system.terminal import progress

@@ -18,13 +18,13 @@ from torch.profiler import ProfilerActivity, profile
 from bench import models, options, record
 from bench.benches.head import floors
 from bench.benches.step import make_pairs
+from bench.contender import Contender
 from bench.measure import hardware
 from bench.measure.honesty import solve
 from bench.measure.timing import Job
 from bench.models import SMOLLM2
 from bench.pairs import plain_logps
 from bench.peers import ours
-from bench.peers.base import Contender
 from bench.render import terminal as show
 from bench.trainers import OURS, TRAINERS
 from bench.trainers.base import Task

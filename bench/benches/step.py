@@ -17,6 +17,7 @@ from bench.measure.timing import summary
 from bench.measure.worker import Failed, Setting, Worker
 from bench.models import MODELS, SMOLLM2
 from bench.pairs import Pairs, random_pairs, text_pairs
+from bench.record import Row
 from bench.render import terminal as show
 from bench.trainers import AUTHORS, NAMES, OURS, TRL
 from comal_fast.errors import InputError
@@ -24,7 +25,6 @@ from comal_fast.system.terminal import progress
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # relative, of loss and norm
 FIRST_MICRO = {AUTHORS: 2, TRL: 8}  # pairs to begin with on a GPU: fewer models made in vain
-Row = dict[str, Any]
 
 
 def register(benches: Any) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from bench.measure.timing import reason
 from bench.pairs import Pairs
+from bench.record import reason
 from comal_fast.system.peak import peak_bytes, start_peak
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.measure.timing import reason
+from bench.contender import Contender, Missing
 from bench.peers import apple, liger, ours, plain, quack, trl, verl
-from bench.peers.base import Contender, Missing
 from bench.problem import Size
+from bench.record import reason
 from comal_fast.errors import InputError
 
 Family = Callable[[Size], Iterator[Contender | Missing]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing
+from bench.contender import Contender, Missing
 from bench.problem import Leaves, Problem, Size
 
 

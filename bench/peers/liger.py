@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing
+from bench.contender import Contender, Missing
 from bench.problem import DPO_NO_REFERENCE, RESPONSE, Leaves, Problem, Size
 
 PAIRS = (1, 16)  # pairs of a chunk

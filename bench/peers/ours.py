@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.peers.base import Contender
+from bench.contender import Contender
 from bench.problem import Leaves, Problem, Size
 from comal_kernels import prox_loss
 

@@ -9,27 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from bench.peers.base import Contender
-from bench.problem import DPO, OBJECTIVES, Leaves, Problem, Size
+from bench.contender import Contender
+from bench.problem import Leaves, Problem, Size, plain_loss, token_logps
 
 CHUNKS = (256, 1024)  # tokens whose logits are alive at a time
 
 
-def token_logps(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """(n, H), (V, H), (n,) → (n,): float32 logits (float64 of float64), then log-softmax."""
-    logits = hidden @ weight.t()
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return -torch.nn.functional.cross_entropy(logits, target, reduction="none")
-
-
-def loss(p: Problem, leaves: Leaves, objective: str = DPO) -> Tensor:
-    """Full logits and autograd: with float64 leaves, the reference that all are checked against."""
-    return OBJECTIVES[objective](p, token_logps(*leaves, p.target))
-
-
 def full(size: Size) -> Iterator[Contender]:
     """Eager, full logits."""
-    yield Contender("plain torch, full logits", loss, bounded=False)
+    yield Contender("plain torch, full logits", plain_loss, bounded=False)
 
 
 def compiled(size: Size) -> Iterator[Contender]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing
+from bench.contender import Contender, Missing
 from bench.problem import CROSS_ENTROPY, Leaves, Problem, Size
 
 NAME = "QuACK chunked linear CE"

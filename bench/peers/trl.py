@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.peers.base import Contender
+from bench.contender import Contender
 from bench.problem import Leaves, Problem, Size
 
 CHUNKS = (64, 128, 256, 512, 1024)  # words of a tile on a CPU

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from bench.record import Record
 from bench.render.rows import full_name
 from comal_fast.figures.style import LIGHT, dress, from_zero, new_figure, to_png
 
-Record = dict[str, Any]
 OURS = ("comal_kernels", "comal_fast")
 MIB = 2**20
 POINTS = 8  # operators of a roofline, the longest

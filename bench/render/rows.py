@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from bench.record import Record
 
-Record = dict[str, Any]
 Rows = tuple[list[str], list[list[str]]]  # columns, rows of text
 
 

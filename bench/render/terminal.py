@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.table import Table
 
+from bench.record import Record
 from comal_fast.system.terminal import console
-
-Record = dict[str, Any]
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:

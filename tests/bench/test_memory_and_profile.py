@@ -11,8 +11,8 @@ import torch
 from bench.__main__ import main
 from bench.benches import head_memory as memory
 from bench.benches.profile import least_elements
+from bench.contender import Contender
 from bench.peers import FAMILIES
-from bench.peers.base import Contender
 from bench.problem import Size
 from comal_fast.errors import InputError
 from comal_fast.system import peak

@@ -1,4 +1,4 @@
-"""What a contender is."""
+"""What a contender of the head is, and one that can't run here."""
 
 from __future__ import annotations
 
