@@ -7,11 +7,7 @@ allocator's.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +15,7 @@ import torch
 from bench import options, record
 from bench.contender import Contender, Missing
 from bench.measure.honesty import solve
+from bench.measure.isolated import Failed, call
 from bench.peers import FAMILIES, chosen, contenders
 from bench.problem import Size
 from bench.record import reason
@@ -30,9 +27,7 @@ WARM_TOKENS = 128  # a first run at this size makes what libraries allocate once
 QUIET_HEAP = {  # glibc gives freed memory back at once, so the resident set is what is in use
     "MALLOC_TRIM_THRESHOLD_": "0",
     "MALLOC_MMAP_THRESHOLD_": "131072",
-    "TQDM_DISABLE": "1",
 }
-FAILED = 3  # exit status of a measurement whose contender raised
 
 
 @dataclass(frozen=True)
@@ -103,23 +98,14 @@ def extra(wanted: Spec) -> dict[str, Any]:
             return {"why": reason(error)}
         finally:
             torch.cuda.empty_cache()
-    process = subprocess.run(
-        [sys.executable, "-m", "bench.benches.head_memory", json.dumps(asdict(wanted))],
-        cwd=record.ROOT,
-        env=os.environ | QUIET_HEAP,
-        capture_output=True,
-        text=True,
-    )
-    last = (process.stdout.strip().splitlines() or [""])[-1]
-    if process.returncode == FAILED:
-        return {"why": last}
-    if process.returncode != 0:
-        return {"why": f"its process ended with status {process.returncode} (out of memory?)"}
-    return {"extra_bytes": int(last)}
+    try:
+        return {"extra_bytes": call(measure, wanted, environment=QUIET_HEAP)}
+    except Failed as error:
+        return {"why": str(error)}
 
 
 def measure(wanted: Spec) -> int:
-    """Bytes, in this process."""
+    """Extra bytes of one contender, in this process."""
     size = wanted.size
     contender = next(
         c
@@ -133,18 +119,3 @@ def measure(wanted: Spec) -> int:
     solve(contender, p, size.dtype)
     gradients = (p.hidden.numel() + p.weight.numel()) * p.hidden.itemsize
     return max(0, peak_bytes(size.device) - before - gradients)
-
-
-def main() -> int:
-    """One measurement in a process of its own; prints bytes, or why not."""
-    wanted = Spec(**json.loads(sys.argv[1]))
-    try:
-        print(measure(wanted))
-    except Exception as error:
-        print(reason(error))
-        return FAILED
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

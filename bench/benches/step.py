@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from bench import models, options, record
+from bench.measure.isolated import Failed, Isolated
 from bench.measure.timing import summary
-from bench.measure.worker import Failed, Setting, Worker
 from bench.models import MODELS, SMOLLM2
 from bench.pairs import Pairs, random_pairs, text_pairs
 from bench.record import Row
 from bench.render import terminal as show
 from bench.trainers import AUTHORS, NAMES, OURS, TRL
+from bench.trainers.worker import Setting, serve
 from comal_fast.errors import InputError
 from comal_fast.system.terminal import progress
 
@@ -120,16 +121,16 @@ def make_pairs(
 def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> list[Row]:
     """A row each; who fails, or disagrees with the plain loop, gets no time."""
     together = torch.device(setting.device).type == "cpu"
-    first = Worker(setting)
+    first = Isolated(serve, setting)
     try:
         pairs = pairs.with_reference(first.ask("logps", pairs))
     except Failed as error:
         first.end()
         raise InputError(f"{setting.model}: {error}") from None
-    spare: list[Worker] = [first]
+    spare: list[Isolated] = [first]
     order = sorted(names, key=lambda name: name != AUTHORS)  # the plain loop sets the measure
     rows: dict[str, Row] = {}
-    running: dict[str, Worker] = {}
+    running: dict[str, Isolated] = {}
     with progress(f"training {setting.model}", len(names) * (1 + repeat), "steps") as advance:
         for name in order:
             rows[name], worker = begin(setting, pairs, name, spare)
@@ -148,14 +149,14 @@ def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> li
 
 
 def begin(
-    setting: Setting, pairs: Pairs, name: str, spare: list[Worker]
-) -> tuple[Row, Worker | None]:
+    setting: Setting, pairs: Pairs, name: str, spare: list[Isolated]
+) -> tuple[Row, Isolated | None]:
     """The first step, which makes AdamW's state; smaller micro-batches where memory is short."""
     micro, why = len(pairs), ""
     if setting.device != "cpu":
         micro = min(micro, FIRST_MICRO.get(name, micro))
     while micro >= 1:
-        worker = spare.pop() if spare else Worker(setting)
+        worker = spare.pop() if spare else Isolated(serve, setting)
         row: Row = {"name": name, "micro_pairs": micro}
         try:
             worker.ask("train", name, pairs, micro)
@@ -170,7 +171,9 @@ def begin(
     return {"name": name, "why": why}, None
 
 
-def take_turns(running: dict[str, Worker], rows: dict[str, Row], repeat: int, advance: Any) -> None:
+def take_turns(
+    running: dict[str, Isolated], rows: dict[str, Row], repeat: int, advance: Any
+) -> None:
     """`repeat` steps of each that runs, by turns; then they end."""
     steps: dict[str, list[Row]] = {name: [] for name in running}
     for _ in range(repeat):
