@@ -10,6 +10,8 @@ from torch import Tensor
 
 from bench.problem import DPO, Leaves, Problem
 
+FLOOR = "floor"  # in rows: the plain products, which no contender can do without
+
 
 @dataclass(frozen=True)
 class Contender:

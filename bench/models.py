@@ -10,8 +10,6 @@ from torch import Tensor
 from comal_fast.plan.shapes import KNOWN, Shape
 
 SMOLLM2 = "smollm2-135m"
-
-
 MODELS = {
     "tiny": Shape(2, 64, 128, 4, 2, 16, 512, True),  # to try a bench out
     SMOLLM2: KNOWN[SMOLLM2],

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.models import MODELS, SMOLLM2, load_smollm2_tokenizer, prompt_text_ids
+
 SPREAD = 0.7  # σ of the log-normal response lengths; 0.94 in HH-RLHF's harmless pairs
 NOISE = 3.0  # nats between the policy's log-probs and the cached reference's
 
@@ -50,12 +52,12 @@ class Pairs:
 
     @property
     def response_tokens(self) -> int:
-        """What the head must see."""
+        """Tokens of all responses: what the head must see."""
         return sum(len(ids) for column in (self.chosen, self.rejected) for ids in column)
 
     @property
     def padded_tokens(self) -> int:
-        """Of one padded batch of all, prompts repeated."""
+        """Tokens of one padded batch of all, prompts repeated."""
         lengths = [len(p) + len(r) for p, r in self.sequences]
         return len(lengths) * max(lengths)
 
@@ -64,6 +66,19 @@ class Pairs:
         noise = np.random.default_rng(0).normal(0, NOISE, len(logps))
         ref = (np.array(logps) + noise).tolist()
         return replace(self, ref_chosen=ref[: len(self)], ref_rejected=ref[len(self) :])
+
+
+def make_pairs(
+    model: str, count: int, median: int, longest: int, share: int = 1, prompts: str = "builtin"
+) -> Pairs:
+    """Human-written text for SmolLM2, random ids for random weights; reference log-probs of 0.
+
+    `share`: pairs of one prompt; `prompts`: SmolLM2's, as data.prompts.
+    """
+    if model == SMOLLM2:
+        tokenizer = load_smollm2_tokenizer()
+        return text_pairs(tokenizer, count, median, longest, share, prompts)
+    return random_pairs(MODELS[model].vocab, count, median, longest, share)
 
 
 def text_pairs(
@@ -78,7 +93,6 @@ def text_pairs(
 
     `share`: pairs of one prompt.
     """
-    from bench.models import prompt_text_ids
     from comal_fast.config.schema import DataConfig
     from comal_fast.data.prompts import load_prompts
     from comal_fast.data.tokenize import tokenize_prompts

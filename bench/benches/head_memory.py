@@ -13,16 +13,20 @@ from typing import Any
 import torch
 
 from bench import options, record
+from bench.bench import Bench, Call
 from bench.contender import Contender, Missing
 from bench.measure.honesty import solve
 from bench.measure.isolated import Failed, call
 from bench.peers import FAMILIES, chosen, contenders
 from bench.problem import Size
-from bench.record import reason
-from bench.render import terminal as show
+from bench.record import Record, Row, reason
+from bench.render import plots, terminal
+from bench.render.formats import Rows, full_name, mib, shape_text
+from bench.render.markdown import section
 from comal_fast.system.peak import bytes_in_use, peak_bytes, start_peak
 from comal_fast.system.terminal import progress
 
+TITLE = "Memory beyond inputs and gradients"
 WARM_TOKENS = 128  # a first run at this size makes what libraries allocate once
 QUIET_HEAP = {  # glibc gives freed memory back at once, so the resident set is what is in use
     "MALLOC_TRIM_THRESHOLD_": "0",
@@ -44,28 +48,27 @@ class Spec:
     device: str
 
     @classmethod
-    def of(cls, family: str, row: dict[str, Any], size: Size) -> Spec:
+    def of(cls, family: str, row: Row, size: Size) -> Spec:
         """The measurement that belongs to a contender's row."""
         where = {**size.text(), "device": str(size.device)}
         return cls(family, row["name"], row["variant"], row["tokens"], **where)
 
     @property
     def size(self) -> Size:
+        """The head that is measured."""
         return Size(self.hidden, self.vocab, getattr(torch, self.dtype), torch.device(self.device))
 
 
-def register(benches: Any) -> None:
-    """Add `memory`."""
-    parser = benches.add_parser("memory", help="peak memory beyond inputs and gradients")
-    options.add(parser, "device", "dtype", "tokens", "hidden", "vocab", "peers", "json", "plot")
-    parser.set_defaults(run=run)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of `memory`."""
+    options.add(parser, "device", "dtype", "tokens", "hidden", "vocab", "peers")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure each contender and variant, print; write where asked."""
+def run(args: argparse.Namespace) -> Record:
+    """The memory of each contender and variant, at each number of tokens."""
     size = options.size(args)
     tokens = options.default(args, "tokens", [1024], [8192])
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     work: list[tuple[str, Contender, int]] = []
     for family in chosen(args.peers):
         for found in contenders([family], size):
@@ -78,15 +81,7 @@ def run(args: argparse.Namespace) -> int:
             row = {**found.text(), "tokens": n}
             rows.append(row | extra(Spec.of(family, row, size)))
             advance()
-    result = {
-        "bench": "memory",
-        **record.environment(size.device),
-        "shape": size.text(),
-        "rows": rows,
-    }
-    show.memory(result)
-    record.finish(result, args)
-    return 0
+    return record.new("memory", size.device, shape=size.text(), rows=rows)
 
 
 def extra(wanted: Spec) -> dict[str, Any]:
@@ -119,3 +114,59 @@ def measure(wanted: Spec) -> int:
     solve(contender, p, size.dtype)
     gradients = (p.hidden.numel() + p.weight.numel()) * p.hidden.itemsize
     return max(0, peak_bytes(size.device) - before - gradients)
+
+
+def show(found: Record) -> None:
+    """Print extra memory by contender and tokens."""
+    terminal.table(f"{TITLE}: {shape_text(found)}", memory_rows(found))
+    terminal.refused(found)
+
+
+def markdown(found: Record, tokens: int) -> str:
+    """The same in a document."""
+    return section(found, memory_rows(found))
+
+
+def memory_rows(found: Record) -> Rows:
+    """A row a contender, of its leanest variant; a column a number of tokens."""
+    measured = [r for r in found["rows"] if "extra_bytes" in r]
+    sizes = list(dict.fromkeys(r["tokens"] for r in measured))
+    leanest: dict[str, Row] = {}
+    for r in sorted(measured, key=lambda r: (-r["tokens"], r["extra_bytes"])):
+        leanest.setdefault(r["name"], r)
+    rows = []
+    for best in sorted(leanest.values(), key=lambda r: r["extra_bytes"]):
+        same = {
+            r["tokens"]: r["extra_bytes"]
+            for r in measured
+            if (r["name"], r["variant"]) == (best["name"], best["variant"])
+        }
+        rows.append([full_name(best), *(mib(same[n]) if n in same else "" for n in sizes)])
+    return ["contender", *(f"MiB at {n} tokens" for n in sizes)], rows
+
+
+def draw(found: Record) -> bytes:
+    """Lines against tokens, or bars where there is one size."""
+    rows = [r for r in found["rows"] if "extra_bytes" in r]
+    if len({r["tokens"] for r in rows}) > 1:
+        return plots.lines(rows, [plots.Panel(TITLE, "MiB", extra_mib)])
+    title = f"{TITLE}, {rows[0]['tokens']} tokens"
+    return plots.amounts(rows, lambda r: r["extra_bytes"] / 2**20, title, "MiB")
+
+
+def extra_mib(row: Row) -> float | None:
+    """A row's extra memory in MiB, if it was measured."""
+    return row["extra_bytes"] / 2**20 if "extra_bytes" in row else None
+
+
+BENCH = Bench(
+    verb="memory",
+    help="peak memory beyond inputs and gradients",
+    add_options=add_options,
+    run=run,
+    records=("memory",),
+    show=show,
+    markdown=markdown,
+    draw=draw,
+    in_all=(Call("cuda", 7),),
+)

@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 
-from bench import models, options, record
+from bench import options, record
+from bench.bench import Bench, Call
 from bench.measure.isolated import Failed, Isolated
 from bench.measure.timing import summary
 from bench.models import MODELS, SMOLLM2
-from bench.pairs import Pairs, random_pairs, text_pairs
-from bench.record import Row
-from bench.render import terminal as show
+from bench.pairs import Pairs, make_pairs
+from bench.record import Record, Row
+from bench.render import plots, terminal
+from bench.render.formats import Rows, device_text, gib, spread
+from bench.render.markdown import section
 from bench.trainers import AUTHORS, NAMES, OURS, TRL
 from bench.trainers.worker import Setting, serve
 from comal_fast.errors import InputError
@@ -28,10 +31,9 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # relative, of
 FIRST_MICRO = {AUTHORS: 2, TRL: 8}  # pairs to begin with on a GPU: fewer models made in vain
 
 
-def register(benches: Any) -> None:
-    """Add `step`."""
-    parser = benches.add_parser("step", help="a whole training step, against other trainers")
-    options.add(parser, "device", "dtype", "repeat", "json", "plot")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of `step`."""
+    options.add(parser, "device", "dtype", "repeat")
     parser.add_argument("--model", choices=tuple(MODELS), help="default: what suits the device")
     parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
     parser.add_argument("--response", type=options.positive, help="median tokens of a response")
@@ -47,11 +49,10 @@ def register(benches: Any) -> None:
         "`leanest`: ours in less memory. Default: trl authors, on a GPU lean leanest too",
     )
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Agree, time, print; status 1 if ours disagrees."""
+def run(args: argparse.Namespace) -> Record:
+    """The trainers that agree, with their times; and why others have none."""
     cuda, dtype = args.device.type == "cuda", options.dtype(args)
     name = options.default(args, "model", SMOLLM2, "llama3-8b")
     count, median = (
@@ -82,11 +83,11 @@ def run(args: argparse.Namespace) -> int:
             median_seconds = row["seconds"]["median"]
             row["tokens_per_second"] = pairs.distinct_tokens / median_seconds
             row["flops_per_second"] = flops / median_seconds
-    result = {
-        "bench": "step",
-        **record.environment(args.device),
-        "model": name,
-        "shape": {
+    return record.new(
+        "step",
+        args.device,
+        model=name,
+        shape={
             "dtype": dtype_name,
             "pairs": len(pairs),
             "distinct_tokens": pairs.distinct_tokens,
@@ -97,25 +98,9 @@ def run(args: argparse.Namespace) -> int:
             "prompt_lengths": [len(p) for p in pairs.prompts],
             "checkpointing": setting.checkpointing,
         },
-        "useful_flops": flops,
-        "rows": rows,
-    }
-    show.step(result)
-    record.finish(result, args)
-    return int(any(row["name"] == OURS and row.get("why") for row in rows))
-
-
-def make_pairs(
-    model: str, count: int, median: int, longest: int, share: int = 1, prompts: str = "builtin"
-) -> Pairs:
-    """Human-written text for SmolLM2, random ids for random weights; reference log-probs of 0.
-
-    `share`: pairs of one prompt; `prompts`: SmolLM2's, as data.prompts.
-    """
-    if model == SMOLLM2:
-        tokenizer = models.load_smollm2_tokenizer()
-        return text_pairs(tokenizer, count, median, longest, share, prompts)
-    return random_pairs(MODELS[model].vocab, count, median, longest, share)
+        useful_flops=flops,
+        rows=rows,
+    )
 
 
 def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> list[Row]:
@@ -208,3 +193,69 @@ def agree(rows: dict[str, Row], tolerance: float) -> None:
                 row.pop("seconds", None)
     for row in known:
         row["agrees_with"] = base["name"]
+
+
+def show(found: Record) -> None:
+    """Print the trainers, fastest first."""
+    shape = found["shape"]
+    title = (
+        f"One step of {found['model']}: {shape['pairs']} pairs, "
+        f"{shape['distinct_tokens']} distinct tokens, {shape['padded_tokens']} padded, "
+        f"{shape['dtype']}, {device_text(found)}"
+    )
+    terminal.table(title, step_rows(found))
+    terminal.refused(found)
+
+
+def markdown(found: Record, tokens: int) -> str:
+    """The trainers in a document."""
+    shape = found["shape"]
+    what = (
+        f"{found['model']}, {shape['pairs']} pairs, {shape['distinct_tokens']} distinct tokens "
+        f"({shape['padded_tokens']} in a padded batch), {shape['dtype']}:"
+    )
+    return section(found, what, step_rows(found))
+
+
+def step_rows(found: Record) -> Rows:
+    """A row a trainer, fastest first."""
+    timed = sorted(
+        (r for r in found["rows"] if "seconds" in r), key=lambda r: r["seconds"]["median"]
+    )
+    rows = [
+        [
+            r["name"],
+            spread(r["seconds"], "s"),
+            f"{r['tokens_per_second']:.0f}",
+            gib(r["peak"]),
+            f"{r['first']['loss']:.5f}",
+            f"{r['first']['grad_norm']:.4g}",
+        ]
+        for r in timed
+    ]
+    columns = ["trainer", "s a step, median (quartiles)", "tokens/s", "peak GiB"]
+    return [*columns, "first loss", "gradient norm"], rows
+
+
+def draw(found: Record) -> bytes:
+    """A bar a trainer."""
+    shape, device = found["shape"], found["device"]
+    title = (
+        f"One training step of {found['model']}, {shape['distinct_tokens']} tokens, "
+        f"{shape['dtype']}, {device['name']}"
+    )
+    return plots.bars(found["rows"], lambda tokens: title)
+
+
+BENCH = Bench(
+    verb="step",
+    help="a whole training step, against other trainers",
+    add_options=add_options,
+    run=run,
+    records=("step",),
+    show=show,
+    markdown=markdown,
+    draw=draw,
+    failed=lambda found: any(r["name"] == OURS and r.get("why") for r in found["rows"]),
+    in_all=(Call("cpu", 2), Call("cuda", 2)),
+)

@@ -10,8 +10,8 @@ import torch
 
 from bench.__main__ import main
 from bench.benches import head_memory as memory
-from bench.benches.profile import least_elements
 from bench.contender import Contender
+from bench.measure.operators import least_elements
 from bench.peers import FAMILIES
 from bench.problem import Size
 from comal_fast.errors import InputError
