@@ -129,29 +129,34 @@ def markdown(found: Record, tokens: int) -> str:
 
 def memory_rows(found: Record) -> Rows:
     """A row a contender, of its leanest variant; a column a number of tokens."""
-    measured = [r for r in found["rows"] if "extra_bytes" in r]
-    sizes = list(dict.fromkeys(r["tokens"] for r in measured))
-    leanest: dict[str, Row] = {}
-    for r in sorted(measured, key=lambda r: (-r["tokens"], r["extra_bytes"])):
-        leanest.setdefault(r["name"], r)
+    sizes = list(dict.fromkeys(r["tokens"] for r in found["rows"] if "extra_bytes" in r))
     rows = []
-    for best in sorted(leanest.values(), key=lambda r: r["extra_bytes"]):
-        same = {
-            r["tokens"]: r["extra_bytes"]
-            for r in measured
-            if (r["name"], r["variant"]) == (best["name"], best["variant"])
-        }
-        rows.append([full_name(best), *(mib(same[n]) if n in same else "" for n in sizes)])
+    for variant in leanest(found["rows"]):
+        size = {r["tokens"]: mib(r["extra_bytes"]) for r in variant}
+        rows.append([full_name(variant[0]), *(size.get(n, "") for n in sizes)])
     return ["contender", *(f"MiB at {n} tokens" for n in sizes)], rows
 
 
 def draw(found: Record) -> bytes:
-    """Lines against tokens, or bars where there is one size."""
+    """Lines of the leanest variants against tokens, or bars of all where there is one size."""
     rows = [r for r in found["rows"] if "extra_bytes" in r]
     if len({r["tokens"] for r in rows}) > 1:
+        rows = [row for variant in leanest(rows) for row in variant]
         return plots.lines(rows, [plots.Panel(TITLE, "MiB", extra_mib)])
     title = f"{TITLE}, {rows[0]['tokens']} tokens"
     return plots.amounts(rows, lambda r: r["extra_bytes"] / 2**20, title, "MiB")
+
+
+def leanest(rows: list[Row]) -> list[list[Row]]:
+    """What was measured of each contender's variant that is leanest at the most tokens."""
+    measured = [r for r in rows if "extra_bytes" in r]
+    best: dict[str, Row] = {}
+    for r in sorted(measured, key=lambda r: (-r["tokens"], r["extra_bytes"])):
+        best.setdefault(r["name"], r)
+    return [
+        [r for r in measured if (r["name"], r["variant"]) == (one["name"], one["variant"])]
+        for one in sorted(best.values(), key=lambda r: r["extra_bytes"])
+    ]
 
 
 def extra_mib(row: Row) -> float | None:

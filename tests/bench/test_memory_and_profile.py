@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,22 @@ def test_full_logits_grow_and_ours_do_not() -> None:
 def test_a_contender_that_fails_says_why() -> None:
     wanted = memory.Spec("torch", "plain torch, full logits", "", 200, 8, 50, "float32", "cpu")
     assert "200 is not a positive multiple" in memory.extra(wanted)["why"]
+
+
+def test_a_contender_is_its_leanest_variant() -> None:
+    """One line in the picture: two variants of a name were joined by a zigzag."""
+
+    def row(name: str, variant: str, tokens: int, extra_bytes: int) -> dict[str, Any]:
+        row = {"name": name, "variant": variant, "tokens": tokens}
+        return {**row, "extra_bytes": extra_bytes << 20}
+
+    rows = [row("a", "small", 128, 3), row("a", "large", 128, 2), row("b", "", 128, 1)]
+    rows += [row("a", "small", 256, 5), row("a", "large", 256, 9), {"name": "c", "why": "not here"}]
+    chosen = [[(r["name"], r["variant"], r["tokens"]) for r in v] for v in memory.leanest(rows)]
+    assert chosen == [[("b", "", 128)], [("a", "small", 128), ("a", "small", 256)]]
+    columns, cells = memory.memory_rows({"rows": rows})
+    assert columns[1:] == ["MiB at 128 tokens", "MiB at 256 tokens"]
+    assert cells == [["b", "1", ""], ["a, small", "3", "5"]]
 
 
 def test_where_peaks_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
