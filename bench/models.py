@@ -58,7 +58,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def prompt_text_ids(tokenizer: Any, rows: int, length: int) -> Tensor:  # (rows, length) int64
-    """Human-written text, the built-in prompts run together, cut into rows; repeated if short."""
+    """Ids of human-written text: the built-in prompts run together, repeated, cut into rows."""
     from comal_fast.config.schema import DataConfig
     from comal_fast.data.prompts import load_prompts
 

@@ -47,7 +47,7 @@ class Pairs:
 
     @property
     def distinct_tokens(self) -> int:
-        """Each prompt and each response once: what there is to learn from."""
+        """Tokens of each prompt and each response once: what there is to learn from."""
         return sum(self.lengths)
 
     @property
@@ -62,7 +62,8 @@ class Pairs:
         return len(lengths) * max(lengths)
 
     def with_reference(self, logps: list[float]) -> Pairs:
-        """Reference log-probs near `logps` (chosen, then rejected): the loss is not just log 2."""
+        """The same pairs with reference log-probs near `logps` (chosen, then rejected)."""
+        # at equal log-probs the loss would just be log 2
         noise = np.random.default_rng(0).normal(0, NOISE, len(logps))
         ref = (np.array(logps) + noise).tolist()
         return replace(self, ref_chosen=ref[: len(self)], ref_rejected=ref[len(self) :])
@@ -71,7 +72,7 @@ class Pairs:
 def make_pairs(
     model: str, count: int, median: int, longest: int, share: int = 1, prompts: str = "builtin"
 ) -> Pairs:
-    """Human-written text for SmolLM2, random ids for random weights; reference log-probs of 0.
+    """Pairs of text for SmolLM2, of random ids for random weights; reference log-probs of 0.
 
     `share`: pairs of one prompt; `prompts`: SmolLM2's, as data.prompts.
     """
@@ -89,7 +90,7 @@ def text_pairs(
     share: int = 1,
     prompts_from: str = "builtin",
 ) -> Pairs:
-    """Real prompts (data.prompts); the responses are human-written text, cut at seeded lengths.
+    """Pairs of real prompts (data.prompts) and human-written responses, cut at seeded lengths.
 
     `share`: pairs of one prompt.
     """
@@ -105,7 +106,7 @@ def text_pairs(
 
 
 def random_pairs(vocab: int, count: int, median: int, longest: int, share: int = 1) -> Pairs:
-    """Random ids, for models with random weights; prompts half as long as responses.
+    """Pairs of random ids, for models with random weights; prompts half as long as responses.
 
     `share`: pairs of one prompt.
     """
@@ -133,7 +134,7 @@ def _lengths(rng: np.random.Generator, count: int, median: int, longest: int) ->
 
 @torch.no_grad()
 def plain_logps(model: Any, pairs: Pairs) -> list[float]:
-    """Sums over each response, one sequence at a time in plain torch: chosen, then rejected."""
+    """Summed log-probs of each response (chosen, then rejected), one at a time in plain torch."""
     found = []
     for prompts, responses in ((pairs.prompts, pairs.chosen), (pairs.prompts, pairs.rejected)):
         for prompt, response in zip(prompts, responses, strict=True):

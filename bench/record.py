@@ -121,14 +121,14 @@ def place(record: Record, suffix: str, results: Path | None = None) -> Path:
 
 
 def write(record: Record, out: Path) -> None:
-    """To `out`, or to the standing place (AUTO)."""
+    """Write it to `out`, or to the standing place (AUTO)."""
     out = _standing(record, ".json") if out is AUTO else out
     out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"record: {_shown(out)}")
 
 
 def write_picture(record: Record, png: bytes, out: Path) -> None:
-    """To `out`, or to the standing place (AUTO)."""
+    """Write it to `out`, or to the standing place (AUTO)."""
     out = _standing(record, ".png") if out is AUTO else out
     out.write_bytes(png)
     print(f"plot: {_shown(out)}")

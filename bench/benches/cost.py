@@ -102,7 +102,7 @@ def _sizes(name: str, load: Load) -> tuple[int, int, int]:
 
 
 def held_at_peak(name: str, load: Load, dtype: torch.dtype, cuda: bool) -> dict[str, float]:
-    """Bytes at the peak, by what holds them."""
+    """Bytes held at the peak, by what holds them."""
     shape = MODELS[name]
     mode = Mode(
         dtype=str(dtype).removeprefix("torch."),
@@ -117,7 +117,7 @@ def held_at_peak(name: str, load: Load, dtype: torch.dtype, cuda: bool) -> dict[
 
 
 def communication(machine: Machine, weights: float, devices: int, nodes: int) -> Row:
-    """Sharded weights: gathered for the forward and the backward pass, gradients scattered."""
+    """A row: sharded weights gathered for either pass, gradients scattered."""
     moved = 3 * weights * (devices - 1) / devices
     rate = machine.network if nodes > 1 else machine.link
     seconds = moved / rate
@@ -147,7 +147,7 @@ def _measured_load(measured: Record) -> Load:
 
 
 def _measured(found: Record | None) -> dict[str, Any] | None:
-    """What was measured of the same step, and where."""
+    """Time and memory that a record of the same step holds, and where they were measured."""
     ours = next((r for r in found["rows"] if r["name"] == OURS), None) if found else None
     if not found or not ours or "seconds" not in ours:
         return None
@@ -184,7 +184,7 @@ def show(found: Record) -> None:
 
 
 def markdown(found: Record, tokens: int) -> str:
-    """The same in a document."""
+    """The prediction as a section of a document."""
     shape, measured = found["shape"], found["measured"]
     parts: list[str | Rows] = [
         f"A step of {found['model']} on {shape['devices']} × {found['machine']['name']}, "
@@ -219,7 +219,7 @@ def part_rows(found: Record) -> Rows:
 
 
 def memory_rows(found: Record) -> Rows:
-    """A row for each that holds memory at the peak."""
+    """A row for each thing that holds memory at the peak."""
     rows = [[name, gib(size)] for name, size in found["memory"].items()]
     return ["what", "GiB"], [*rows, ["peak", gib(found["peak"])]]
 

@@ -113,7 +113,7 @@ def measure(
 
 
 def floors(p: Problem, passes: int) -> dict[str, Callable[[], None]]:
-    """The plain products that none can do without, in both layouts of the logits."""
+    """The plain products that none can do without, a job for each layout of the logits."""
     tokens, vocab = len(p.target), p.weight.shape[0]
     buffer = torch.empty(tokens * vocab, dtype=p.hidden.dtype, device=p.hidden.device)
     rows, columns = buffer.view(tokens, vocab), buffer.view(vocab, tokens)
@@ -136,9 +136,9 @@ def floors(p: Problem, passes: int) -> dict[str, Callable[[], None]]:
 def warm(
     entries: list[tuple[Row, Job]], device: torch.device
 ) -> tuple[list[tuple[Row, Job]], list[Row]]:
-    """Run each (twice on a GPU, where the first run compiles); the fastest variant of each name.
+    """The fastest variant of each name, after one run (two on a GPU: the first compiles); failures.
 
-    The other variants' times go into the row as `variants`. Failures are rows that say why.
+    The other variants' times go into the row as `variants`; failures are rows that say why.
     """
     clock, failed = Clock(device), []
     best: dict[str, tuple[float, Row, Job]] = {}
@@ -174,7 +174,7 @@ def show(found: Record) -> None:
 
 
 def markdown(found: Record, tokens: int) -> str:
-    """The contenders in a document, at that number of tokens or at each."""
+    """The contenders as a section of a document, at that number of tokens or at each."""
     sizes = _sizes(found)
     if tokens and tokens not in sizes:
         raise InputError(f"the newest head record has {sizes} tokens, not {tokens}")
@@ -187,7 +187,7 @@ def markdown(found: Record, tokens: int) -> str:
 
 
 def _sizes(found: Record) -> list[int]:
-    """Its numbers of tokens."""
+    """The numbers of tokens in a record."""
     return list(dict.fromkeys(r["tokens"] for r in found["rows"] if "tokens" in r))
 
 
@@ -209,7 +209,7 @@ def head_rows(found: Record, tokens: int) -> Rows:
 
 
 def draw(found: Record) -> bytes:
-    """A bar a contender, a panel a number of tokens."""
+    """A picture: a bar a contender, a panel a number of tokens."""
     shape, device = found["shape"], found["device"]
     kind = "forward" if found["bench"] == FORWARD else "forward + backward"
 

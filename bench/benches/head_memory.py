@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -36,7 +35,7 @@ QUIET_HEAP = {  # glibc gives freed memory back at once, so the resident set is 
 
 @dataclass(frozen=True)
 class Spec:
-    """One measurement."""
+    """One measurement; it pickles, so that a process of its own can make it."""
 
     family: str
     name: str
@@ -84,8 +83,8 @@ def run(args: argparse.Namespace) -> Record:
     return record.new("memory", size.device, shape=size.text(), rows=rows)
 
 
-def extra(wanted: Spec) -> dict[str, Any]:
-    """{"extra_bytes"}: the peak less what was in use before and the gradients; or {"why"}."""
+def extra(wanted: Spec) -> Row:
+    """{"extra_bytes"}: the peak beyond what was held before and the gradients; or {"why"}."""
     if torch.device(wanted.device).type == "cuda":
         try:
             return {"extra_bytes": measure(wanted)}
@@ -123,7 +122,7 @@ def show(found: Record) -> None:
 
 
 def markdown(found: Record, tokens: int) -> str:
-    """The same in a document."""
+    """Extra memory as a section of a document."""
     return section(found, memory_rows(found))
 
 
@@ -138,7 +137,7 @@ def memory_rows(found: Record) -> Rows:
 
 
 def draw(found: Record) -> bytes:
-    """Lines of the leanest variants against tokens, or bars of all where there is one size."""
+    """A picture: lines of the leanest variants against tokens, or bars of all at one size."""
     rows = [r for r in found["rows"] if "extra_bytes" in r]
     if len({r["tokens"] for r in rows}) > 1:
         rows = [row for variant in leanest(rows) for row in variant]
@@ -148,7 +147,7 @@ def draw(found: Record) -> bytes:
 
 
 def leanest(rows: list[Row]) -> list[list[Row]]:
-    """What was measured of each contender's variant that is leanest at the most tokens."""
+    """The rows of each contender's variant that is leanest at the most tokens; leanest first."""
     measured = [r for r in rows if "extra_bytes" in r]
     best: dict[str, Row] = {}
     for r in sorted(measured, key=lambda r: (-r["tokens"], r["extra_bytes"])):

@@ -51,7 +51,7 @@ def show(found: Record) -> None:
 
 
 def markdown(found: Record, tokens: int) -> str:
-    """The same in a document."""
+    """The kernels as a section of a document."""
     return section(found, kernel_rows(found))
 
 

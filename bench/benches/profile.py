@@ -110,6 +110,7 @@ def _finish(prof: profile, args: argparse.Namespace) -> tuple[list[Any], float]:
 
 
 def _head(args: argparse.Namespace, dtype: torch.dtype) -> tuple[list[Any], float, dict[str, Any]]:
+    """Events, seconds and shape of the loss alone."""
     tokens, size = options.default(args, "tokens", 1024, 8192), options.size(args)
     p = size.problem(tokens)
     contender = Contender(ours.NAME, ours.loss)
@@ -125,6 +126,7 @@ def _head(args: argparse.Namespace, dtype: torch.dtype) -> tuple[list[Any], floa
 
 
 def _step(args: argparse.Namespace, dtype: torch.dtype) -> tuple[list[Any], float, dict[str, Any]]:
+    """Events, seconds and shape of a whole step."""
     cuda = args.device.type == "cuda"
     name = options.default(args, "model", SMOLLM2, "llama3-8b")
     count, median = (
@@ -154,7 +156,7 @@ def show(found: Record) -> None:
 
 
 def markdown(found: Record, tokens: int) -> str:
-    """The breakdown in a document."""
+    """The breakdown as a section of a document."""
     return section(found, breakdown_rows(found))
 
 
@@ -186,7 +188,7 @@ def operator_rows(found: Record) -> Rows:
 
 
 def draw(found: Record) -> bytes:
-    """The operators under the machine's roofs."""
+    """A picture: the operators under the machine's roofs."""
     title = f"Roofline: {found['bench'].removeprefix('profile-')}, {found['device']['name']}"
     return plots.roofline(found["rows"], found["roofs"], found["wall"], title)
 

@@ -69,7 +69,7 @@ def fits(rows: list[Row]) -> dict[str, dict[str, float]]:
 
 
 def exponent(tokens: list[int], values: list[float]) -> float:
-    """a of values ∝ tokensᵃ."""
+    """The a of values ∝ tokensᵃ."""
     return float(np.polyfit(np.log(tokens), np.log(values), 1)[0])
 
 
@@ -80,7 +80,7 @@ def show(found: Record) -> None:
 
 
 def markdown(found: Record, tokens: int) -> str:
-    """The same in a document."""
+    """Times, memory and exponents as a section of a document."""
     return section(found, scaling_rows(found))
 
 
@@ -106,7 +106,7 @@ def scaling_rows(found: Record) -> Rows:
 
 
 def draw(found: Record) -> bytes:
-    """Time and extra memory against tokens."""
+    """A picture: time and extra memory against tokens."""
     time, extra = (
         {name: fit[k] for name, fit in found["fits"].items() if k in fit}
         for k in ("time", "memory")

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> Record:
 
 
 def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> list[Row]:
-    """A row each; who fails, or disagrees with the plain loop, gets no time."""
+    """A row a trainer; who fails, or disagrees with the plain loop, gets no time."""
     together = torch.device(setting.device).type == "cpu"
     first = Isolated(serve, setting)
     try:
@@ -136,7 +136,10 @@ def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> li
 def begin(
     setting: Setting, pairs: Pairs, name: str, spare: list[Isolated]
 ) -> tuple[Row, Isolated | None]:
-    """The first step, which makes AdamW's state; smaller micro-batches where memory is short."""
+    """The row of a trainer's first step, and its process; None and why in the row if it failed.
+
+    That step makes AdamW's state. Where memory is short, micro-batches get smaller.
+    """
     micro, why = len(pairs), ""
     if setting.device != "cpu":
         micro = min(micro, FIRST_MICRO.get(name, micro))
@@ -159,7 +162,7 @@ def begin(
 def take_turns(
     running: dict[str, Isolated], rows: dict[str, Row], repeat: int, advance: Any
 ) -> None:
-    """`repeat` steps of each that runs, by turns; then they end."""
+    """Let each that runs take `repeat` steps by turns, add them to its row, and end it."""
     steps: dict[str, list[Row]] = {name: [] for name in running}
     for _ in range(repeat):
         for name, worker in list(running.items()):
@@ -177,7 +180,7 @@ def take_turns(
 
 
 def agree(rows: dict[str, Row], tolerance: float) -> None:
-    """Who is not at the first one's loss and gradient norm loses the time; the first is plain."""
+    """Take the time from rows that are not at the first one's loss and norm; the first is plain."""
     known = [row for row in rows.values() if "first" in row]
     if not known:
         return
@@ -208,7 +211,7 @@ def show(found: Record) -> None:
 
 
 def markdown(found: Record, tokens: int) -> str:
-    """The trainers in a document."""
+    """The trainers as a section of a document."""
     shape = found["shape"]
     what = (
         f"{found['model']}, {shape['pairs']} pairs, {shape['distinct_tokens']} distinct tokens "
@@ -238,7 +241,7 @@ def step_rows(found: Record) -> Rows:
 
 
 def draw(found: Record) -> bytes:
-    """A bar a trainer."""
+    """A picture: a bar a trainer."""
     shape, device = found["shape"], found["device"]
     title = (
         f"One training step of {found['model']}, {shape['distinct_tokens']} tokens, "

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> Record:
 
 
 def measure(case: Case, dtype: torch.dtype, device: torch.device) -> Row:
-    """Predicted and measured bytes at the peak of the second step."""
+    """A row: predicted and measured bytes at the peak of the second step."""
     shape, cuda = SIZES[case.size], device.type == "cuda"
     config = _config(case, shape, dtype, cuda)
     mode = mode_of(config, shape.layers)
@@ -133,7 +133,7 @@ def _config(case: Case, shape: Shape, dtype: torch.dtype, cuda: bool) -> Config:
 def _trainer_step(
     case: Case, config: Config, shape: Shape, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], Any]:
-    """The trainer's second step: the first made the moments."""
+    """What takes the trainer's second step: the first made the moments."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -174,7 +174,7 @@ def show(found: Record) -> None:
 
 
 def markdown(found: Record, tokens: int) -> str:
-    """The same in a document."""
+    """Predicted and measured peaks as a section of a document."""
     return section(found, peak_rows(found))
 
 

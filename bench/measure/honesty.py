@@ -18,7 +18,7 @@ NAMES = ("loss", "dhidden", "dweight")
 
 
 def solve(contender: Contender, p: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, dhidden, dweight."""
+    """The loss, dhidden and dweight of a contender."""
     leaves = p.leaves(dtype)
     loss = contender.loss(p, leaves)
     dhidden, dweight = torch.autograd.grad(loss, leaves)

@@ -29,7 +29,7 @@ class Parent:
         self._pipe = pipe
 
     def hear(self) -> Any:
-        """The next message. Where no more can come, the process ends."""
+        """The next message. If the parent is gone, the process ends."""
         try:
             return self._pipe.recv()
         except EOFError:
@@ -75,7 +75,7 @@ class Isolated:
         return answer
 
     def end(self) -> None:
-        """Free its memory: it leaves as soon as it finds the pipe closed."""
+        """End it and free its memory: it leaves as soon as it finds the pipe closed."""
         self._pipe.close()
         self._process.join(timeout=30)
         if self._process.is_alive():

@@ -27,7 +27,7 @@ FAMILIES: dict[str, Family] = {  # the first is always there
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
-    """The families that --peers names, ours first. ValueError for an unknown one."""
+    """The families that --peers names, ours first. InputError for an unknown one."""
     if names is None:
         return list(FAMILIES)
     for name in names:
@@ -39,7 +39,7 @@ def chosen(names: Sequence[str] | None) -> list[str]:
 
 
 def contenders(families: Sequence[str], size: Size) -> list[Contender | Missing]:
-    """All of those families; one that can't be imported is a Missing that says why."""
+    """The contenders of those families; one that can't be imported is a Missing that says why."""
     found: list[Contender | Missing] = []
     for family in families:
         try:

@@ -16,12 +16,12 @@ CHUNKS = (256, 1024)  # tokens whose logits are alive at a time
 
 
 def full(size: Size) -> Iterator[Contender]:
-    """Eager, full logits."""
+    """The contender with full logits, eager."""
     yield Contender("plain torch, full logits", plain_loss, bounded=False)
 
 
 def compiled(size: Size) -> Iterator[Contender]:
-    """The same through torch.compile."""
+    """The contender with full logits, through torch.compile."""
     logps = torch.compile(token_logps)
 
     def compiled_loss(p: Problem, leaves: Leaves) -> Tensor:
@@ -31,7 +31,7 @@ def compiled(size: Size) -> Iterator[Contender]:
 
 
 def checkpointed(size: Size) -> Iterator[Contender]:
-    """Chunks of tokens whose logits the backward pass computes anew, as verl's torch path does."""
+    """Contenders whose backward pass computes the logits of a chunk anew, as verl's torch path."""
 
     def chunked(p: Problem, leaves: Leaves, tokens: int) -> Tensor:
         hidden, weight = leaves

@@ -13,7 +13,7 @@ NAME = "QuACK chunked linear CE"
 
 
 def contenders(size: Size) -> Iterator[Contender | Missing]:
-    """It only sums or averages over tokens, so it is asked for the mean cross-entropy."""
+    """The contender, asked for the mean cross-entropy: it only sums or averages over tokens."""
     if not size.cuda:
         yield Missing(NAME, "CuTe kernels: needs CUDA")
         return

@@ -16,7 +16,7 @@ NAME = "TRL ChunkedLogProbFunction"
 
 
 def contenders(size: Size) -> Iterator[Contender]:
-    """Per-token log-probs in tiles of the vocabulary, DPO on top; log-probs alone are asked for."""
+    """Contenders by log-probs in tiles of the vocabulary, DPO on top; nothing else is asked for."""
     from trl.kernels import ChunkedLogProbFunction
 
     def loss(p: Problem, leaves: Leaves, chunk: int) -> Tensor:

@@ -11,7 +11,7 @@ from bench.problem import Leaves, Problem, Size
 
 
 def contenders(size: Size) -> Iterator[Contender | Missing]:
-    """Both give per-token log-probs (and the entropy, always); DPO on top."""
+    """Contenders by per-token log-probs (and the entropy, always), DPO on top."""
     from verl.utils.experimental.torch_functional import FusedLinearForPPOFunction
 
     def chunked(p: Problem, leaves: Leaves) -> Tensor:

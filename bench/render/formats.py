@@ -30,7 +30,7 @@ def mib(count: float) -> str:
 
 
 def full_name(row: Row) -> str:
-    """Name, fastest variant, what is special about it."""
+    """A contender's name, fastest variant, and what is special about it."""
     marks = []
     if row.get("objective", DPO) != DPO:
         marks.append(row["objective"])

@@ -20,7 +20,7 @@ POINTS = 8  # operators of a roofline, the longest
 
 
 def bars(rows: list[Row], title: Callable[[int], str]) -> bytes:
-    """A bar a timed row, fastest on top, with its quartiles; the floor as a line.
+    """A picture: a bar a timed row, fastest on top, with its quartiles; the floor as a line.
 
     A panel for each number of tokens, with its own title (of 0, if the rows tell none).
     """
@@ -61,7 +61,7 @@ def _times(axes: Axes, rows: list[Row]) -> None:
 
 
 def amounts(rows: list[Row], value: Callable[[Row], float], title: str, unit: str) -> bytes:
-    """A bar a row, the least on top."""
+    """A picture: a bar a row, the least on top."""
     rows = sorted(rows, key=value, reverse=True)
     figure = new_figure(LIGHT, 0.9 + 0.3 * len(rows))
     axes = figure.subplots()
@@ -73,7 +73,7 @@ def amounts(rows: list[Row], value: Callable[[Row], float], title: str, unit: st
 
 
 def _named_bars(axes: Axes, rows: list[Row], values: np.ndarray, **more: Any) -> None:
-    """Bars from the bottom up: ours in colour, inexact ones pale."""
+    """Draw bars from the bottom up: ours in colour, inexact ones pale."""
     places = np.arange(len(rows))
     colours = [LIGHT.colours[0] if r["name"].startswith(OURS) else LIGHT.muted for r in rows]
     for bar, r in zip(axes.barh(places, values, 0.62, color=colours, **more), rows, strict=True):
@@ -93,7 +93,7 @@ class Panel:
 
 
 def lines(rows: list[Row], panels: Sequence[Panel]) -> bytes:
-    """A line a name against tokens, panels side by side."""
+    """A picture: a line a name against tokens, panels side by side."""
     figure = new_figure(LIGHT, 4.4)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _lines(axes, rows, panel)
@@ -142,7 +142,7 @@ def _token_axis(axes: Axes, rows: list[Row]) -> None:
 
 
 def roofline(rows: list[Row], roofs: dict[str, float], wall: float, title: str) -> bytes:
-    """Operators by FLOP per byte and achieved rate, under the roofs measured in the same run.
+    """A picture: operators by FLOP per byte and achieved rate, under roofs of the same run.
 
     The longer one's share of `wall`, the larger its dot.
     """

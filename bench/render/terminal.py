@@ -10,7 +10,7 @@ from comal_fast.system.terminal import console
 
 
 def table(title: str, rows: Rows) -> None:
-    """Print it; the first column to the left."""
+    """Print a table; the first column to the left."""
     columns, cells = rows
     shown = Table(title=title, title_justify="left")
     for i, column in enumerate(columns):
