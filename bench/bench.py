@@ -13,7 +13,10 @@ from bench.record import Record
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a bench in `bench all`; of all calls on a kind of device the first come first."""
+    """One call of a bench in `bench all`, which adds --device, --json and --plot.
+
+    Of all calls on a kind of device those of the lowest order come first.
+    """
 
     device: str  # cpu or cuda
     order: int

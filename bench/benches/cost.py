@@ -168,7 +168,7 @@ def show(found: Record) -> None:
         f"{machine['name']}, {sum(found['shape']['lengths'])} tokens; rates: {machine['source']}"
     )
     terminal.table(title, part_rows(found))
-    terminal.table("Predicted memory of a device", memory_rows(found))
+    terminal.table("Predicted memory of a device", held_rows(found))
     if not found["fits"]:
         terminal.note(f"does not fit {machine['memory'] / 2**30:.0f} GiB")
     measured = found["measured"]
@@ -191,7 +191,7 @@ def markdown(found: Record, tokens: int) -> str:
         f"{sum(shape['lengths'])} tokens{', extrapolated' if found['extrapolated'] else ''}; "
         f"rates: {found['machine']['source']}.",
         part_rows(found),
-        memory_rows(found),
+        held_rows(found),
     ]
     if measured:
         wrong = found["seconds"] / measured["seconds"] - 1, found["peak"] / measured["peak"] - 1
@@ -218,7 +218,7 @@ def part_rows(found: Record) -> Rows:
     return ["part", "TFLOP", "GB", "s", "bound by"], rows
 
 
-def memory_rows(found: Record) -> Rows:
+def held_rows(found: Record) -> Rows:
     """A row for each thing that holds memory at the peak."""
     rows = [[name, gib(size)] for name, size in found["memory"].items()]
     return ["what", "GiB"], [*rows, ["peak", gib(found["peak"])]]

@@ -15,7 +15,7 @@ from bench import options, record
 from bench.bench import Bench, Call
 from bench.contender import Contender, Missing
 from bench.measure.honesty import solve
-from bench.measure.isolated import Failed, call
+from bench.measure.isolated import Failed, run_isolated
 from bench.peers import FAMILIES, chosen, contenders
 from bench.problem import Size
 from bench.record import Record, Row, reason
@@ -93,7 +93,7 @@ def extra(wanted: Spec) -> Row:
         finally:
             torch.cuda.empty_cache()
     try:
-        return {"extra_bytes": call(measure, wanted, environment=QUIET_HEAP)}
+        return {"extra_bytes": run_isolated(measure, wanted, environment=QUIET_HEAP)}
     except Failed as error:
         return {"why": str(error)}
 

@@ -83,11 +83,11 @@ class Isolated:
             self._process.join()
 
     def _death(self) -> Failed:
-        self._process.join()
+        self.end()
         return Failed(f"its process died ({cause(self._process.exitcode)}); out of memory?")
 
 
-def call(
+def run_isolated(
     work: Callable[..., Any], *arguments: Any, environment: Mapping[str, str] | None = None
 ) -> Any:
     """What `work(*arguments)` returns in a process of its own. Raises Failed."""
