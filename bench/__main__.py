@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from bench import run_all
-from bench.benches import cost, head, head_memory, kernels, profile, scaling, step, step_memory
+from bench import documents, run_all
+from bench.benches import discover
 from bench.options import Parser
-from bench.render import documents
 from comal_fast.errors import InputError
 from comal_fast.system.terminal import quiet_libraries
 
@@ -16,20 +15,11 @@ from comal_fast.system.terminal import quiet_libraries
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0, or 2 with one line on bad input."""
     parser = Parser(prog="python -m bench", description=__doc__)
-    benches = parser.add_subparsers(required=True, metavar="BENCH", parser_class=Parser)
-    for bench in (
-        head,
-        step,
-        head_memory,
-        step_memory,
-        scaling,
-        profile,
-        kernels,
-        cost,
-        documents,
-        run_all,
-    ):
-        bench.register(benches)
+    verbs = parser.add_subparsers(required=True, metavar="BENCH", parser_class=Parser)
+    for bench in discover():
+        bench.register(verbs)
+    documents.register(verbs)
+    run_all.register(verbs)
     args = parser.parse_args(argv)
     quiet_libraries()
     try:

@@ -10,8 +10,6 @@ from torch import Tensor
 from comal_fast.plan.shapes import KNOWN, Shape
 
 SMOLLM2 = "smollm2-135m"
-
-
 MODELS = {
     "tiny": Shape(2, 64, 128, 4, 2, 16, 512, True),  # to try a bench out
     SMOLLM2: KNOWN[SMOLLM2],
@@ -60,7 +58,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def prompt_text_ids(tokenizer: Any, rows: int, length: int) -> Tensor:  # (rows, length) int64
-    """Human-written text, the built-in prompts run together, cut into rows; repeated if short."""
+    """Ids of human-written text: the built-in prompts run together, repeated, cut into rows."""
     from comal_fast.config.schema import DataConfig
     from comal_fast.data.prompts import load_prompts
 

@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N`, if it is there."""
+    """The device called `auto`, `cpu`, `cuda` or `cuda:N`, if it is there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -108,6 +108,6 @@ def default(args: argparse.Namespace, name: str, cpu: Any, cuda: Any) -> Any:
 
 
 def size(args: argparse.Namespace) -> Size:
-    """--hidden, --vocab, --dtype: SmolLM2's head on a CPU, Llama 3's on a GPU."""
+    """The head of --hidden, --vocab, --dtype: SmolLM2's head on a CPU, Llama 3's on a GPU."""
     hidden, vocab = default(args, "hidden", 576, 4096), default(args, "vocab", 49152, 128256)
     return Size(hidden, vocab, dtype(args), args.device)

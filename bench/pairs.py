@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.models import MODELS, SMOLLM2, load_smollm2_tokenizer, prompt_text_ids
+
 SPREAD = 0.7  # σ of the log-normal response lengths; 0.94 in HH-RLHF's harmless pairs
 NOISE = 3.0  # nats between the policy's log-probs and the cached reference's
 
@@ -45,25 +47,39 @@ class Pairs:
 
     @property
     def distinct_tokens(self) -> int:
-        """Each prompt and each response once: what there is to learn from."""
+        """Tokens of each prompt and each response once: what there is to learn from."""
         return sum(self.lengths)
 
     @property
     def response_tokens(self) -> int:
-        """What the head must see."""
+        """Tokens of all responses: what the head must see."""
         return sum(len(ids) for column in (self.chosen, self.rejected) for ids in column)
 
     @property
     def padded_tokens(self) -> int:
-        """Of one padded batch of all, prompts repeated."""
+        """Tokens of one padded batch of all, prompts repeated."""
         lengths = [len(p) + len(r) for p, r in self.sequences]
         return len(lengths) * max(lengths)
 
     def with_reference(self, logps: list[float]) -> Pairs:
-        """Reference log-probs near `logps` (chosen, then rejected): the loss is not just log 2."""
+        """The same pairs with reference log-probs near `logps` (chosen, then rejected)."""
+        # at equal log-probs the loss would just be log 2
         noise = np.random.default_rng(0).normal(0, NOISE, len(logps))
         ref = (np.array(logps) + noise).tolist()
         return replace(self, ref_chosen=ref[: len(self)], ref_rejected=ref[len(self) :])
+
+
+def make_pairs(
+    model: str, count: int, median: int, longest: int, share: int = 1, prompts: str = "builtin"
+) -> Pairs:
+    """Pairs of text for SmolLM2, of random ids for random weights; reference log-probs of 0.
+
+    `share`: pairs of one prompt; `prompts`: SmolLM2's, as data.prompts.
+    """
+    if model == SMOLLM2:
+        tokenizer = load_smollm2_tokenizer()
+        return text_pairs(tokenizer, count, median, longest, share, prompts)
+    return random_pairs(MODELS[model].vocab, count, median, longest, share)
 
 
 def text_pairs(
@@ -74,11 +90,10 @@ def text_pairs(
     share: int = 1,
     prompts_from: str = "builtin",
 ) -> Pairs:
-    """Real prompts (data.prompts); the responses are human-written text, cut at seeded lengths.
+    """Pairs of real prompts (data.prompts) and human-written responses, cut at seeded lengths.
 
     `share`: pairs of one prompt.
     """
-    from bench.models import prompt_text_ids
     from comal_fast.config.schema import DataConfig
     from comal_fast.data.prompts import load_prompts
     from comal_fast.data.tokenize import tokenize_prompts
@@ -91,7 +106,7 @@ def text_pairs(
 
 
 def random_pairs(vocab: int, count: int, median: int, longest: int, share: int = 1) -> Pairs:
-    """Random ids, for models with random weights; prompts half as long as responses.
+    """Pairs of random ids, for models with random weights; prompts half as long as responses.
 
     `share`: pairs of one prompt.
     """
@@ -119,7 +134,7 @@ def _lengths(rng: np.random.Generator, count: int, median: int, longest: int) ->
 
 @torch.no_grad()
 def plain_logps(model: Any, pairs: Pairs) -> list[float]:
-    """Sums over each response, one sequence at a time in plain torch: chosen, then rejected."""
+    """Summed log-probs of each response (chosen, then rejected), one at a time in plain torch."""
     found = []
     for prompts, responses in ((pairs.prompts, pairs.chosen), (pairs.prompts, pairs.rejected)):
         for prompt, response in zip(prompts, responses, strict=True):

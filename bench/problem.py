@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.models import MODELS, SMOLLM2, load_smollm2, load_smollm2_tokenizer, prompt_text_ids
 from comal_fast.errors import InputError
 
 RESPONSE = 64  # tokens of a response
@@ -37,7 +38,7 @@ class Problem:
         return -torch.nn.functional.logsigmoid(self.beta * (rewards[::2] - rewards[1::2])).mean()
 
     def reference_free_dpo(self, logp: Tensor) -> Tensor:  # (T,) → ()
-        """The same with reference log-probs of zero: the same products."""
+        """The DPO loss with reference log-probs of zero: the same products."""
         return replace(self, ref_logp=torch.zeros_like(self.ref_logp)).dpo(logp)
 
     def cross_entropy(self, logp: Tensor) -> Tensor:  # (T,) → ()
@@ -54,10 +55,22 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def token_logps(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """(n, H), (V, H), (n,) → (n,): float32 logits (float64 of float64), then log-softmax."""
+    logits = hidden @ weight.t()
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return -torch.nn.functional.cross_entropy(logits, target, reduction="none")
+
+
+def plain_loss(p: Problem, leaves: Leaves, objective: str = DPO) -> Tensor:
+    """The loss by full logits: with float64 leaves, what all contenders are checked against."""
+    return OBJECTIVES[objective](p, token_logps(*leaves, p.target))
+
+
 def random_problem(
     tokens: int, hidden: int, vocab: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
-    """Seeded random tensors at the scale of a trained model's: logits of standard deviation ~2."""
+    """A problem of seeded random tensors, at a trained model's scale: logits of deviation ~2."""
     _check_tokens(tokens)
     seeded: Any = {"generator": torch.Generator(device).manual_seed(0), "device": device}
     return _assemble(
@@ -72,7 +85,7 @@ def random_problem(
 def peaked_problem(
     tokens: int, hidden: int, vocab: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
-    """Synthetic, with a trained model's peaked softmax where no trained model is at hand.
+    """A synthetic problem with a trained model's peaked softmax, where none is at hand.
 
     Words follow Zipf's law through one coordinate, and each state leans towards its target's row.
     """
@@ -91,9 +104,7 @@ def peaked_problem(
 def smollm2_problem(
     tokens: int, hidden: int, vocab: int, dtype: torch.dtype, device: torch.device
 ) -> Problem:
-    """SmolLM2-135M's states and head on human-written text, cut into pieces of RESPONSE tokens."""
-    from bench.models import MODELS, SMOLLM2, load_smollm2, load_smollm2_tokenizer, prompt_text_ids
-
+    """A problem of SmolLM2-135M's head and states on text cut into pieces of RESPONSE tokens."""
     size = MODELS[SMOLLM2]
     if (hidden, vocab) != (size.hidden, size.vocab):
         raise InputError(
@@ -123,7 +134,7 @@ class Size:
         return self.device.type == "cuda"
 
     def problem(self, tokens: int, data: str = "random") -> Problem:
-        """One of DATA. ValueError for a number of tokens that is no whole number of pairs."""
+        """A problem of DATA. InputError for a number of tokens that is no whole number of pairs."""
         return DATA[data](tokens, self.hidden, self.vocab, self.dtype, self.device)
 
     def text(self) -> dict[str, Any]:

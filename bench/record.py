@@ -1,13 +1,12 @@
 """One schema for every result: what ran, on what, in which versions, from which commit.
 
 {"schema": 1, "bench", "date", "command", "commit", "device", "versions", "shape", "rows", …}:
-`shape` names the sizes and dtypes, `rows` one entry a contender (or part), times in seconds, sizes
-in bytes. A row without a time says why in `why`.
+`bench` is one of the bench's `records`, `shape` names the sizes and dtypes, `rows` one entry a
+contender (or part), times in seconds, sizes in bytes. A row without a time says why in `why`.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import os
@@ -33,30 +32,41 @@ PACKAGES = (
     "verl", "flash-attn", "nvidia-cutlass-dsl",
 )  # fmt: skip
 Record = dict[str, Any]
+Row = dict[str, Any]  # one of a record's `rows`
 
 
-def environment(device: torch.device) -> Record:
-    """Device, versions, commit, command and date."""
+def new(bench: str, device: torch.device, **content: Any) -> Record:
+    """A record of `content`, with device, versions, commit, command and date."""
     return {
+        "bench": bench,
         "schema": SCHEMA,
         "date": datetime.date.today().isoformat(),
         "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
         "commit": _commit(),
         "device": describe(device),
         "versions": {name: found for name in PACKAGES if (found := installed(name))},
+        **content,
     }
 
 
+def reason(error: BaseException) -> str:
+    """An exception in one line: the `why` of a row without a time."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+
+
 def installed(package: str) -> str | None:
-    """Its version, or None."""
+    """The version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def describe(device: torch.device) -> Record:
-    """Name, folder of its results, memory in bytes, threads or multiprocessors."""
+def describe(device: torch.device) -> dict[str, Any]:
+    """A device's name, folder of its results, memory in bytes, threads or multiprocessors."""
     if device.type == "cuda":
         found = torch.cuda.get_device_properties(device)
         name = found.name
@@ -105,37 +115,27 @@ def _commit() -> str | None:
 
 
 def place(record: Record, suffix: str, results: Path | None = None) -> Path:
-    """bench/results/<device>/<date>-<bench><suffix>."""
+    """The standing place: bench/results/<device>/<date>-<bench><suffix>."""
     folder = (results or RESULTS) / record["device"]["folder"]
     return folder / f"{record['date']}-{record['bench']}{suffix}"
 
 
-def write(record: Record, out: Path | None) -> None:
-    """To `out`, to the standing place (AUTO), or nowhere (None)."""
-    if out is None:
-        return
+def write(record: Record, out: Path) -> None:
+    """Write it to `out`, or to the standing place (AUTO)."""
     out = _standing(record, ".json") if out is AUTO else out
     out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"record: {_shown(out)}")
 
 
-def finish(record: Record, args: argparse.Namespace) -> None:
-    """Write the record and the plot where --json and --plot ask for them."""
-    write(record, args.json)
-    if getattr(args, "plot", None):
-        from bench.render import plots
-
-        _save_plot(record, plots.draw(record), args.plot)
-
-
-def _save_plot(record: Record, png: bytes, out: Path) -> None:
+def write_picture(record: Record, png: bytes, out: Path) -> None:
+    """Write it to `out`, or to the standing place (AUTO)."""
     out = _standing(record, ".png") if out is AUTO else out
     out.write_bytes(png)
     print(f"plot: {_shown(out)}")
 
 
 def read(path: Path) -> Record:
-    """A record. ValueError where the file is none of this schema."""
+    """The record in a file. InputError where the file is none of this schema."""
     try:
         record = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:

@@ -9,32 +9,13 @@ import time
 from typing import Any
 
 from bench import options, record
-
-WRITTEN = ["--json", "--plot"]  # to the standing places under bench/results/
-ORDER: dict[str, list[list[str]]] = {  # by device; what matters most comes first
-    "cpu": [
-        ["head", "--tokens", "1024", *WRITTEN],
-        ["step", *WRITTEN],
-        ["scaling", "--tokens", "256", "1024", "2048", *WRITTEN],
-        ["profile", "step", *WRITTEN],
-        ["model", "--json"],
-    ],
-    "cuda": [
-        ["head", "--tokens", "8192", *WRITTEN],
-        ["step", *WRITTEN],
-        ["head", "--tokens", "8192", "--forward-only", *WRITTEN],
-        ["scaling", *WRITTEN],
-        ["profile", "step", "--model", "llama3.2-1b", *WRITTEN],
-        ["profile", "head", *WRITTEN],
-        ["memory", *WRITTEN],
-        ["model", "--json"],
-    ],
-}
+from bench.bench import Bench, Call
+from bench.benches import discover
 
 
-def register(benches: Any) -> None:
+def register(verbs: Any) -> None:
     """Add `all`."""
-    parser = benches.add_parser("all", help="everything, under one limit of time")
+    parser = verbs.add_parser("all", help="everything, under one limit of time")
     options.add(parser, "device")
     parser.add_argument(
         "--minutes", type=options.positive, default=9, help="limit in all; default 9"
@@ -42,14 +23,22 @@ def register(benches: Any) -> None:
     parser.set_defaults(run=run)
 
 
+def calls(device: str) -> list[tuple[Bench, Call]]:
+    """Every call on a kind of device, what matters most first."""
+    found = [(bench, call) for bench in discover() for call in bench.in_all]
+    return sorted((pair for pair in found if pair[1].device == device), key=lambda p: p[1].order)
+
+
 def run(args: argparse.Namespace) -> int:
     """Run them, name what the time does not reach. Status 1 if any failed or was not reached."""
     end, outcome = time.monotonic() + 60 * args.minutes, []
-    for arguments in ORDER[args.device.type]:
-        name = " ".join(a for a in arguments if a not in WRITTEN)
+    for bench, call in calls(args.device.type):
+        name = f"{bench.verb} {call.arguments}".rstrip()
         left, start = end - time.monotonic(), time.monotonic()
         print(f"\n── bench {name}", flush=True)
-        command = [sys.executable, "-m", "bench", *arguments, "--device", str(args.device)]
+        written = ["--json", "--plot"] if bench.draw else ["--json"]  # to the standing places
+        command = [sys.executable, "-m", "bench", *name.split(), *written]
+        command += ["--device", str(args.device)]
         try:
             status = subprocess.run(command, cwd=record.ROOT, timeout=max(1.0, left)).returncode
             said = "done" if status == 0 else f"status {status}"

@@ -5,56 +5,53 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from bench import options, record
+from bench.bench import Bench, Call
+from bench.contender import FLOOR, Contender, Missing
 from bench.measure.honesty import CHECK_TOKENS, Judge, solve, value
-from bench.measure.timing import Clock, Job, interleaved, reason, summary
-from bench.peers import chosen, contenders
-from bench.peers.base import Contender, Missing
+from bench.measure.timing import Clock, Job, interleaved, summary
+from bench.peers import chosen, contenders, ours
 from bench.problem import DATA, Problem
-from bench.render import terminal as show
+from bench.record import Record, Row, reason
+from bench.render import plots, terminal
+from bench.render.formats import Rows, full_name, shape_text, spread
+from bench.render.markdown import section
+from comal_fast.errors import InputError
 from comal_fast.system.allocator import keep_freed_memory
 from comal_fast.system.terminal import progress
 
-FLOOR = "floor"
-Row = dict[str, Any]
+HEAD, FORWARD = "head", "head-forward"  # its records
 
 
-def register(benches: Any) -> None:
-    """Add `head`."""
-    parser = benches.add_parser("head", help="prox loss from hidden states, forward and backward")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of `head`."""
     options.add(parser, "device", "dtype", "tokens", "hidden", "vocab", "repeat", "peers")
-    options.add(parser, "json", "plot")
     parser.add_argument("--data", choices=tuple(DATA), default="random", help="states and head")
     parser.add_argument("--forward-only", action="store_true", help="no gradients")
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Check, time, print; write the records where asked. Status 1 if ours gave a wrong result."""
+def run(args: argparse.Namespace) -> Record:
+    """The contenders whose results are right, with their times; and why others have none."""
     size = options.size(args)
     if not size.cuda:
         keep_freed_memory()  # as training does; for every contender, and it is faster for each
     candidates = contenders(chosen(args.peers), size)
     right, rows = checked(candidates, size.problem(CHECK_TOKENS, args.data), size.dtype)
-    result = {
-        "bench": "head-forward" if args.forward_only else "head",
-        **record.environment(size.device),
-        "shape": size.text(),
-        "data": args.data,
-        "checked_on": {"tokens": CHECK_TOKENS},
-        "rows": rows,
-    }
     repeat = options.default(args, "repeat", 3, 20)
     for tokens in options.default(args, "tokens", [1024], [2048, 8192]):
         p = size.problem(tokens, args.data)
-        result["rows"] += measure(p, right, size.dtype, repeat, args.forward_only)
-    show.head(result)
-    record.finish(result, args)
-    return int(any(row["name"].startswith("comal_kernels") and row.get("why") for row in rows))
+        rows += measure(p, right, size.dtype, repeat, args.forward_only)
+    return record.new(
+        FORWARD if args.forward_only else HEAD,
+        size.device,
+        shape=size.text(),
+        data=args.data,
+        checked_on={"tokens": CHECK_TOKENS},
+        rows=rows,
+    )
 
 
 def checked(
@@ -116,7 +113,7 @@ def measure(
 
 
 def floors(p: Problem, passes: int) -> dict[str, Callable[[], None]]:
-    """The plain products that none can do without, in both layouts of the logits."""
+    """The plain products that none can do without, a job for each layout of the logits."""
     tokens, vocab = len(p.target), p.weight.shape[0]
     buffer = torch.empty(tokens * vocab, dtype=p.hidden.dtype, device=p.hidden.device)
     rows, columns = buffer.view(tokens, vocab), buffer.view(vocab, tokens)
@@ -139,9 +136,9 @@ def floors(p: Problem, passes: int) -> dict[str, Callable[[], None]]:
 def warm(
     entries: list[tuple[Row, Job]], device: torch.device
 ) -> tuple[list[tuple[Row, Job]], list[Row]]:
-    """Run each (twice on a GPU, where the first run compiles); the fastest variant of each name.
+    """The fastest variant of each name, after one run (two on a GPU: the first compiles); failures.
 
-    The other variants' times go into the row as `variants`. Failures are rows that say why.
+    The other variants' times go into the row as `variants`; failures are rows that say why.
     """
     clock, failed = Clock(device), []
     best: dict[str, tuple[float, Row, Job]] = {}
@@ -166,3 +163,81 @@ def warm(
         tried = {"variants": variants[name]} if len(variants[name]) > 1 else {}
         kept.append(({**row, **tried}, job))
     return kept, [row for row in failed if row["name"] not in best]
+
+
+def show(found: Record) -> None:
+    """Print the contenders, fastest first, one table a number of tokens."""
+    for tokens in _sizes(found):
+        title = f"DPO from hidden states: {tokens} tokens, {shape_text(found)}"
+        terminal.table(title, head_rows(found, tokens))
+    terminal.refused(found)
+
+
+def markdown(found: Record, tokens: int) -> str:
+    """The contenders as a section of a document, at that number of tokens or at each."""
+    sizes = _sizes(found)
+    if tokens and tokens not in sizes:
+        raise InputError(f"the newest head record has {sizes} tokens, not {tokens}")
+    parts: list[str | Rows] = []
+    for n in [tokens] if tokens else sizes:
+        what = "forward" if found["bench"] == FORWARD else "forward and backward"
+        parts.append(f"{n} tokens × {shape_text(found)}, {found['data']} data, {what}:")
+        parts.append(head_rows(found, n))
+    return section(found, *parts)
+
+
+def _sizes(found: Record) -> list[int]:
+    """The numbers of tokens in a record."""
+    return list(dict.fromkeys(r["tokens"] for r in found["rows"] if "tokens" in r))
+
+
+def head_rows(found: Record, tokens: int) -> Rows:
+    """A row a contender, fastest first."""
+    timed = [r for r in found["rows"] if r.get("tokens") == tokens and "seconds" in r]
+    timed.sort(key=lambda r: r["seconds"]["median"])
+    unit = "s" if timed[-1]["seconds"]["median"] > 1 else "ms"
+    rows = [
+        [
+            full_name(r),
+            spread(r["seconds"], unit),
+            f"{r['ratio_to_floor']:.2f}",
+            f"{max(r['errors'].values()):.0e}" if "errors" in r else "",
+        ]
+        for r in timed
+    ]
+    return ["contender", f"{unit}, median (quartiles)", "× floor", "largest error"], rows
+
+
+def draw(found: Record) -> bytes:
+    """A picture: a bar a contender, a panel a number of tokens."""
+    shape, device = found["shape"], found["device"]
+    kind = "forward" if found["bench"] == FORWARD else "forward + backward"
+
+    def title(tokens: int) -> str:
+        sizes = f"{tokens} × {shape['hidden']} × {shape['vocab']}"
+        return f"DPO from hidden states, {kind}: {sizes}, {shape['dtype']}, {device['name']}"
+
+    return plots.bars(found["rows"], title)
+
+
+def failed(found: Record) -> bool:
+    """Whether ours gave a wrong result, or none."""
+    return any(r["name"].startswith(ours.NAME) and r.get("why") for r in found["rows"])
+
+
+BENCH = Bench(
+    verb="head",
+    help="prox loss from hidden states, forward and backward",
+    add_options=add_options,
+    run=run,
+    records=(HEAD, FORWARD),
+    show=show,
+    markdown=markdown,
+    draw=draw,
+    failed=failed,
+    in_all=(
+        Call("cpu", 1, "--tokens 1024"),
+        Call("cuda", 1, "--tokens 8192"),
+        Call("cuda", 3, "--tokens 8192 --forward-only"),
+    ),
+)

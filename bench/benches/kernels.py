@@ -3,51 +3,78 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+import torch
 
+from bench import record
+from bench.bench import Bench
+from bench.record import Record
+from bench.render import terminal
+from bench.render.formats import Rows
+from bench.render.markdown import section
 from comal_fast.errors import InputError
+from comal_fast.system.terminal import progress
+
+ARCHITECTURES = (80, 90, 100)
 
 
-def register(benches: Any) -> None:
-    """Add `compile`."""
-    parser = benches.add_parser("compile", help="registers, spills, matrix instructions; no GPU")
-    parser.add_argument("--arch", type=int, choices=(80, 90, 100), default=90)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of `compile`."""
+    parser.add_argument("--arch", type=int, choices=ARCHITECTURES, default=90)
     parser.add_argument("--match", default="", help="only those in which this expression is found")
-    parser.add_argument("--json", type=Path, help="where to write the records")
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Compile, print; write the records where asked. Status 1 if anything spills."""
+def run(args: argparse.Namespace) -> Record:
+    """What the compiler made of each kernel."""
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise InputError("TRITON_INTERPRET=1 is set: interpreted kernels have no machine code")
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"--json {args.json}: no such folder")
     from bench.measure.compiled import cases, measure  # triton loads here, bound to no interpreter
 
     wanted = [c for c in cases(args.arch) if re.search(args.match, f"{c.kernel} {c.config}")]
     if not wanted:
         raise InputError(f"--match {args.match}: no kernel configuration matches")
-    records = [
-        asdict(measure(c, args.arch)) for c in track(wanted, f"compiling for sm_{args.arch}")
+    rows = []
+    with progress(f"compiling for sm_{args.arch}", len(wanted), "kernels") as advance:
+        for case in wanted:
+            rows.append(asdict(measure(case, args.arch)))
+            advance()
+    shape = {"arch": args.arch, "match": args.match}
+    return record.new(f"compile-sm{args.arch}", torch.device("cpu"), shape=shape, rows=rows)
+
+
+def show(found: Record) -> None:
+    """Print a row a kernel."""
+    terminal.table(f"kernels compiled for sm_{found['shape']['arch']}", kernel_rows(found))
+
+
+def markdown(found: Record, tokens: int) -> str:
+    """The kernels as a section of a document."""
+    return section(found, kernel_rows(found))
+
+
+def kernel_rows(found: Record) -> Rows:
+    """A row a kernel and configuration: what it takes of a GPU, and which instructions it has."""
+    columns = ["kernel", "config", "registers", "spill_bytes", "shared_bytes"]
+    rows = [
+        [
+            *(str(r[c]) for c in columns),
+            ", ".join(f"{n} {name}" for name, n in r["matrix_instructions"].items()),
+        ]
+        for r in found["rows"]
     ]
-    table = Table(title=f"kernels compiled for sm_{args.arch}")
-    columns = ("kernel", "config", "registers", "spill_bytes", "shared_bytes")
-    for column in (*columns, "matrix_instructions"):
-        table.add_column(column)
-    for record in records:
-        found = ", ".join(f"{n} {name}" for name, n in record["matrix_instructions"].items())
-        table.add_row(*(str(record[c]) for c in columns), found)
-    Console(highlight=False).print(table)
-    if args.json:
-        args.json.write_text(json.dumps(records, indent=2) + "\n")
-    return int(any(record["spill_bytes"] for record in records))
+    return [*columns, "matrix_instructions"], rows
+
+
+BENCH = Bench(
+    verb="compile",
+    help="registers, spills, matrix instructions; no GPU",
+    add_options=add_options,
+    run=run,
+    records=tuple(f"compile-sm{arch}" for arch in ARCHITECTURES),
+    show=show,
+    markdown=markdown,
+    failed=lambda found: any(r["spill_bytes"] for r in found["rows"]),
+)

@@ -12,25 +12,28 @@ from typing import Any
 
 import torch
 
-from bench import models, options, record
+from bench import options, record
+from bench.bench import Bench, Call
+from bench.measure.isolated import Failed, Isolated
 from bench.measure.timing import summary
-from bench.measure.worker import Failed, Setting, Worker
 from bench.models import MODELS, SMOLLM2
-from bench.pairs import Pairs, random_pairs, text_pairs
-from bench.render import terminal as show
+from bench.pairs import Pairs, make_pairs
+from bench.record import Record, Row
+from bench.render import plots, terminal
+from bench.render.formats import Rows, device_text, gib, spread
+from bench.render.markdown import section
 from bench.trainers import AUTHORS, NAMES, OURS, TRL
+from bench.trainers.worker import Setting, serve
 from comal_fast.errors import InputError
 from comal_fast.system.terminal import progress
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # relative, of loss and norm
 FIRST_MICRO = {AUTHORS: 2, TRL: 8}  # pairs to begin with on a GPU: fewer models made in vain
-Row = dict[str, Any]
 
 
-def register(benches: Any) -> None:
-    """Add `step`."""
-    parser = benches.add_parser("step", help="a whole training step, against other trainers")
-    options.add(parser, "device", "dtype", "repeat", "json", "plot")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of `step`."""
+    options.add(parser, "device", "dtype", "repeat")
     parser.add_argument("--model", choices=tuple(MODELS), help="default: what suits the device")
     parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
     parser.add_argument("--response", type=options.positive, help="median tokens of a response")
@@ -46,11 +49,10 @@ def register(benches: Any) -> None:
         "`leanest`: ours in less memory. Default: trl authors, on a GPU lean leanest too",
     )
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Agree, time, print; status 1 if ours disagrees."""
+def run(args: argparse.Namespace) -> Record:
+    """The trainers that agree, with their times; and why others have none."""
     cuda, dtype = args.device.type == "cuda", options.dtype(args)
     name = options.default(args, "model", SMOLLM2, "llama3-8b")
     count, median = (
@@ -81,11 +83,11 @@ def run(args: argparse.Namespace) -> int:
             median_seconds = row["seconds"]["median"]
             row["tokens_per_second"] = pairs.distinct_tokens / median_seconds
             row["flops_per_second"] = flops / median_seconds
-    result = {
-        "bench": "step",
-        **record.environment(args.device),
-        "model": name,
-        "shape": {
+    return record.new(
+        "step",
+        args.device,
+        model=name,
+        shape={
             "dtype": dtype_name,
             "pairs": len(pairs),
             "distinct_tokens": pairs.distinct_tokens,
@@ -96,40 +98,24 @@ def run(args: argparse.Namespace) -> int:
             "prompt_lengths": [len(p) for p in pairs.prompts],
             "checkpointing": setting.checkpointing,
         },
-        "useful_flops": flops,
-        "rows": rows,
-    }
-    show.step(result)
-    record.finish(result, args)
-    return int(any(row["name"] == OURS and row.get("why") for row in rows))
-
-
-def make_pairs(
-    model: str, count: int, median: int, longest: int, share: int = 1, prompts: str = "builtin"
-) -> Pairs:
-    """Human-written text for SmolLM2, random ids for random weights; reference log-probs of 0.
-
-    `share`: pairs of one prompt; `prompts`: SmolLM2's, as data.prompts.
-    """
-    if model == SMOLLM2:
-        tokenizer = models.load_smollm2_tokenizer()
-        return text_pairs(tokenizer, count, median, longest, share, prompts)
-    return random_pairs(MODELS[model].vocab, count, median, longest, share)
+        useful_flops=flops,
+        rows=rows,
+    )
 
 
 def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> list[Row]:
-    """A row each; who fails, or disagrees with the plain loop, gets no time."""
+    """A row a trainer; who fails, or disagrees with the plain loop, gets no time."""
     together = torch.device(setting.device).type == "cpu"
-    first = Worker(setting)
+    first = Isolated(serve, setting)
     try:
         pairs = pairs.with_reference(first.ask("logps", pairs))
     except Failed as error:
         first.end()
         raise InputError(f"{setting.model}: {error}") from None
-    spare: list[Worker] = [first]
+    spare: list[Isolated] = [first]
     order = sorted(names, key=lambda name: name != AUTHORS)  # the plain loop sets the measure
     rows: dict[str, Row] = {}
-    running: dict[str, Worker] = {}
+    running: dict[str, Isolated] = {}
     with progress(f"training {setting.model}", len(names) * (1 + repeat), "steps") as advance:
         for name in order:
             rows[name], worker = begin(setting, pairs, name, spare)
@@ -148,14 +134,17 @@ def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> li
 
 
 def begin(
-    setting: Setting, pairs: Pairs, name: str, spare: list[Worker]
-) -> tuple[Row, Worker | None]:
-    """The first step, which makes AdamW's state; smaller micro-batches where memory is short."""
+    setting: Setting, pairs: Pairs, name: str, spare: list[Isolated]
+) -> tuple[Row, Isolated | None]:
+    """The row of a trainer's first step, and its process; None and why in the row if it failed.
+
+    That step makes AdamW's state. Where memory is short, micro-batches get smaller.
+    """
     micro, why = len(pairs), ""
     if setting.device != "cpu":
         micro = min(micro, FIRST_MICRO.get(name, micro))
     while micro >= 1:
-        worker = spare.pop() if spare else Worker(setting)
+        worker = spare.pop() if spare else Isolated(serve, setting)
         row: Row = {"name": name, "micro_pairs": micro}
         try:
             worker.ask("train", name, pairs, micro)
@@ -170,8 +159,10 @@ def begin(
     return {"name": name, "why": why}, None
 
 
-def take_turns(running: dict[str, Worker], rows: dict[str, Row], repeat: int, advance: Any) -> None:
-    """`repeat` steps of each that runs, by turns; then they end."""
+def take_turns(
+    running: dict[str, Isolated], rows: dict[str, Row], repeat: int, advance: Any
+) -> None:
+    """Let each that runs take `repeat` steps by turns, add them to its row, and end it."""
     steps: dict[str, list[Row]] = {name: [] for name in running}
     for _ in range(repeat):
         for name, worker in list(running.items()):
@@ -189,7 +180,7 @@ def take_turns(running: dict[str, Worker], rows: dict[str, Row], repeat: int, ad
 
 
 def agree(rows: dict[str, Row], tolerance: float) -> None:
-    """Who is not at the first one's loss and gradient norm loses the time; the first is plain."""
+    """Take the time from rows that are not at the first one's loss and norm; the first is plain."""
     known = [row for row in rows.values() if "first" in row]
     if not known:
         return
@@ -205,3 +196,69 @@ def agree(rows: dict[str, Row], tolerance: float) -> None:
                 row.pop("seconds", None)
     for row in known:
         row["agrees_with"] = base["name"]
+
+
+def show(found: Record) -> None:
+    """Print the trainers, fastest first."""
+    shape = found["shape"]
+    title = (
+        f"One step of {found['model']}: {shape['pairs']} pairs, "
+        f"{shape['distinct_tokens']} distinct tokens, {shape['padded_tokens']} padded, "
+        f"{shape['dtype']}, {device_text(found)}"
+    )
+    terminal.table(title, step_rows(found))
+    terminal.refused(found)
+
+
+def markdown(found: Record, tokens: int) -> str:
+    """The trainers as a section of a document."""
+    shape = found["shape"]
+    what = (
+        f"{found['model']}, {shape['pairs']} pairs, {shape['distinct_tokens']} distinct tokens "
+        f"({shape['padded_tokens']} in a padded batch), {shape['dtype']}:"
+    )
+    return section(found, what, step_rows(found))
+
+
+def step_rows(found: Record) -> Rows:
+    """A row a trainer, fastest first."""
+    timed = sorted(
+        (r for r in found["rows"] if "seconds" in r), key=lambda r: r["seconds"]["median"]
+    )
+    rows = [
+        [
+            r["name"],
+            spread(r["seconds"], "s"),
+            f"{r['tokens_per_second']:.0f}",
+            gib(r["peak"]),
+            f"{r['first']['loss']:.5f}",
+            f"{r['first']['grad_norm']:.4g}",
+        ]
+        for r in timed
+    ]
+    columns = ["trainer", "s a step, median (quartiles)", "tokens/s", "peak GiB"]
+    return [*columns, "first loss", "gradient norm"], rows
+
+
+def draw(found: Record) -> bytes:
+    """A picture: a bar a trainer."""
+    shape, device = found["shape"], found["device"]
+    title = (
+        f"One training step of {found['model']}, {shape['distinct_tokens']} tokens, "
+        f"{shape['dtype']}, {device['name']}"
+    )
+    return plots.bars(found["rows"], lambda tokens: title)
+
+
+BENCH = Bench(
+    verb="step",
+    help="a whole training step, against other trainers",
+    add_options=add_options,
+    run=run,
+    records=("step",),
+    show=show,
+    markdown=markdown,
+    draw=draw,
+    failed=lambda found: any(r["name"] == OURS and r.get("why") for r in found["rows"]),
+    in_all=(Call("cpu", 2), Call("cuda", 2)),
+)

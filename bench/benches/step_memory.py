@@ -15,8 +15,12 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bench import options, record
+from bench.bench import Bench
 from bench.models import SMOLLM2
-from bench.render import terminal as show
+from bench.record import Record, Row
+from bench.render import terminal
+from bench.render.formats import Rows, device_text, mib
+from bench.render.markdown import section
 from bench.trainers.ours import paired
 from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
 from comal_fast.model.packed import PromptResponse
@@ -24,6 +28,7 @@ from comal_fast.plan import memory
 from comal_fast.plan.modes import mode_of
 from comal_fast.plan.search import budgeted_layers
 from comal_fast.plan.shapes import KNOWN, Shape
+from comal_fast.system.peak import bytes_in_use, peak_bytes, start_peak
 from comal_fast.system.terminal import progress
 from comal_fast.training.trainer import Trainer
 
@@ -57,36 +62,31 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """Of a pass: every prompt once, and all but the last token of each response."""
+        """Tokens of a pass: every prompt once, and all but the last token of each response."""
         return self.pairs // self.passes * (self.prompt + 2 * (self.response - 1))
 
 
-def register(benches: Any) -> None:
-    """Add `peak`."""
-    parser = benches.add_parser("peak", help="peak memory of a step, predicted and measured")
-    options.add(parser, "device", "dtype", "json")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of `peak`."""
+    options.add(parser, "device", "dtype")
     parser.add_argument("--model", nargs="+", choices=tuple(SIZES), default=["small", "wide"])
-    parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure each size in each mode, in one pass and in two; print."""
-    result = {"bench": "peak", **record.environment(args.device)}
+def run(args: argparse.Namespace) -> Record:
+    """The peaks of each size in each mode, in one pass and in two."""
+    rows: list[Row] = []
+    found = record.new("peak", args.device, rows=rows)  # tells the threads that there are
     torch.set_num_threads(1)  # nothing is timed
     cases = [Case(s, m, passes=n) for s in args.model for m in MODES for n in (1, 2)]
-    rows = []
     with progress("peaks of training steps", len(cases), "steps") as advance:
         for case in cases:
             rows.append(measure(case, options.dtype(args), args.device))
             advance()
-    result["rows"] = rows
-    show.peak(result)
-    record.finish(result, args)
-    return 0
+    return found
 
 
-def measure(case: Case, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Predicted and measured bytes at the peak of the second step."""
+def measure(case: Case, dtype: torch.dtype, device: torch.device) -> Row:
+    """A row: predicted and measured bytes at the peak of the second step."""
     shape, cuda = SIZES[case.size], device.type == "cuda"
     config = _config(case, shape, dtype, cuda)
     mode = mode_of(config, shape.layers)
@@ -133,7 +133,7 @@ def _config(case: Case, shape: Shape, dtype: torch.dtype, cuda: bool) -> Config:
 def _trainer_step(
     case: Case, config: Config, shape: Shape, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], Any]:
-    """The trainer's second step: the first made the moments."""
+    """What takes the trainer's second step: the first made the moments."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -153,10 +153,10 @@ def _trainer_step(
 def _allocated(job: Callable[[], Any], device: torch.device) -> float:
     """Most bytes that `job` holds at once, beyond what was held before."""
     if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        before = bytes_in_use(device)
+        start_peak(device)
         job()
-        return torch.cuda.max_memory_allocated(device) - before
+        return peak_bytes(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         job()
     events = seen.profiler.kineto_results.events()
@@ -166,3 +166,42 @@ def _allocated(job: Callable[[], Any], device: torch.device) -> float:
         now += size
         most = max(most, now)
     return most
+
+
+def show(found: Record) -> None:
+    """Print predicted and measured peaks."""
+    terminal.table(f"Peak memory of a step; {device_text(found)}", peak_rows(found))
+
+
+def markdown(found: Record, tokens: int) -> str:
+    """Predicted and measured peaks as a section of a document."""
+    return section(found, peak_rows(found))
+
+
+def peak_rows(found: Record) -> Rows:
+    """A row a model, mode and number of passes: predicted against measured."""
+    rows = [
+        [
+            f"{r['model']}, {r['name']}",
+            f"{r['recomputed']}",
+            f"{r['passes']} × {r['tokens']}",
+            r["moment"],
+            mib(r["predicted"]),
+            mib(r["measured"]),
+            f"{r['predicted'] / r['measured'] - 1:+.1%}",
+        ]
+        for r in found["rows"]
+    ]
+    columns = ["model, mode", "layers recomputed", "passes × tokens", "peak at"]
+    return [*columns, "predicted MiB", "measured MiB", "error"], rows
+
+
+BENCH = Bench(
+    verb="peak",
+    help="peak memory of a step, predicted and measured",
+    add_options=add_options,
+    run=run,
+    records=("peak",),
+    show=show,
+    markdown=markdown,
+)

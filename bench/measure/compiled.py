@@ -86,7 +86,7 @@ def _products(
     label: str,
     arch: int,
 ) -> Iterator[Case]:
-    """A kernel that holds the head's product, in every tile of its table."""
+    """The cases of a kernel that holds the head's product: every tile of its table."""
     for (dtype, fit), tile in tables[tuning.nearest(arch)].items():
         if dtype not in dtypes or (fit == "wide" and any(flags.values())):
             continue
@@ -158,7 +158,7 @@ def tool(name: str) -> str | None:
 
 
 def measure(case: Case, arch: int) -> Figures:
-    """Compile a case for sm_<arch> and read registers, spills, shared memory, instructions."""
+    """The registers, spills, shared memory and instructions of a case compiled for sm_<arch>."""
     names = case.function.arg_names
     signature = {n: case.types.get(n, "constexpr") for n in names}
     hint = [["tt.divisibility", 16]]

@@ -57,7 +57,7 @@ def _product_rate(m: int, k: int, n: int, device: torch.device, dtype: torch.dty
 def _elementwise_rate(
     rows: int, width: int, device: torch.device, dtype: torch.dtype
 ) -> float:  # bytes/s
-    """Of silu(a) · b, forward and backward, each result in fresh memory, as a model has them."""
+    """Rate of silu(a) · b, forward and backward, each result in fresh memory, as in a model."""
     a, b = (torch.randn(rows, width, device=device, dtype=dtype) for _ in range(2))
     a.requires_grad_()
     b.requires_grad_()

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bench.peers.base import Contender
-from bench.peers.plain import loss as plain
-from bench.problem import Leaves, Problem
+from bench.contender import Contender
+from bench.problem import Leaves, Problem, plain_loss
 
 CHECK_TOKENS = 256  # two pairs: two chunks for whoever chunks by pair
 LIMIT = 4.0  # times plain torch's error in the same dtype; a mistake is off by far more
@@ -19,7 +18,7 @@ NAMES = ("loss", "dhidden", "dweight")
 
 
 def solve(contender: Contender, p: Problem, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, dhidden, dweight."""
+    """The loss, dhidden and dweight of a contender."""
     leaves = p.leaves(dtype)
     loss = contender.loss(p, leaves)
     dhidden, dweight = torch.autograd.grad(loss, leaves)
@@ -41,7 +40,7 @@ class Verdict:
 
     @property
     def wrong(self) -> str | None:
-        """In one line, or None."""
+        """What is wrong, in one line, or None."""
         for name, error in self.errors.items():
             if not error <= self.allowed[name]:
                 limit = f"allowed are {self.allowed[name]:.1e}"
@@ -69,7 +68,7 @@ class Judge:
         if objective not in self._known:
 
             def loss(p: Problem, leaves: Leaves) -> Tensor:
-                return plain(p, leaves, objective)
+                return plain_loss(p, leaves, objective)
 
             exact = solve(Contender("float64", loss), self.p, torch.float64)
             same = solve(Contender("plain", loss), self.p, self.dtype)

@@ -51,15 +51,7 @@ def interleaved(
 
 
 def summary(seconds: Sequence[float]) -> dict[str, Any]:
-    """q25, median, q75 and the single runs."""
+    """The q25, median and q75 of some runs, and the single runs."""
     quartiles = torch.tensor(list(seconds), dtype=torch.float64)
     points = quartiles.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
     return {**dict(zip(("q25", "median", "q75"), points, strict=True)), "runs": list(seconds)}
-
-
-def reason(error: BaseException) -> str:
-    """An exception in one line."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "out of memory"
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bench.measure.timing import reason
+from bench.contender import Contender, Missing
 from bench.peers import apple, liger, ours, plain, quack, trl, verl
-from bench.peers.base import Contender, Missing
 from bench.problem import Size
+from bench.record import reason
 from comal_fast.errors import InputError
 
 Family = Callable[[Size], Iterator[Contender | Missing]]
@@ -27,7 +27,7 @@ FAMILIES: dict[str, Family] = {  # the first is always there
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
-    """The families that --peers names, ours first. ValueError for an unknown one."""
+    """The families that --peers names, ours first. InputError for an unknown one."""
     if names is None:
         return list(FAMILIES)
     for name in names:
@@ -39,7 +39,7 @@ def chosen(names: Sequence[str] | None) -> list[str]:
 
 
 def contenders(families: Sequence[str], size: Size) -> list[Contender | Missing]:
-    """All of those families; one that can't be imported is a Missing that says why."""
+    """The contenders of those families; one that can't be imported is a Missing that says why."""
     found: list[Contender | Missing] = []
     for family in families:
         try:

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing
+from bench.contender import Contender, Missing
 from bench.problem import Leaves, Problem, Size
 
 
 def contenders(size: Size) -> Iterator[Contender | Missing]:
-    """Per-token cross-entropy, DPO on top."""
+    """Contenders by its per-token cross-entropy, DPO on top."""
     from cut_cross_entropy import linear_cross_entropy
 
     def loss(p: Problem, leaves: Leaves, **options: Any) -> Tensor:

@@ -8,15 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing
+from bench.contender import Contender, Missing
 from bench.problem import DPO_NO_REFERENCE, RESPONSE, Leaves, Problem, Size
 
 PAIRS = (1, 16)  # pairs of a chunk
 
 
 def contenders(size: Size) -> Iterator[Contender | Missing]:
-    """Chunked DPO takes no cached reference log-probs, so it is asked for DPO without a reference.
+    """Contenders by its chunked DPO and its cross-entropies.
 
+    Chunked DPO takes no cached reference log-probs, so it is asked for DPO without a reference.
     Responses are of one length here, so that its padded layout costs it nothing.
     """
     from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.peers.base import Contender
+from bench.contender import Contender
 from bench.problem import Leaves, Problem, Size
 from comal_kernels import prox_loss
 
@@ -18,7 +18,7 @@ FILTER = 2.0**-12  # below bfloat16's resolution of a gradient
 
 
 def loss(p: Problem, leaves: Leaves, **options: Any) -> Tensor:
-    """comal_kernels.prox_loss."""
+    """The DPO loss by comal_kernels.prox_loss."""
     count = len(p.cu_seqlens) - 1
     return prox_loss(
         *leaves,
@@ -34,7 +34,7 @@ def loss(p: Problem, leaves: Leaves, **options: Any) -> Tensor:
 
 
 def contenders(size: Size) -> Iterator[Contender]:
-    """Exact, and with the gradient filter."""
+    """Contenders: exact, and with the gradient filter."""
     yield Contender(NAME, loss)
     filtered = functools.partial(loss, grad_filter=FILTER)
     yield Contender(f"{NAME}, grad_filter=2⁻¹²", filtered, exact=False)

@@ -9,31 +9,19 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from bench.peers.base import Contender
-from bench.problem import DPO, OBJECTIVES, Leaves, Problem, Size
+from bench.contender import Contender
+from bench.problem import Leaves, Problem, Size, plain_loss, token_logps
 
 CHUNKS = (256, 1024)  # tokens whose logits are alive at a time
 
 
-def token_logps(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """(n, H), (V, H), (n,) → (n,): float32 logits (float64 of float64), then log-softmax."""
-    logits = hidden @ weight.t()
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return -torch.nn.functional.cross_entropy(logits, target, reduction="none")
-
-
-def loss(p: Problem, leaves: Leaves, objective: str = DPO) -> Tensor:
-    """Full logits and autograd: with float64 leaves, the reference that all are checked against."""
-    return OBJECTIVES[objective](p, token_logps(*leaves, p.target))
-
-
 def full(size: Size) -> Iterator[Contender]:
-    """Eager, full logits."""
-    yield Contender("plain torch, full logits", loss, bounded=False)
+    """The contender with full logits, eager."""
+    yield Contender("plain torch, full logits", plain_loss, bounded=False)
 
 
 def compiled(size: Size) -> Iterator[Contender]:
-    """The same through torch.compile."""
+    """The contender with full logits, through torch.compile."""
     logps = torch.compile(token_logps)
 
     def compiled_loss(p: Problem, leaves: Leaves) -> Tensor:
@@ -43,7 +31,7 @@ def compiled(size: Size) -> Iterator[Contender]:
 
 
 def checkpointed(size: Size) -> Iterator[Contender]:
-    """Chunks of tokens whose logits the backward pass computes anew, as verl's torch path does."""
+    """Contenders whose backward pass computes the logits of a chunk anew, as verl's torch path."""
 
     def chunked(p: Problem, leaves: Leaves, tokens: int) -> Tensor:
         hidden, weight = leaves

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing
+from bench.contender import Contender, Missing
 from bench.problem import CROSS_ENTROPY, Leaves, Problem, Size
 
 NAME = "QuACK chunked linear CE"
 
 
 def contenders(size: Size) -> Iterator[Contender | Missing]:
-    """It only sums or averages over tokens, so it is asked for the mean cross-entropy."""
+    """The contender, asked for the mean cross-entropy: it only sums or averages over tokens."""
     if not size.cuda:
         yield Missing(NAME, "CuTe kernels: needs CUDA")
         return

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.peers.base import Contender
+from bench.contender import Contender
 from bench.problem import Leaves, Problem, Size
 
 CHUNKS = (64, 128, 256, 512, 1024)  # words of a tile on a CPU
@@ -16,7 +16,7 @@ NAME = "TRL ChunkedLogProbFunction"
 
 
 def contenders(size: Size) -> Iterator[Contender]:
-    """Per-token log-probs in tiles of the vocabulary, DPO on top; log-probs alone are asked for."""
+    """Contenders by log-probs in tiles of the vocabulary, DPO on top; nothing else is asked for."""
     from trl.kernels import ChunkedLogProbFunction
 
     def loss(p: Problem, leaves: Leaves, chunk: int) -> Tensor:

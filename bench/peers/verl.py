@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.peers.base import Contender, Missing
+from bench.contender import Contender, Missing
 from bench.problem import Leaves, Problem, Size
 
 
 def contenders(size: Size) -> Iterator[Contender | Missing]:
-    """Both give per-token log-probs (and the entropy, always); DPO on top."""
+    """Contenders by per-token log-probs (and the entropy, always), DPO on top."""
     from verl.utils.experimental.torch_functional import FusedLinearForPPOFunction
 
     def chunked(p: Problem, leaves: Leaves) -> Tensor:

@@ -12,7 +12,7 @@ from bench.trainers.base import LEARNING_RATE, MAX_GRAD_NORM, Task, Turn
 
 
 def train(task: Task, turn: Turn) -> None:
-    """Padded forward, float32 log-softmax, gather, DPO, AdamW."""
+    """Take steps: padded forward, float32 log-softmax, gather, DPO, AdamW."""
     model, pairs, device = task.model, task.pairs, task.model.device
     model.train()
     if task.checkpointing:

@@ -26,10 +26,10 @@ class Turn(Protocol):
     """Trainers take turns, so that a slow minute of the machine hits all."""
 
     def wait(self) -> None:
-        """Until it is this trainer's turn; then its clock starts."""
+        """Return when it is this trainer's turn; then its clock starts."""
 
     def done(self, loss: float, grad_norm: float) -> None:
-        """The clock stops."""
+        """Stop the clock, and say what the step gave."""
 
 
 Train = Callable[[Task, Turn], None]  # steps until its process is ended

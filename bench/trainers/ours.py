@@ -33,17 +33,17 @@ class Unshared(PromptResponse):
 
 
 def train_unshared(task: Task, turn: Turn) -> None:
-    """The same trainer, prompts repeated."""
+    """Take steps as `train`, prompts repeated."""
     train(task, turn, Unshared)
 
 
 def train_lean(task: Task, turn: Turn) -> None:
-    """8-bit moments, the step inside the backward pass; gradients are not clipped."""
+    """Take steps inside the backward pass, with 8-bit moments; gradients are not clipped."""
     train(task, turn, **LEAN)
 
 
 def train_leanest(task: Task, turn: Turn) -> None:
-    """The same with moments and layers' inputs on the host; a GPU's memory is cut to CAP."""
+    """As `train_lean`, moments and layers' inputs on the host; a GPU's memory is cut to CAP."""
     if task.model.device.type == "cuda":
         total = torch.cuda.get_device_properties(task.model.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / total), task.model.device)
@@ -53,7 +53,7 @@ def train_leanest(task: Task, turn: Turn) -> None:
 def train(
     task: Task, turn: Turn, kind: type[PromptResponse] = PromptResponse, **training: Any
 ) -> None:
-    """comal_fast.training.trainer.Trainer, as the `train` phase drives it."""
+    """Take steps by comal_fast.training.trainer.Trainer, as the `train` phase drives it."""
     if task.model.device.type == "cpu":
         keep_freed_memory()  # as every run on a CPU does
     pairs = task.pairs
@@ -84,7 +84,7 @@ def train(
 
 
 def paired(config: Config, ref_logp: list[float]) -> Items:
-    """Row i chosen over row n + i, all of them distinct; ref_logp (2n,) of either side."""
+    """Items: row i chosen over row n + i, all of them distinct; ref_logp (2n,) of either side."""
     n = len(ref_logp) // 2
     return make_items(
         config,

@@ -12,7 +12,7 @@ ENDLESS = 10_000  # optimiser steps; the process ends first
 
 
 def train(task: Task, turn: Turn) -> None:
-    """`trainer.train()`; a step is timed from its first forward pass to its logged loss."""
+    """Take steps by `trainer.train()`, timed from the first forward pass to the logged loss."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainerCallback

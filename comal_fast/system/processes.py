@@ -48,7 +48,7 @@ def run_apart(work: Callable[..., None], *arguments: Any) -> None:
         raise KeyboardInterrupt
     if child.exitcode != 0:
         raise InputError(
-            f"the process of this phase was killed ({_cause(child.exitcode)}); out of memory? "
+            f"the process of this phase was killed ({cause(child.exitcode)}); out of memory? "
             "The same command goes on from the last checkpoint"
         )
     if error is not None:
@@ -63,7 +63,8 @@ def _outcome(receiver: Connection) -> Exception | None:
     return error
 
 
-def _cause(exitcode: int | None) -> str:
+def cause(exitcode: int | None) -> str:
+    """How a process ended: the signal that killed it, or its exit status."""
     if exitcode is not None and exitcode < 0:
         return signal.Signals(-exitcode).name
     return f"exit status {exitcode}"

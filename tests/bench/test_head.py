@@ -13,9 +13,8 @@ from torch import Tensor
 
 import bench.peers as peers
 from bench.__main__ import main
-from bench.peers import plain
-from bench.peers.base import Contender, Missing
-from bench.problem import Leaves, Problem, Size
+from bench.contender import Contender, Missing
+from bench.problem import Leaves, Problem, Size, plain_loss
 
 SMALL = ["--device", "cpu", "--tokens", "128", "--hidden", "16", "--vocab", "300", "--repeat", "2"]
 
@@ -32,22 +31,22 @@ def row(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 def scaled_logits(p: Problem, leaves: Leaves) -> Tensor:
     hidden, weight = leaves
-    return plain.loss(p, (hidden * 1.001, weight))
+    return plain_loss(p, (hidden * 1.001, weight))
 
 
 def forgets_a_word(p: Problem, leaves: Leaves) -> Tensor:
     hidden, weight = leaves
     last = weight[-1:] - 1e4 * hidden.detach().mean(0).sign()
-    return plain.loss(p, (hidden, torch.cat([weight[:-1], last])))
+    return plain_loss(p, (hidden, torch.cat([weight[:-1], last])))
 
 
 def right_value_wrong_gradient(p: Problem, leaves: Leaves) -> Tensor:
     hidden, weight = leaves
-    return plain.loss(p, (hidden, weight * 0.99 + 0.01 * weight.detach()))
+    return plain_loss(p, (hidden, weight * 0.99 + 0.01 * weight.detach()))
 
 
 def not_a_number(p: Problem, leaves: Leaves) -> Tensor:
-    return plain.loss(p, leaves) * torch.nan
+    return plain_loss(p, leaves) * torch.nan
 
 
 def raises(p: Problem, leaves: Leaves) -> Tensor:

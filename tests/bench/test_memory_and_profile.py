@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bench.__main__ import main
 from bench.benches import head_memory as memory
-from bench.benches.profile import least_elements
+from bench.contender import Contender
+from bench.measure.operators import least_elements
 from bench.peers import FAMILIES
-from bench.peers.base import Contender
 from bench.problem import Size
+from comal_fast.errors import InputError
+from comal_fast.system import peak
 
 
 @pytest.mark.slow
@@ -33,6 +36,34 @@ def test_full_logits_grow_and_ours_do_not() -> None:
 def test_a_contender_that_fails_says_why() -> None:
     wanted = memory.Spec("torch", "plain torch, full logits", "", 200, 8, 50, "float32", "cpu")
     assert "200 is not a positive multiple" in memory.extra(wanted)["why"]
+
+
+def test_a_contender_is_its_leanest_variant() -> None:
+    """One line in the picture: two variants of a name were joined by a zigzag."""
+
+    def row(name: str, variant: str, tokens: int, extra_bytes: int) -> dict[str, Any]:
+        row = {"name": name, "variant": variant, "tokens": tokens}
+        return {**row, "extra_bytes": extra_bytes << 20}
+
+    rows = [row("a", "small", 128, 3), row("a", "large", 128, 2), row("b", "", 128, 1)]
+    rows += [row("a", "small", 256, 5), row("a", "large", 256, 9), {"name": "c", "why": "not here"}]
+    chosen = [[(r["name"], r["variant"], r["tokens"]) for r in v] for v in memory.leanest(rows)]
+    assert chosen == [[("b", "", 128)], [("a", "small", 128), ("a", "small", 256)]]
+    columns, cells = memory.memory_rows({"rows": rows})
+    assert columns[1:] == ["MiB at 128 tokens", "MiB at 256 tokens"]
+    assert cells == [["b", "1", ""], ["a, small", "3", "5"]]
+
+
+def test_where_peaks_cannot_be_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bench must not take the peak of another phase for its own; a run may go on with less."""
+    cpu = torch.device("cpu")
+    assert peak.bytes_in_use(cpu) <= peak.peak_bytes(cpu)
+    monkeypatch.setattr(peak, "_PROCESS", tmp_path / "nothing")
+    for measured in (peak.start_peak, peak.bytes_in_use, peak.peak_bytes):
+        with pytest.raises(InputError, match="memory"):
+            measured(cpu)
+    peak.reset_peak(cpu)
+    assert 0 < peak.peak_gib(cpu) < 64
 
 
 def test_elements_that_must_move() -> None:

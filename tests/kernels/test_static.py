@@ -23,7 +23,7 @@ def start(arch: int, match: str, cache: Path) -> subprocess.Popen[str]:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env["TRITON_CACHE_DIR"] = str(cache)
     cache.mkdir(exist_ok=True)
-    out = cache / "records.json"
+    out = cache / "record.json"
     command = [sys.executable, "-m", "bench", "compile", "--arch", str(arch), "--match", match]
     command += ["--json", str(out)]
     return subprocess.Popen(
@@ -32,7 +32,7 @@ def start(arch: int, match: str, cache: Path) -> subprocess.Popen[str]:
 
 
 def check(arch: int, text: str) -> int:
-    rows = json.loads(text)
+    rows = json.loads(text)["rows"]
     for row in rows:
         label = f"{row['kernel']} {row['config']} sm_{arch}"
         assert row["spill_bytes"] == 0, f"{label} spills {row['spill_bytes']} bytes"
@@ -50,7 +50,7 @@ def compile_all(arch: int, matches: list[str], cache: Path) -> int:
     for process in running:
         _, err = process.communicate()
         assert process.returncode == 0, err[-2000:]
-    return sum(check(arch, (place / "records.json").read_text()) for place in places)
+    return sum(check(arch, (place / "record.json").read_text()) for place in places)
 
 
 def test_hopper(tmp_path) -> None:

@@ -1,4 +1,4 @@
-"""What a contender is."""
+"""What a contender of the head is, and one that can't run here."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from bench.problem import DPO, Leaves, Problem
+
+FLOOR = "floor"  # in rows: the plain products, which no contender can do without
 
 
 @dataclass(frozen=True)

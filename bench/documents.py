@@ -1,0 +1,72 @@
+"""The tables of README and docs, from the records, so that no figure is typed by hand.
+
+A document holds `<!-- bench: NAME FOLDER -->` … `<!-- /bench -->`; what stands between is replaced
+by the newest record NAME of bench/results/FOLDER, as its bench writes it. `FOLDER` may be followed
+by a number of tokens, for `head`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from bench import record
+from bench.benches import discover
+from bench.render.formats import device_text
+from comal_fast.errors import InputError
+
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/plan.md")
+MARK = re.compile(r"(<!-- bench: (\S+) (\S+)(?: (\d+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+
+def register(verbs: Any) -> None:
+    """Add `table`."""
+    parser = verbs.add_parser("table", help="render the documents' tables from the records")
+    parser.add_argument("files", nargs="*", type=Path, help=f"default: {', '.join(DOCUMENTS)}")
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if stale")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replace what stands between the marks. Status 1 under --check if anything would change."""
+    files = args.files or [record.ROOT / name for name in DOCUMENTS]
+    stale = 0
+    for path in files:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        text = path.read_text()
+        fresh = render(text, str(path))
+        if fresh == text:
+            continue
+        stale += 1
+        if args.check:
+            print(f"{path}: not what the records say; run `python -m bench table`")
+        else:
+            path.write_text(fresh)
+            print(f"{path}: tables rendered")
+    return int(bool(stale) and args.check)
+
+
+def render(text: str, source: str, results: Path | None = None) -> str:
+    """The text with every table made anew. InputError for a mark that names no record."""
+    benches = {name: bench for bench in discover() for name in bench.records}
+
+    def replaced(match: re.Match[str]) -> str:
+        opening, name, folder, tokens, closing = match.groups()
+        if name not in benches:
+            known = ", ".join(sorted(benches))
+            raise InputError(f"{source}: <!-- bench: {name} … -->: unknown; known are {known}")
+        found = record.newest(name, folder, results)
+        if found is None:
+            raise InputError(f"{source}: no record of {name} in bench/results/{folder}")
+        body = benches[name].markdown(found, int(tokens or 0))
+        picture = record.place(found, ".png", results)
+        if picture.is_file():
+            link = os.path.relpath(picture, Path(source).resolve().parent)
+            body += f"\n![{name}, {device_text(found)}]({link})\n"
+        return f"{opening}\n{body}\n{closing}"
+
+    return MARK.sub(replaced, text)
