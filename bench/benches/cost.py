@@ -106,9 +106,9 @@ def held_at_peak(name: str, load: Load, dtype: torch.dtype, cuda: bool) -> dict[
     shape = MODELS[name]
     mode = Mode(
         dtype=str(dtype).removeprefix("torch."),
-        checkpointed=shape.layers if load.recomputed else 0,
+        recomputed=shape.layers if load.recomputed else 0,
     )
-    batch = memory.MicroBatch(
+    batch = memory.LargestPass(
         load.tokens // load.micro_batches,
         load.responses // load.micro_batches,
         load.micro_batches == 1,
@@ -126,7 +126,7 @@ def communication(machine: Machine, weights: float, devices: int, nodes: int) ->
 
 
 def _sharded(held: dict[str, float], devices: int) -> dict[str, float]:
-    return {name: x / devices if name in memory.SHARDED else x for name, x in held.items()}
+    return {name: x / devices if name in memory.SHARED["train"] else x for name, x in held.items()}
 
 
 def _new_load(args: argparse.Namespace, name: str, cuda: bool) -> Load:

@@ -22,7 +22,8 @@ from bench.render import terminal
 from bench.render.formats import Rows, device_text, mib
 from bench.render.markdown import section
 from bench.trainers.ours import paired
-from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
+from comal_fast.config.algorithm import DpoConfig
+from comal_fast.config.schema import Config, ModelConfig, TrainingConfig
 from comal_fast.model.packed import PromptResponse
 from comal_fast.plan import memory
 from comal_fast.plan.modes import mode_of
@@ -91,9 +92,9 @@ def measure(case: Case, dtype: torch.dtype, device: torch.device) -> Row:
     config = _config(case, shape, dtype, cuda)
     mode = mode_of(config, shape.layers)
     if config.training.activation_memory:
-        again = budgeted_layers(config, shape, case.tokens, cuda)
-        mode = mode_of(config, shape.layers, again)
-    batch = memory.MicroBatch(
+        count = budgeted_layers(config, shape, case.tokens, cuda)
+        mode = mode_of(config, shape.layers, count)
+    batch = memory.LargestPass(
         case.tokens, 2 * case.pairs // case.passes * case.response, case.passes == 1
     )
     predicted = memory.peak(memory.training(shape, mode, batch, cuda))
@@ -104,7 +105,7 @@ def measure(case: Case, dtype: torch.dtype, device: torch.device) -> Row:
         "model": case.size,
         "tokens": case.tokens,
         "passes": case.passes,
-        "recomputed": mode.checkpointed,
+        "recomputed": mode.recomputed,
         "moment": predicted.moment,
         "parts": predicted.parts,
         "predicted": predicted.bytes,
@@ -115,8 +116,8 @@ def measure(case: Case, dtype: torch.dtype, device: torch.device) -> Row:
 def _config(case: Case, shape: Shape, dtype: torch.dtype, cuda: bool) -> Config:
     def make(**training: Any) -> Config:
         return Config(
-            ModelConfig("", dtype=str(dtype).removeprefix("torch.")),  # type: ignore[arg-type]
-            algorithm=AlgorithmConfig(prox="dpo"),
+            model=ModelConfig(name_or_path="", dtype=str(dtype).removeprefix("torch.")),  # type: ignore[arg-type]
+            algorithm=DpoConfig(),
             training=TrainingConfig(
                 train_batch_size=case.pairs, max_tokens_per_microbatch=case.tokens, **training
             ),
@@ -146,8 +147,8 @@ def _trainer_step(
     items = paired(config, [0.0] * (2 * n))
     trainer = Trainer(config, model, items, sequences, iteration=1)
     trainer.__enter__()
-    trainer.optimiser_step()
-    return trainer.optimiser_step
+    trainer.optimizer_step()
+    return trainer.optimizer_step
 
 
 def _allocated(job: Callable[[], Any], device: torch.device) -> float:

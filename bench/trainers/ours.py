@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from bench.trainers.base import LEARNING_RATE, MAX_GRAD_NORM, Task, Turn
-from comal_fast.config.schema import AlgorithmConfig, Config, ModelConfig, TrainingConfig
+from comal_fast.config.algorithm import DpoConfig
+from comal_fast.config.schema import Config, ModelConfig, TrainingConfig
 from comal_fast.model.packed import PromptResponse
 from comal_fast.system.allocator import keep_freed_memory
 from comal_fast.training.items import Items, make_items
@@ -71,15 +72,15 @@ def train(
         "stochastic_rounding": bool(training) and task.model.dtype is torch.bfloat16,
     }
     config = Config(
-        ModelConfig(""),
-        algorithm=AlgorithmConfig(prox="dpo", beta=pairs.beta),
+        model=ModelConfig(name_or_path=""),
+        algorithm=DpoConfig(beta=pairs.beta),
         training=TrainingConfig(**settings | training),
     )
     items = paired(config, [*pairs.ref_chosen, *pairs.ref_rejected])
     with Trainer(config, task.model, items, sequences, iteration=1) as trainer:
         while True:
             turn.wait()
-            row = trainer.optimiser_step()
+            row = trainer.optimizer_step()
             turn.done(row["loss"], row["grad_norm"])
 
 

@@ -245,7 +245,8 @@ def test_ranks_share_out_what_is_said_of_each_phase() -> None:
     large = ModelConfig(name_or_path="meta-llama/Meta-Llama-3-70B-Instruct", dtype="bfloat16")
     training = TrainingConfig(gradient_checkpointing=True)
     with pytest.raises(
-        InputError, match=r"evaluate needs 158\.7 GiB \(weights 131\.4, .*; no mode of training fits"
+        InputError,
+        match=r"evaluate needs 158\.7 GiB \(weights 131\.4, .*; no mode of training fits",
     ):
         check_fits(Config(model=large, training=training), 80 * GIB, ranks=8)
 
