@@ -44,16 +44,31 @@ def _schema(args: argparse.Namespace) -> int:
 def json_schema() -> dict[str, Any]:
     """Of a configuration file, with every loss, oracle and engine that is registered.
 
-    `base` is the loader's own: a file that this one rests on.
+    `base` is the loader's own: a file that this one rests on. To it, or to the command line, a file
+    may leave anything, the name of a variant too.
     """
     _know_losses()
-    schema = current().model_json_schema()
+    schema: dict[str, Any] = _of_a_part(current().model_json_schema())
     schema["properties"]["base"] = {
         "type": "string",
         "description": "A file that this one rests on, relative to it; what is said here wins.",
     }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return schema
+
+
+def _of_a_part(schema: Any) -> Any:
+    """A schema that asks for nothing, and takes a group that fits more than one variant."""
+    if isinstance(schema, list):
+        return [_of_a_part(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    names = {"oneOf": "anyOf"} if "discriminator" in schema else {}
+    return {
+        names.get(name, name): _of_a_part(value)
+        for name, value in schema.items()
+        if name not in ("required", "discriminator")  # no option is called so
+    }
 
 
 def _know_losses() -> None:
