@@ -65,7 +65,7 @@ DEFAULT_SIZE = 10
 def make_game(name: str, size: int | None = None, seed: int | None = None) -> Game:
     """A game of FAMILIES by name, or "paper", which takes neither size nor seed.
 
-    Default: size 10, seed 0. ValueError for a size out of range or an option that has no effect.
+    Default: size 10, seed 0. InputError for a size out of range or an option that has no effect.
     """
     if name == "paper":
         for option, value in (("size", size), ("seed", seed)):
@@ -88,7 +88,7 @@ def load_empirical(
     """The judged responses to one prompt of a run as a game, and what to call it.
 
     Reads iterations/NNNN/judgments.parquet. Default: the last iteration that is judged, and its
-    first prompt whose strict majorities hold a cycle, or else its first. ValueError naming the
+    first prompt whose strict majorities hold a cycle, or else its first. InputError naming the
     folder, iteration or prompt that is not there.
     """
     import pyarrow as pa  # slow to import, and only this function needs it

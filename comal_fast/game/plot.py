@@ -40,7 +40,7 @@ class Curve:
 
 
 def image_format(path: str | Path) -> str:
-    """The image format that the suffix of `path` names; ValueError for any other suffix."""
+    """The image format that the suffix of `path` names; InputError for any other suffix."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         known = ", ".join("." + name for name in FORMATS)

@@ -118,7 +118,7 @@ def check_options(
     outer: int | None = None,
     inner: int | None = None,
 ) -> None:
-    """ValueError for an option out of range: eta > 0, 0 < tau (≤ eta), outer and inner ≥ 1."""
+    """InputError for an option out of range: eta > 0, 0 < tau (≤ eta), outer and inner ≥ 1."""
     low, high = ETA_RANGE
     if eta is not None and not (math.isfinite(eta) and low <= eta <= high):
         raise InputError(f"eta = {eta:g}: it must be a positive number, {low:g} to {high:g}")

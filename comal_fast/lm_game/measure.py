@@ -71,7 +71,7 @@ class Measured:
 def measure(config: Config) -> Measured:
     """Every iterate that is in the run directory; RUN_DIR/lm_game.json is written.
 
-    ValueError where the oracle is no game, or the run has not trained anything.
+    InputError where the oracle is no game, or the run has not trained anything.
     """
     oracle, game = known_game(config)
     context = Context(config)

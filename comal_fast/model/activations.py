@@ -20,7 +20,7 @@ from comal_fast.errors import InputError
 
 
 def layers_of(model: Any) -> list[Any]:
-    """The decoder layers, first to last. ValueError for a model whose layers can't be run again."""
+    """The decoder layers, first to last. InputError for a model whose layers can't be run again."""
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise InputError(

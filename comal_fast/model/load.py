@@ -19,7 +19,7 @@ from comal_fast.system.ranks import local_rank, world
 
 
 def resolve_source(config: ModelConfig) -> str:
-    """A folder or hub name. Raises ValueError for a package, folder or file that is not there."""
+    """A folder or hub name. Raises InputError for a package, folder or file that is not there."""
     name = config.name_or_path
     if name.startswith("package:"):
         package = name.removeprefix("package:")

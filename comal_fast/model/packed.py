@@ -106,7 +106,7 @@ def pack(sequences: Sequence[PromptResponse], device: torch.device) -> Packed:
 def packed_attention(model: Any, requested: str) -> Iterator[None]:
     """Within the block, `model` attends as `predictor_states` lays it out.
 
-    `requested`: `model.attn_implementation`. Raises ValueError where the model can't be packed
+    `requested`: `model.attn_implementation`. Raises InputError where the model can't be packed
     exactly or the engine can't run it.
     """
     refuse(model)

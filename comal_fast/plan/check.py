@@ -42,7 +42,7 @@ def check_device(config: Config, device: torch.device) -> None:
 
 
 def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
-    """Raise ValueError, one line, where a phase's estimate exceeds the device's memory.
+    """Raise InputError, one line, where a phase's estimate exceeds the device's memory.
 
     It names the estimate by part and the nearest mode that fits. `ranks`: devices that share out
     what they can (`shared`).

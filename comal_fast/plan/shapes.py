@@ -153,7 +153,7 @@ def shape_of(config: Any) -> Shape:
 def read_shape(model: Any) -> Shape:
     """Of a `ModelConfig`: from the folder or package that it names, the table, or the hub.
 
-    Raises ValueError, one line, where none of them knows it.
+    Raises InputError, one line, where none of them knows it.
     """
     from comal_fast.model.load import model_config, resolve_source
 
