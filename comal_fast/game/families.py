@@ -17,7 +17,10 @@ FIELDS = 3  # battlefields of the Blotto-like game
 
 
 def random_game(size: int, seed: int) -> Game:
-    """P(i beats j) uniform on (0, 1), independently; about half the responses are in the Nash."""
+    """A game with P(i beats j) uniform on (0, 1), independently.
+
+    About half the responses are in the Nash.
+    """
     return _game(np.random.default_rng(seed).random((size, size)) - 0.5)
 
 
@@ -35,7 +38,10 @@ def cyclic_game(size: int, seed: int) -> Game:
 
 
 def bradley_terry_game(size: int, seed: int) -> Game:
-    """P(i beats j) = σ(r_i − r_j), r standard normal: transitive, the best response is the Nash."""
+    """A game with P(i beats j) = σ(r_i − r_j), r standard normal.
+
+    Transitive: the best response is the Nash.
+    """
     r = np.random.default_rng(seed).normal(size=size)
     return _game(1 / (1 + np.exp(r - r[:, None])) - 0.5)
 

@@ -72,7 +72,7 @@ def render(figure: Figure, format: str) -> bytes:
 
 
 def draw_gaps(axes: Axes, curves: Sequence[Curve], x: str = "mirror-descent steps") -> None:
-    """Duality gaps on a log scale; with one curve, its KL too."""
+    """Draw duality gaps on a log scale; with one curve, its KL too."""
     single = len(curves) == 1
     for i, curve in enumerate(curves):
         marker = "o" if len(curve.steps) <= 60 else ""
@@ -115,7 +115,7 @@ def draw_simplex(
     colours: Sequence[str] = COLOURS,
     captions: bool = True,
 ) -> None:
-    """The paths of three-response policies, their start and end, and the Nash policy.
+    """Draw the paths of three-response policies, their start and end, and the Nash policy.
 
     Without `captions` the start and the Nash policy are marked only.
     """

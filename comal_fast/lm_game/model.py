@@ -48,7 +48,7 @@ MAX_KL = 1e-3  # KL(start ‖ model) after it, on the worst prompt, in nats
 
 
 def byte_tokenizer() -> Any:
-    """A token per byte and five special ones; any text comes back as it was."""
+    """A tokenizer of a token per byte and five special ones; any text comes back as it was."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

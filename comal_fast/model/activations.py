@@ -81,7 +81,7 @@ class HostShelf:
         self.shelf: list[_Kept] = []
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """torch's, with what it saves on the shelf."""
+        """torch's `checkpoint`, called with what it saves on the shelf."""
         with saved_tensors_hooks(self._pack, self._unpack):
             return checkpoint(*args, **kwargs)
 

@@ -134,7 +134,7 @@ def predictor_states(model: Any, packed: Packed) -> Tensor:
 
 
 def _refuse_moving_rope(model: Any, packed: Packed) -> None:
-    """ValueError where one long sequence would change the positions of its short neighbours."""
+    """Raise InputError where a long sequence would change the positions of its short neighbours."""
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type") not in MOVING_ROPES:
         return

@@ -31,7 +31,7 @@ from comal_fast.system.terminal import console
 
 
 def check_device(config: Config, device: torch.device) -> None:
-    """`check_fits` on a CUDA device. A model that can't be counted is said to be unchecked."""
+    """Run `check_fits` on a CUDA device. A model that can't be counted is said to be unchecked."""
     if device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(device).total_memory

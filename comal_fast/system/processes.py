@@ -21,7 +21,7 @@ from comal_fast.errors import InputError
 
 
 def run_apart(work: Callable[..., None], *arguments: Any) -> None:
-    """`work(*arguments)` in a new process; raises what it raises. All of them must pickle.
+    """Run `work(*arguments)` in a new process; raises what it raises. All of them must pickle.
 
     Raises InputError where the process was killed.
     """
