@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def tell(message: str) -> None:
-    """On stderr, in one write: several ranks may share it."""
+    """Write a message to stderr, in one write: several ranks may share it."""
     sys.stderr.write(f"{message}\n")
 
 
@@ -74,7 +74,10 @@ def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """With key=value wherever it stands: argparse takes those behind an option for unknown."""
+    """The arguments parsed, key=value wherever it stands.
+
+    argparse takes those behind an option for unknown.
+    """
     top = parser()
     args, rest = top.parse_known_args(arguments)
     unknown = [
@@ -88,7 +91,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All verbs."""
+    """The parser of the command line, with all verbs."""
     top = argparse.ArgumentParser(prog="comal-fast", description=__doc__.split("\n")[0])
     top.add_argument("--version", action="version", version=f"comal-fast {__version__}")
     verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")

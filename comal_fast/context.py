@@ -42,13 +42,13 @@ class Context:
             keep_freed_memory()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """In a phase's own process."""
+        """Take over the state in a phase's own process, which has an allocator to settle anew."""
         self.__dict__ |= state
         self._settle()
 
     @property
     def tokenizer(self) -> Any:
-        """The initial model's."""
+        """The initial model's tokenizer."""
         return self.policies.tokenizer
 
     def write_headers(self) -> None:
@@ -58,7 +58,7 @@ class Context:
         write_json(self.directory.environment, environment(self.device))
 
     def metrics(self, phase: str, iteration: int) -> PhaseMetrics:
-        """The rows of this phase, to be written anew."""
+        """What logs the rows of this phase; those of an earlier attempt are dropped at once."""
         path = self.directory.metrics if is_main() else None
         return PhaseMetrics(path, phase, iteration, partial(peak_gib, self.device))
 

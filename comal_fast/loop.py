@@ -77,7 +77,10 @@ def run_all(config: Config) -> dict[str, Any]:
 
 
 def run_phase(config: Config, phase: str, iteration: int | None) -> None:
-    """One phase, of the given iteration or of the first whose model is not there yet."""
+    """Run one phase, of the given iteration or of the first whose model is not there yet.
+
+    Raises InputError for an iteration that the run has not; 0 is for `evaluate` alone.
+    """
     with open_run(config) as context:
         last = config.algorithm.iterations
         if iteration is None:
@@ -100,7 +103,7 @@ def phase_runner(context: Context) -> Callable[[str, int], None]:
 
 
 def run_here(context: Context, phase: str, iteration: int) -> None:
-    """One phase of one iteration, in this process."""
+    """Run one phase of one iteration in this process."""
     reset_peak(context.device)
     with doing(f"{phase}, iteration {iteration}"):
         RUN[phase](context, iteration)
@@ -108,7 +111,11 @@ def run_here(context: Context, phase: str, iteration: int) -> None:
 
 @contextmanager
 def open_run(config: Config) -> Iterator[Context]:
-    """The run directory, for one process at a time; its inputs are read before it is written."""
+    """Yield the context of a run whose directory is this process's alone.
+
+    Its inputs are read before it is written. Raises InputError where one is wrong, or where another
+    process has the directory.
+    """
     check_ranks(config, world())
     context = Context(config)
     check_device(config, context.device)
@@ -122,7 +129,7 @@ def open_run(config: Config) -> Iterator[Context]:
 
 
 def serve(config: Config) -> None:
-    """On ranks other than 0: their part of what rank 0 runs, until it is done."""
+    """On ranks other than 0: do their part of what rank 0 runs, until it is done."""
     collective.serve(Context(config))
 
 
@@ -151,7 +158,7 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
 
 
 def _win_rate(context: Context, result: int) -> dict[str, Any]:
-    """Of the resulting iterate against the initial policy."""
+    """The resulting iterate's win rate against the initial policy: `mean`, `ci95`, `n_prompts`."""
     evaluation = context.directory.iteration(result).evaluation.read()
     rate = evaluation["win_rates"].get("0", {"mean": 0.5, "ci95": [0.5, 0.5]})  # π_0 itself
     return {
@@ -162,7 +169,7 @@ def _win_rate(context: Context, result: int) -> dict[str, Any]:
 
 
 def print_summary(summary: dict[str, Any], config: Config) -> None:
-    """The one table at the end."""
+    """Print the one table at the end."""
     win, seconds, ended = summary["win_rate"], summary["seconds"], summary["ended"]
     table = Table(title=f"{config.output_dir}: seed {summary['seed']}", show_header=False)
     low, high = win["ci95"]

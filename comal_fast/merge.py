@@ -30,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Execute `comal-fast merge`; returns 0, or raises ValueError before anything is written."""
+    """Execute `comal-fast merge`; returns 0, or raises InputError before anything is written."""
     from comal_fast.config import load_saved
     from comal_fast.store.directory import RunDirectory
 

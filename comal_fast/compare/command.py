@@ -30,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Execute `comal-fast compare`; returns 0, or raises ValueError before anything is written."""
+    """Execute `comal-fast compare`; returns 0, or raises InputError before anything is written."""
     from comal_fast.compare.entrants import load_entrants, samples_of
     from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
     from comal_fast.compare.tournament import play, to_json

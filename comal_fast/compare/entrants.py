@@ -22,7 +22,7 @@ def samples_of(runs: Sequence[Path], everything: bool) -> tuple[dict[str, Table]
     """(entrant → its held-out samples, configuration of the first run).
 
     Of each run the initial policy and its result, or with `everything` each iterate with held-out
-    samples; initial policies with the same samples enter once. ValueError for what is no run
+    samples; initial policies with the same samples enter once. InputError for what is no run
     directory, and for runs with different oracles.
     """
     configs = [load_saved(RunDirectory(run).config) for run in runs]
@@ -49,7 +49,7 @@ def samples_of(runs: Sequence[Path], everything: bool) -> tuple[dict[str, Table]
 def load_entrants(samples: Mapping[str, Table]) -> tuple[list[Entrant], list[Messages], int]:
     """(entrants, conversations that all of them held out, how many the one with most has).
 
-    ValueError for fewer than two entrants or two shared prompts.
+    InputError for fewer than two entrants or two shared prompts.
     """
     if len(samples) < 2:
         raise InputError(f"{' '.join(samples)}: fewer than two sampled iterates to compare")

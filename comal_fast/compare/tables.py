@@ -8,7 +8,7 @@ from rich.table import Table
 
 
 def matrix_table(result: dict[str, Any]) -> Table:
-    """Rows against columns, with intervals."""
+    """A table of win rates, rows against columns, with 95 % intervals; `result`: of `to_json`."""
     cells = {(p["row"], p["column"]): rate(p["win_rate"], p["ci95"]) for p in result["pairs"]}
     table = Table(
         "win rate of", *(f"against {n}" for n in result["names"]),
@@ -20,7 +20,7 @@ def matrix_table(result: dict[str, Any]) -> Table:
 
 
 def standings_table(result: dict[str, Any]) -> Table:
-    """The empirical game."""
+    """A table of the empirical game, a row an entrant."""
     table = Table(
         "entrant", "Nash weight", "in Nash of resamples", "exploitability", "beaten most by",
         "mean win rate", "tokens",
@@ -36,7 +36,7 @@ def standings_table(result: dict[str, Any]) -> Table:
 
 
 def pairs_table(result: dict[str, Any]) -> Table:
-    """Each pair once: ties, and the win rate at equal length."""
+    """A table of each pair once: its win rate, the same at equal length, and ties."""
     places = {name: i for i, name in enumerate(result["names"])}
     table = Table("pair", "win rate", "at equal length", "ties")
     for p in result["pairs"]:
@@ -50,5 +50,5 @@ def pairs_table(result: dict[str, Any]) -> Table:
 
 
 def rate(mean: float, interval: list[float]) -> str:
-    """60.8 % [57.2, 64.3]."""
+    """A rate in [0, 1] and its interval as text, such as 60.8 % [57.2, 64.3]."""
     return f"{100 * mean:.1f} % [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"

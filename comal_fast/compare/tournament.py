@@ -86,7 +86,7 @@ class Standing:
     exploitability: float
     """max_j P(j ≻ this one) − ½: 0 for an entrant that no other beats."""
     interval: tuple[float, float]
-    """Of `exploitability`. A maximum over noise leans upwards: most so among equals."""
+    """Interval of `exploitability`. A maximum over noise leans upwards: most so among equals."""
     beaten_by: str | None
     """The entrant that attains it."""
     nash: float
@@ -96,7 +96,7 @@ class Standing:
 
 
 def standings(names: Sequence[str], wins: Array, resamples: int, seed: int) -> list[Standing]:
-    """One per entrant, in their order, from wins (E, E, n) as in `Tournament`."""
+    """A standing per entrant, in their order, from wins (E, E, n) as in `Tournament`."""
     matrix, size = wins.mean(axis=2), len(names)
     nash = nash_policy(_symmetric(matrix))
     losses = (wins - 0.5).reshape(size * size, -1).T  # (n, E²): P(j ≻ i) − ½ at [j, i]
@@ -123,7 +123,7 @@ def nash_support(game: Tournament, seed: int) -> Array:
 
 
 def to_json(game: Tournament, resamples: int, seed: int) -> dict[str, Any]:
-    """All of it, as plain containers."""
+    """The round robin as plain containers: every pair, every entrant, the game, with intervals."""
     size, n = len(game.names), game.wins.shape[2]
     means = bootstrap_means(game.wins.reshape(size * size, n).T, resamples, seed)
     low, high = np.quantile(means, [0.025, 0.975], axis=0).reshape(2, size, size)
@@ -170,6 +170,6 @@ def to_json(game: Tournament, resamples: int, seed: int) -> dict[str, Any]:
 
 
 def _symmetric(matrix: Array) -> Array:
-    """Rounding of the means taken out, so that P + Pᵀ = 1 exactly."""
+    """The matrix without the rounding of its means, so that P + Pᵀ = 1 exactly."""
     even: Array = (matrix + 1 - matrix.T) / 2
     return even

@@ -43,7 +43,7 @@ def load_prompts(data: DataConfig) -> list[Prompt]:
     """All prompts of `data.prompts`, duplicates dropped, in file order.
 
     TRL's formats: prompt-only or preference rows, plain or conversational, implicit prompts too.
-    Raises ValueError naming file, line and field.
+    Raises InputError naming file, line and field.
     """
     seen: dict[Messages, Prompt] = {}
     for source, row in _rows(data):

@@ -31,7 +31,8 @@ def tokenize_prompts(
     """(tokenized, the prompts they are, number left out for `data.max_prompt_length`).
 
     The template writes every special token itself, so none is added on top (no second BOS).
-    Raises ValueError for a prompt that leaves no room in `data.max_length`.
+    Raises InputError for a prompt that leaves no room in `data.max_length`, and for a tokenizer
+    without a chat template.
     """
     if not tokenizer.chat_template:
         raise InputError("model.name_or_path: its tokenizer has no chat template; use a chat model")

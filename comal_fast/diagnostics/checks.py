@@ -26,7 +26,7 @@ class Finding:
 
 
 def divergence(history: History, limits: DiagnosticsConfig) -> Finding | None:
-    """NaN or Inf in training or evaluation, an exploding gradient norm, or a huge log-ratio."""
+    """Find NaN or Inf in training or evaluation, exploding gradient norms, or a huge log-ratio."""
     for row in history.steps:
         for name in ("loss", "grad_norm", "logps/chosen", "logps/rejected"):
             if not np.isfinite(row.get(name, 0.0)):
@@ -59,7 +59,10 @@ def divergence(history: History, limits: DiagnosticsConfig) -> Finding | None:
 
 
 def degradation(history: History, limits: DiagnosticsConfig) -> Finding | None:
-    """The iterate loses to an earlier one, at 95 % over all earlier ones together (Bonferroni)."""
+    """Find that the iterate loses to an earlier one.
+
+    At 95 % over all earlier ones together (Bonferroni).
+    """
     if (now := history.current) is None or not now.wins:
         return None
     level = 1 - 0.05 / len(now.wins)
@@ -80,7 +83,7 @@ def degradation(history: History, limits: DiagnosticsConfig) -> Finding | None:
 
 
 def cycling(history: History, limits: DiagnosticsConfig) -> Finding | None:
-    """The policy went from s far away to k and is back near s, and is not shown to beat s.
+    """Find that the policy went from s far away to k and is back near s, not shown to beat s.
 
     Far: at least half the largest distance between any two iterates, so that jitter about a limit
     is no cycle. Back: within `cycling_return` of the distance s–k, and as much nearer to s than
@@ -122,7 +125,7 @@ def cycling(history: History, limits: DiagnosticsConfig) -> Finding | None:
 
 
 def slow_convergence(history: History, limits: DiagnosticsConfig) -> Finding | None:
-    """Over the window the policy neither moved nor is shown to have gained on where it was.
+    """Find that in the window the policy neither moved nor is shown to have gained on where it was.
 
     It can't tell a step that is too small from a run that has arrived: both waste the iterations.
     """
@@ -149,7 +152,7 @@ def slow_convergence(history: History, limits: DiagnosticsConfig) -> Finding | N
 
 
 def reference_drift(history: History, limits: DiagnosticsConfig) -> Finding | None:
-    """KL to the reference, nats per token, above the bound with its whole interval."""
+    """Find KL to the reference, nats per token, above the bound with its whole interval."""
     if (now := history.current) is None or now.iterate == now.reference:
         return None
     low, high = (x / now.length for x in _interval(now.kl_to_reference, history))
@@ -165,7 +168,7 @@ def reference_drift(history: History, limits: DiagnosticsConfig) -> Finding | No
 
 
 def inner_accuracy(history: History, limits: DiagnosticsConfig) -> Finding | None:
-    """The inner problem's duality gap, bounded from below, exceeds c₁/(9T⁴).
+    """Find that the inner problem's duality gap, bounded from below, exceeds c₁/(9T⁴).
 
     Only the last iterate of each outer step T solves the inner problem. The gap of π in J_τ(·, ·;
     π_ref) is 2 max_π' [P(π' ≻ π) − ½ − τ KL(π'‖π_ref) + τ KL(π‖π_ref)]; any π' bounds it from
@@ -207,7 +210,7 @@ CHECKS: dict[str, Callable[[History, DiagnosticsConfig], Finding | None]] = {
     "reference_drift": reference_drift,
     "inner_accuracy": inner_accuracy,
 }
-"""By the name of the option that says what is done about it."""
+"""The checks, by the name of the option that says what is done about it."""
 
 
 def _interval(values: Array, history: History, level: float = 0.95) -> tuple[float, float]:

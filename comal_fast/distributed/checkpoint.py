@@ -25,7 +25,7 @@ _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 @contextmanager
 def write_together(folder: Folder, key: str) -> Iterator[Path]:
-    """`folder.write` on rank 0; all ranks write into it."""
+    """Yield, on every rank, the folder that rank 0's `folder.write` makes; all write into it."""
     with folder.write(key) if rank() == 0 else nullcontext() as temporary:
         yield broadcast(temporary)
         wait()
@@ -33,7 +33,7 @@ def write_together(folder: Folder, key: str) -> Iterator[Path]:
 
 @contextmanager
 def _plainly() -> Iterator[dict[str, bool]]:
-    """DCP's option for a single process, and not its warning that there is only one.
+    """Yield DCP's option for a single process, without its warning that there is only one.
 
     What went wrong is raised itself, Ctrl-C too, not in DCP's wrapping, a BaseException.
     """
@@ -53,7 +53,7 @@ def save(folder: Path, model: Any, optimizer: Any) -> None:
 
 
 def load(folder: Path, model: Any, optimizer: Any) -> None:
-    """Read both from `folder`, in place; all ranks call it."""
+    """Read what is trained, and its moments, from `folder`, in place; all ranks call it."""
     state = _state(model, optimizer)
     with _plainly() as option:
         dcp.load(state, checkpoint_id=folder, **option)

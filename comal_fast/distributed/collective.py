@@ -19,7 +19,10 @@ _functions: dict[str, Callable[..., Any]] = {}
 
 
 def collective(function: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
-    """A function of a context and of arguments that can be pickled; rank 0 has its result."""
+    """The function as one that all ranks run when rank 0 calls it; rank 0 has its result.
+
+    It takes a context, each rank's own, and arguments that can be pickled.
+    """
     name = f"{function.__module__}.{function.__qualname__}"
     _functions[name] = function
 
@@ -39,5 +42,5 @@ def serve(context: Any) -> None:
 
 
 def dismiss() -> None:
-    """On rank 0: all is done."""
+    """On rank 0: tell the others that all is done."""
     broadcast(None)

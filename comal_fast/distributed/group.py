@@ -43,7 +43,7 @@ def claim_failure() -> bool:
 
 
 def run_rank(work: Callable[[], int]) -> int:
-    """`work` as one of several ranks; its exit status. Does not return where it failed."""
+    """Run `work` as one of several ranks; returns its status. Does not return where it failed."""
     start()
     try:
         status = work()
@@ -61,7 +61,7 @@ def run_rank(work: Callable[[], int]) -> int:
 
 
 def wait() -> None:
-    """Until all ranks are here."""
+    """Return once all ranks are here."""
     if world() > 1:
         dist.barrier(_control)
 

@@ -20,7 +20,10 @@ def heat_map(
     row: str = "",
     column: str = "",
 ) -> Figure:
-    """`rates` (n, n) of rows against columns, NaN left empty; bold where `excludes` (n, n)."""
+    """A figure of `rates` (n, n), rows against columns: NaN is left empty.
+
+    Bold where `excludes` (n, n).
+    """
     n = len(names)
     reach = max(0.1, float(np.nanmax(np.abs(rates - 0.5))))
     figure = new_figure(theme, min(6.4, 1.6 + 0.75 * n))

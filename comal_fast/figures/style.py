@@ -35,7 +35,7 @@ class Theme:
 
     @property
     def diverging(self) -> Colormap:
-        """`worse` through `even` to `better`."""
+        """The colour map from `worse` through `even` to `better`."""
         return LinearSegmentedColormap.from_list("win", [self.worse, self.even, self.better])
 
 
@@ -57,7 +57,7 @@ def new_figure(theme: Theme, height: float) -> Figure:
 
 
 def dress(axes: Axes, theme: Theme, title: str, x: str = "", y: str = "") -> None:
-    """Title, axis names, grid and colours of one panel."""
+    """Give one panel its title, axis names, grid and colours."""
     axes.set_facecolor(theme.paper)
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=theme.ink)
     axes.set_xlabel(x, color=theme.muted, fontsize=9)
@@ -71,14 +71,14 @@ def dress(axes: Axes, theme: Theme, title: str, x: str = "", y: str = "") -> Non
 
 
 def iterate_axis(axes: Axes, first: int, last: int, most: int = 20) -> None:
-    """Whole numbers from `first` to `last` along x, about `most` of them."""
+    """Put whole numbers from `first` to `last` along x, about `most` of them."""
     axes.set_xlim(first - 0.5, last + 0.5)
     stride = next(s * 10**e for e in range(9) for s in (1, 2, 5) if last - first < most * s * 10**e)
     axes.set_xticks(range(-(-first // stride) * stride, last + 1, stride))
 
 
 def legend(axes: Axes, theme: Theme) -> None:
-    """A legend in one row above the data, for which the y axis makes room."""
+    """Draw a legend in one row above the data, for which the y axis makes room."""
     bottom, top = axes.get_ylim()
     axes.set_ylim(bottom, top + 0.16 * (top - bottom))
     columns = len(axes.get_legend_handles_labels()[0])
@@ -92,7 +92,7 @@ def legend(axes: Axes, theme: Theme) -> None:
 def points_with_bars(
     axes: Axes, x: Array, mean: Array, low: Array, high: Array, colour: str, label: str
 ) -> None:
-    """Means joined by a thin line, with their intervals as bars; all (n,), NaN left out."""
+    """Draw means joined by a thin line, with their intervals as bars; all (n,), NaN left out."""
     below, above = np.fmax(mean - low, 0), np.fmax(high - mean, 0)
     bars = np.nan_to_num(np.stack([below, above]))
     axes.plot(x, mean, color=colour, lw=1, alpha=0.5, zorder=2)
@@ -103,7 +103,7 @@ def points_with_bars(
 
 
 def distribution(axes: Axes, theme: Theme, groups: dict[int, Array], colour: str) -> None:
-    """Per group a box (quartiles, 5 % and 95 %), its mean, and the single values where few."""
+    """Draw per group a box (quartiles, 5 % and 95 %), its mean, and the single values where few."""
     places = list(groups)
     # (5, groups); by hand, since Axes.boxplot resolves the global backend and imports pyplot
     levels = np.array([np.percentile(v, (5, 25, 50, 75, 95)) for v in groups.values()]).T
@@ -125,14 +125,14 @@ def distribution(axes: Axes, theme: Theme, groups: dict[int, Array], colour: str
 
 
 def mark_moves(axes: Axes, theme: Theme, places: Sequence[float], label: str | None) -> None:
-    """A dashed line at each place where the reference moved."""
+    """Draw a dashed line at each place where the reference moved."""
     for i, x in enumerate(places):
         named = label if i == 0 else None
         axes.axvline(x, color=theme.colours[1], lw=1.1, ls=(0, (4, 3)), zorder=1, label=named)
 
 
 def from_zero(axes: Axes, values: Array) -> None:
-    """A y axis that starts at 0 for values that cannot be negative."""
+    """Start the y axis at 0, for values that cannot be negative."""
     top = float(np.max(values[np.isfinite(values)], initial=0))
     axes.set_ylim(0, top * 1.15 if top > 0 else 1)
 
@@ -146,7 +146,7 @@ def smoothed(values: Array) -> Array:
 
 
 def to_png(figure: Figure) -> bytes:
-    """The PNG file."""
+    """The bytes of the figure's PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor=figure.get_facecolor())
     return buffer.getvalue()

@@ -68,7 +68,7 @@ _SETTINGS = {
 def settings(
     kind: str, eta: float | None, tau: float | None, outer: int | None, inner: int | None
 ) -> Settings:
-    """Those given, and for the others the defaults of "paper", "other" or "study"."""
+    """The settings given; for those that are None the defaults of "paper", "other" or "study"."""
     given = {"eta": eta, "tau": tau, "outer": outer, "inner": inner}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return replace(_SETTINGS[kind], **changes)
@@ -89,7 +89,7 @@ def solve(
     options: dict[str, Any],
     outputs: Outputs,
 ) -> None:
-    """One solver on one game."""
+    """Run one solver on one game: print its steps and last policy, write the files asked for."""
     nash = _nash(game)
     outcome, path = _play(game, Entry(algorithm, algorithm, options), start, nash, console)
     contents = {}
@@ -114,7 +114,7 @@ def solve(
 
 
 def overview(console: Console) -> None:
-    """Three solvers on the game of the paper, with game.png in the current folder."""
+    """Run three solvers on the game of the paper; writes game.png in the current folder."""
     check_target(DEFAULT_PLOT, "--plot")
     game = paper_game()
     nash = nash_policy(game.matrix)
@@ -139,7 +139,7 @@ def overview(console: Console) -> None:
 def compare(
     console: Console, game: Game, label: str, start: Array, shared: Settings, outputs: Outputs
 ) -> None:
-    """Every algorithm on one game: the table of verdicts, gap curves, paths where n = 3."""
+    """Run every algorithm on one game: the table of verdicts, gap curves, paths where n = 3."""
     nash = _nash(game)
     raw = len(game.names) <= RAW_LARGEST
     entries = lineup(shared.eta, shared.tau, shared.outer, shared.inner, raw=raw)
@@ -172,7 +172,10 @@ def compare(
 
 
 def study(console: Console, count: int, seed: int, shared: Settings, outputs: Outputs) -> None:
-    """Every algorithm but dpo-raw on `count` random games."""
+    """Run every algorithm but dpo-raw on `count` random games: the table of verdicts.
+
+    Raises InputError for `count` < 1 or `seed` < 0.
+    """
     if count < 1:
         raise InputError(f"--study {count}: it must be a number of games, at least 1")
     if seed < 0:

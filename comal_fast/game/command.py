@@ -84,7 +84,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Execute `comal-fast game`; returns 0, or raises ValueError before anything is written."""
+    """Execute `comal-fast game`; returns 0, or raises InputError before anything is written."""
     console = Console()
     if all(getattr(args, name) is None for name in EVERYTHING):
         actions.overview(console)

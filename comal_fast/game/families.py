@@ -17,7 +17,10 @@ FIELDS = 3  # battlefields of the Blotto-like game
 
 
 def random_game(size: int, seed: int) -> Game:
-    """P(i beats j) uniform on (0, 1), independently; about half the responses are in the Nash."""
+    """A game with P(i beats j) uniform on (0, 1), independently.
+
+    About half the responses are in the Nash.
+    """
     return _game(np.random.default_rng(seed).random((size, size)) - 0.5)
 
 
@@ -35,7 +38,10 @@ def cyclic_game(size: int, seed: int) -> Game:
 
 
 def bradley_terry_game(size: int, seed: int) -> Game:
-    """P(i beats j) = σ(r_i − r_j), r standard normal: transitive, the best response is the Nash."""
+    """A game with P(i beats j) = σ(r_i − r_j), r standard normal.
+
+    Transitive: the best response is the Nash.
+    """
     r = np.random.default_rng(seed).normal(size=size)
     return _game(1 / (1 + np.exp(r - r[:, None])) - 0.5)
 
@@ -65,7 +71,7 @@ DEFAULT_SIZE = 10
 def make_game(name: str, size: int | None = None, seed: int | None = None) -> Game:
     """A game of FAMILIES by name, or "paper", which takes neither size nor seed.
 
-    Default: size 10, seed 0. ValueError for a size out of range or an option that has no effect.
+    Default: size 10, seed 0. InputError for a size out of range or an option that has no effect.
     """
     if name == "paper":
         for option, value in (("size", size), ("seed", seed)):
@@ -88,7 +94,7 @@ def load_empirical(
     """The judged responses to one prompt of a run as a game, and what to call it.
 
     Reads iterations/NNNN/judgments.parquet. Default: the last iteration that is judged, and its
-    first prompt whose strict majorities hold a cycle, or else its first. ValueError naming the
+    first prompt whose strict majorities hold a cycle, or else its first. InputError naming the
     folder, iteration or prompt that is not there.
     """
     import pyarrow as pa  # slow to import, and only this function needs it

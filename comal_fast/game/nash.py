@@ -19,7 +19,7 @@ def nash_policy(matrix: ArrayLike) -> Array:
 
     The linear program min v, (P − ½)p ≤ v, p in the simplex, is solved by HiGHS (a vertex, where
     the Nash is not unique), then polished on its support to machine precision and verified.
-    ValueError if the matrix is not a preference matrix, or too ill-conditioned for that gap.
+    InputError if the matrix is not a preference matrix, or too ill-conditioned for that gap.
     """
     a = advantage(check_matrix(matrix))
     scale = float(np.abs(a).max())
@@ -107,7 +107,7 @@ def has_strict_cycle(matrix: ArrayLike, tolerance: float = 1e-9) -> bool:
     """Whether the strict majority graph (i → j iff P(i beats j) > ½) has a directed cycle.
 
     `matrix` (k, k), any float dtype. An edge needs ½(P[i,j] − P[j,i]) > tolerance, so rounding in
-    P + Pᵀ never makes i and j beat each other. ValueError if not square, or NaN.
+    P + Pᵀ never makes i and j beat each other. InputError if not square, or NaN.
     """
     return len(_cyclic_core(_majority_edges(matrix, tolerance))) > 0
 

@@ -142,7 +142,7 @@ def bradley_terry_scores(advantages: Array, weights: Array, gain: Array) -> Arra
     """Scores s (..., n), mean 0 under `weights` (..., n), with E_{y'} σ(s(y) − s(y')) = gain + ½.
 
     The minimiser of the logistic loss on soft labels P over pairs from `weights`; gain (..., n) is
-    their win rate − ½, advantages (..., n, n) P − ½. Newton's method on the win rates. ValueError
+    their win rate − ½, advantages (..., n, n) P − ½. Newton's method on the win rates. InputError
     where there is no minimiser: P ∈ {0, 1} can push a score to infinity.
     """
     ones = np.ones_like(gain)

@@ -40,7 +40,7 @@ class Curve:
 
 
 def image_format(path: str | Path) -> str:
-    """The image format that the suffix of `path` names; ValueError for any other suffix."""
+    """The image format that the suffix of `path` names; InputError for any other suffix."""
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in FORMATS:
         known = ", ".join("." + name for name in FORMATS)
@@ -72,7 +72,7 @@ def render(figure: Figure, format: str) -> bytes:
 
 
 def draw_gaps(axes: Axes, curves: Sequence[Curve], x: str = "mirror-descent steps") -> None:
-    """Duality gaps on a log scale; with one curve, its KL too."""
+    """Draw duality gaps on a log scale; with one curve, its KL too."""
     single = len(curves) == 1
     for i, curve in enumerate(curves):
         marker = "o" if len(curve.steps) <= 60 else ""
@@ -115,7 +115,7 @@ def draw_simplex(
     colours: Sequence[str] = COLOURS,
     captions: bool = True,
 ) -> None:
-    """The paths of three-response policies, their start and end, and the Nash policy.
+    """Draw the paths of three-response policies, their start and end, and the Nash policy.
 
     Without `captions` the start and the Nash policy are marked only.
     """

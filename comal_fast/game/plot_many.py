@@ -30,7 +30,7 @@ _COLUMNS = 6  # simplices in a row
 def draw_comparison(
     curves: Sequence[Curve], names: Sequence[str], nash: Array | None, title: str
 ) -> Figure:
-    """Gaps over oracle calls and, for n = 3, a simplex for each curve with its verdict."""
+    """A figure of gaps over oracle calls and, for n = 3, a simplex per curve with its verdict."""
     rows = math.ceil(len(curves) / _COLUMNS) if len(names) == 3 else 0
     figure = Figure(figsize=(13, 5.2 + 2.75 * rows), layout="constrained")
     _title(figure, title)
@@ -55,7 +55,7 @@ def draw_comparison(
 
 
 def draw_study(results: Sequence[Result], title: str) -> Figure:
-    """The share of games solved over oracle calls, and the final gaps of every algorithm."""
+    """A figure of the share of games solved over oracle calls, and every algorithm's last gaps."""
     figure = Figure(figsize=(13, 5.6), layout="constrained")
     _title(figure, title)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))

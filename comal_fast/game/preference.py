@@ -44,7 +44,7 @@ def advantage(matrix: Array) -> Array:
 
 
 def check_matrix(matrix: ArrayLike, source: str = "matrix") -> Array:
-    """Return `matrix` as a float64 (n, n) copy; ValueError naming `source` and the first bad entry.
+    """Return `matrix` as a float64 (n, n) copy; InputError naming `source` and the first bad entry.
 
     Needs n ≥ 2, entries in [0, 1], a diagonal of 0.5, and P[i][j] + P[j][i] = 1 (within 1e-9).
     """
@@ -83,7 +83,7 @@ def check_matrix(matrix: ArrayLike, source: str = "matrix") -> Array:
 def check_start(start: ArrayLike | None, n: int, source: str = "start") -> Array:
     """Return the start policy (n,) float64, normalised; None is uniform. Zeros are allowed.
 
-    ValueError naming `source` when the length is not n, an entry is negative or not finite, or the
+    InputError naming `source` when the length is not n, an entry is negative or not finite, or the
     sum is not 1 (within 1e-9).
     """
     if start is None:
@@ -110,7 +110,7 @@ def check_start(start: ArrayLike | None, n: int, source: str = "start") -> Array
 def load_game(path: str | Path) -> Game:
     """Read a game from JSON: a list of lists, or {"matrix": [[…]], "names": […]} (names optional).
 
-    ValueError with one line that names the file and the place for anything that is not a game.
+    InputError with one line that names the file and the place for anything that is not a game.
     """
     content = _read_json(path)
     names: object = None

@@ -103,7 +103,7 @@ def versions() -> dict[str, str]:
 
 
 def step_table(outcome: Outcome) -> Table:
-    """Outer step, gap, KL, calls, inner error, budget: the start, about ten rows, the last."""
+    """A table of outer steps: gap, KL, calls, inner error, budget; about ten rows and the ends."""
     table = Table(box=None, pad_edge=False)
     trajectory, measured = outcome.trajectory, outcome.trajectory.inner_error is not None
     headings = ["outer step", "duality gap", "KL(Nash ‖ π)", "oracle calls"]
@@ -119,7 +119,7 @@ def step_table(outcome: Outcome) -> Table:
 
 
 def shown_rows(last: int) -> list[int]:
-    """0, multiples of a round number (at most ten of them or so), and `last`."""
+    """The rows to show: 0, multiples of a round number (at most ten of them or so), and `last`."""
     stride = next(
         m * 10**e for e in range(20) for m in (1, 2, 5) if last <= 10 * m * 10**e
     )  # fmt: skip
@@ -128,7 +128,7 @@ def shown_rows(last: int) -> list[int]:
 
 
 def policy_table(names: Sequence[str], columns: dict[str, Array]) -> Table:
-    """One row a response, one column a policy (n,); the most probable ones where n is large."""
+    """A table, a row a response, a column a policy (n,); the most probable ones if n is large."""
     stacked = np.stack(list(columns.values()))
     n = stacked.shape[1]
     shown = np.arange(n)
@@ -149,7 +149,7 @@ def policy_table(names: Sequence[str], columns: dict[str, Array]) -> Table:
 
 
 def overview_table(outcomes: Sequence[Outcome]) -> Table:
-    """One row per algorithm: its steps, gaps and final distance."""
+    """A table, a row per algorithm: its steps, gaps and final distance."""
     table = Table(box=None, pad_edge=False)
     table.add_column("algorithm")
     for heading in ("steps", "first gap", "least gap", "last gap", "last KL to Nash"):
@@ -168,7 +168,7 @@ def overview_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def comparison_table(outcomes: Sequence[Outcome]) -> Table:
-    """One row per algorithm: its verdict, gaps, distance, calls, and whether KL never rises."""
+    """A table, a row per algorithm: verdict, gaps, distance, whether KL rises, calls."""
     table = Table(box=None, pad_edge=False)
     for heading in ("algorithm", "verdict"):
         table.add_column(heading, no_wrap=True)
@@ -191,7 +191,7 @@ def comparison_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def comparison_json(outcomes: Sequence[Outcome]) -> bytes:
-    """The game, and per algorithm its verdict and about 200 rows of its curves."""
+    """The JSON file: the game, and per algorithm its verdict and about 200 rows of its curves."""
     first = outcomes[0]
     runs = []
     for o in outcomes:

@@ -44,7 +44,7 @@ def comal(
 
     `outer` reference moves, each after `inner` prox steps of OPERATORS[prox] from the reference;
     the last iterate converges to the Nash policy. matrix (..., n, n), start (..., n) (None:
-    uniform). ValueError for a bad matrix, start or option.
+    uniform). InputError for a bad matrix, start or option.
 
     The trajectory holds the inner error of each outer step t = 1, 2, … (`regularised_gap`) and
     its budget c1/(9t⁴), which the convergence theorem for inexact solves asks for. c1 None: the

@@ -48,7 +48,7 @@ class Result:
     """Share of the games whose gap is ≤ 1e-6 at that many calls."""
 
     def share(self, name: str) -> float:
-        """Of the games with that verdict."""
+        """Share of the games with that verdict, in [0, 1]."""
         return self.verdicts.count(name) / len(self.verdicts)
 
 
@@ -114,7 +114,7 @@ class _Batch:
 
 
 def study_table(results: list[Result]) -> Table:
-    """One row per algorithm; the columns are STUDY_COLUMNS."""
+    """A table, a row per algorithm; STUDY_COLUMNS says what its columns are."""
     table = Table(box=None, pad_edge=False)
     table.add_column("algorithm", no_wrap=True)
     headings = ("conv.", "falls", "stops", "cycles", "median", "worst", "to 1e-6", "KL falls")
@@ -134,7 +134,7 @@ def study_table(results: list[Result]) -> Table:
 
 
 def study_json(games: list[Game], seed: int, results: list[Result]) -> bytes:
-    """Everything that was measured, one entry per algorithm and game."""
+    """The JSON file of everything that was measured, one entry per algorithm and game."""
     content = {
         "seed": seed,
         "sizes": [len(game.names) for game in games],

@@ -91,7 +91,7 @@ class Play:
         return log_policy
 
     def row(self, log_policy: Array) -> None:
-        """The end of an outer step."""
+        """Record the end of an outer step."""
         if self._skipped:  # the row before was only kept for being the last
             self._rows.pop()
         self._rows.append((log_policy, self._steps, self._calls))
@@ -100,7 +100,7 @@ class Play:
     def trajectory(
         self, inner_error: list[Array] | None = None, budget: list[Array] | None = None
     ) -> Trajectory:
-        """Everything recorded so far."""
+        """The trajectory of everything recorded so far."""
         policies, steps, calls = (np.array(column) for column in zip(*self._rows, strict=True))
         return Trajectory(
             policies,
@@ -118,7 +118,7 @@ def check_options(
     outer: int | None = None,
     inner: int | None = None,
 ) -> None:
-    """ValueError for an option out of range: eta > 0, 0 < tau (≤ eta), outer and inner ≥ 1."""
+    """InputError for an option out of range: eta > 0, 0 < tau (≤ eta), outer and inner ≥ 1."""
     low, high = ETA_RANGE
     if eta is not None and not (math.isfinite(eta) and low <= eta <= high):
         raise InputError(f"eta = {eta:g}: it must be a positive number, {low:g} to {high:g}")

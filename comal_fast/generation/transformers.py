@@ -40,7 +40,7 @@ class TransformersEngine:
         seed: str,
         part: tuple[int, int] = (0, 1),
     ) -> Iterator[dict[int, list[Response]]]:
-        """See `Engine.sample`; a part is every n-th batch."""
+        """Yield {prompt index: its `count` responses} by the batch; a part is every n-th batch."""
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
         per_batch = max(1, self.options.batch_size // count)
         stops = stop_token_ids(self.model, self.tokenizer)
@@ -102,7 +102,10 @@ def _generate(
 
 
 def _new_cache(model: Any, length: int) -> Cache:
-    """Preallocated where every layer is attention: a growing one is copied at every token."""
+    """An empty cache for `length` tokens, preallocated where every layer is attention.
+
+    A growing one is copied at every token.
+    """
     cache = StaticCache(config=model.config, max_cache_len=length)
     if all(isinstance(layer, StaticLayer) for layer in cache.layers):
         return cache

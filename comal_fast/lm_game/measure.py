@@ -45,7 +45,7 @@ class Measured:
         return result
 
     def to_json(self) -> dict[str, Any]:
-        """Per iterate: means over the prompts, the worst prompt, and held-out prompts alone."""
+        """What lm_game.json holds: per iterate the mean over prompts, the worst, the held-out."""
         tv = self.total_variation
         rows = [
             {
@@ -69,9 +69,9 @@ class Measured:
 
 
 def measure(config: Config) -> Measured:
-    """Every iterate that is in the run directory; RUN_DIR/lm_game.json is written.
+    """Measure every iterate that is in the run directory, and write RUN_DIR/lm_game.json.
 
-    ValueError where the oracle is no game, or the run has not trained anything.
+    InputError where the oracle is no game, or the run has not trained anything.
     """
     oracle, game = known_game(config)
     context = Context(config)

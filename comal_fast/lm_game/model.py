@@ -48,7 +48,7 @@ MAX_KL = 1e-3  # KL(start ‖ model) after it, on the worst prompt, in nats
 
 
 def byte_tokenizer() -> Any:
-    """A token per byte and five special ones; any text comes back as it was."""
+    """A tokenizer of a token per byte and five special ones; any text comes back as it was."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -99,7 +99,7 @@ def game_sequences(
 def fit(model: Any, sequences: list[PromptResponse], start: Array, seed: int) -> float:
     """Train until the model answers as `start` (n,) says; KL(start ‖ model) of the worst prompt.
 
-    The KL, in nats, counts what the model gives to other strings. ValueError above MAX_KL.
+    The KL, in nats, counts what the model gives to other strings. InputError above MAX_KL.
     """
     count, prompts = len(start), len(sequences) // len(start)
     wanted = torch.tensor(start)

@@ -11,7 +11,7 @@ from comal_fast.lm_game.measure import Measured
 
 
 def iterate_table(run: Measured) -> Table:
-    """One run, a row an iterate; π is the mean over all prompts."""
+    """A table of one run, a row an iterate; π is the mean over all prompts."""
     table = Table(
         title=f"{run.name}: prox {run.prox}, {_prompts(run)}", box=SIMPLE, padding=(0, 1, 0, 0)
     )
@@ -26,7 +26,7 @@ def iterate_table(run: Measured) -> Table:
 
 
 def run_table(runs: Sequence[Measured]) -> Table:
-    """A row a run: its last iterate."""
+    """A table of last iterates, a row a run."""
     table = Table(title=f"last iterates: {_prompts(runs[0])}", box=SIMPLE, padding=0)
     columns = ("run", "prox", "t", *runs[0].game.names, "other", *_DISTANCES, "min")
     for name in columns:

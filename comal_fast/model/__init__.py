@@ -1,1 +1,1 @@
-"""The policy: loading, packed forward passes, log-probs, sampling."""
+"""The policy: loading, adapters, packed forward passes, log-probs."""

@@ -20,7 +20,7 @@ from comal_fast.errors import InputError
 
 
 def layers_of(model: Any) -> list[Any]:
-    """The decoder layers, first to last. ValueError for a model whose layers can't be run again."""
+    """The decoder layers, first to last. InputError for a model whose layers can't be run again."""
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise InputError(
@@ -81,7 +81,7 @@ class HostShelf:
         self.shelf: list[_Kept] = []
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
-        """torch's, with what it saves on the shelf."""
+        """torch's `checkpoint`, called with what it saves on the shelf."""
         with saved_tensors_hooks(self._pack, self._unpack):
             return checkpoint(*args, **kwargs)
 

@@ -31,7 +31,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def freeze(base: Any, lora: LoraConfig) -> Any:
-    """`base`, no parameter of which will train; ValueError for adapters that have no place in it.
+    """`base`, no parameter of which will train; InputError for adapters that have no place in it.
 
     With the head frozen, prox_loss computes no dW.
     """
@@ -84,7 +84,7 @@ def add_adapter(base: Any, config: ModelConfig, seed: int) -> Any:
 def load_adapter(base: Any, config: ModelConfig, folder: Path) -> Any:
     """The policy whose adapter `save_pretrained` wrote to `folder`.
 
-    ValueError where it is not what `config` asks for.
+    InputError where it is not what `config` asks for.
     """
     from peft import LoraConfig as PeftLora
     from peft import set_peft_model_state_dict

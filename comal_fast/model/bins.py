@@ -57,7 +57,7 @@ class _Cost:
                 self.own[row] = len(sequences[row].inputs)
 
     def __call__(self, rows: Iterable[int], beside: set[int] | None = None) -> int:
-        """Of `rows`, where those of `beside` are there already."""
+        """Tokens that `rows` add where those of `beside` are there already."""
         beside = beside or set()
         new = {*rows} - beside
         prompts = {self.prompt[r] for r in new} - {self.prompt[r] for r in beside}

@@ -31,7 +31,7 @@ def why_not(family: str, device: torch.device) -> str | None:
 def use_liger(model: Any, requested: str) -> Any:
     """The model, with Liger's kernels where `model.liger_kernels` means them.
 
-    Raises ValueError where they are asked for (`on`) and can't be had.
+    Raises InputError where they are asked for (`on`) and can't be had.
     """
     if requested == "off":
         return model

@@ -19,7 +19,7 @@ from comal_fast.system.ranks import local_rank, world
 
 
 def resolve_source(config: ModelConfig) -> str:
-    """A folder or hub name. Raises ValueError for a package, folder or file that is not there."""
+    """A folder or hub name. Raises InputError for a package, folder or file that is not there."""
     name = config.name_or_path
     if name.startswith("package:"):
         package = name.removeprefix("package:")
@@ -52,7 +52,10 @@ def weight_files(source: str, gguf_file: str | None) -> list[Path]:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` → CUDA where there is one; under torchrun this rank's own."""
+    """The device of that name; `auto`: CUDA where there is one. Under torchrun this rank's own.
+
+    Raises InputError for one that is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -65,7 +68,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """This rank's own of such devices. Raises ValueError where there are more ranks than GPUs."""
+    """This rank's own of such devices.
+
+    Raises InputError where there are more ranks than GPUs, or where `device` has a number.
+    """
     if world() == 1 or device.type != "cuda":
         return device
     if device.index is not None:
@@ -122,7 +128,7 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
 
 
 def _ready(model: Any, config: ModelConfig) -> Any:
-    """In eval mode, with Liger's kernels where they are wanted, its head known to be reproduced."""
+    """The model in eval mode, with Liger's kernels where they are wanted, its head checked."""
     check_head(model.eval(), config.name_or_path)
     return use_liger(model, config.liger_kernels)
 

@@ -86,7 +86,7 @@ def joint_logps(
 
 
 def passed_tokens(sequences: Sequence[PromptResponse], max_tokens: int) -> int:
-    """What `advance` is told in all."""
+    """Tokens that go through the model in all, as `advance` is told them."""
     return sum(
         sum({sequences[i].prompt: len(sequences[i].prompt_ids) for i in numbers}.values())
         + sum(len(sequences[i].inputs) for i in numbers)

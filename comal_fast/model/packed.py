@@ -106,7 +106,7 @@ def pack(sequences: Sequence[PromptResponse], device: torch.device) -> Packed:
 def packed_attention(model: Any, requested: str) -> Iterator[None]:
     """Within the block, `model` attends as `predictor_states` lays it out.
 
-    `requested`: `model.attn_implementation`. Raises ValueError where the model can't be packed
+    `requested`: `model.attn_implementation`. Raises InputError where the model can't be packed
     exactly or the engine can't run it.
     """
     refuse(model)
@@ -134,7 +134,7 @@ def predictor_states(model: Any, packed: Packed) -> Tensor:
 
 
 def _refuse_moving_rope(model: Any, packed: Packed) -> None:
-    """ValueError where one long sequence would change the positions of its short neighbours."""
+    """Raise InputError where a long sequence would change the positions of its short neighbours."""
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type") not in MOVING_ROPES:
         return

@@ -118,14 +118,14 @@ class AdamW(torch.optim.Optimizer):
             self.host.finish()
 
     def state_dict(self) -> dict[str, Any]:
-        """As any optimiser's, once the host has it."""
+        """The state, as any optimiser gives it, once the host has it."""
         if self.host:
             self.host.synchronize()
         return super().state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copied into the state that is here: dtypes and places stay, unlike in the base class."""
+        """Copy into the state that is here: dtypes and places stay, unlike in the base class."""
         names = [name for group in state_dict["param_groups"] for name in group["params"]]
         for parameter, key in zip(self._place, names, strict=True):
             mine = self.state[parameter]

@@ -23,12 +23,12 @@ class Lane:
 
     @classmethod
     def side(cls, device: torch.device) -> Lane:
-        """A new stream."""
+        """The lane of a new stream."""
         return cls(torch.cuda.Stream(device) if device.type == "cuda" else None)
 
     @classmethod
     def current(cls, device: torch.device) -> Lane:
-        """The stream that work goes to now."""
+        """The lane of the stream that work goes to now."""
         return cls(torch.cuda.current_stream(device) if device.type == "cuda" else None)
 
     def __call__(self) -> Any:
@@ -40,7 +40,7 @@ class Lane:
         return self.stream.record_event() if self.stream is not None else None
 
     def wait(self, mark: Any) -> None:
-        """This lane's work from now on starts after the mark."""
+        """Let this lane's work from now on start after the mark."""
         if self.stream is not None and mark is not None:
             self.stream.wait_event(mark)
 
@@ -65,8 +65,9 @@ class _Slot:
 
 
 class HostState:
-    """Copies in on one lane; updates and copies back on another, beside the backward pass.
+    """Host memory for optimizer state, and its way to the device and back.
 
+    Copies in go on one lane; updates and copies back on another, beside the backward pass.
     The device's own kernel makes the update, so weights are those of state kept on the device.
     The host waits for nothing.
     """
@@ -98,7 +99,7 @@ class HostState:
 
     @contextmanager
     def lent(self, state: Mapping[str, Tensor], back: bool = True) -> Iterator[dict[str, Tensor]]:
-        """A slice of host tensors (each 1-dimensional) on the device; copied back at the end."""
+        """Yield a slice of (1-dimensional) host tensors on the device; copied back at the end."""
         slot = self.slots[0]
         self.slots.rotate(-1)
         with self.copies():

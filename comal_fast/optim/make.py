@@ -16,7 +16,7 @@ from comal_fast.optim.stepper import BackwardStepper, Stepper
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainingConfig) -> Stepper:
     """torch's fused AdamW unless an option asks for what it has not.
 
-    Raises ValueError where the package that an option needs is not installed.
+    Raises InputError where the package that an option needs is not installed.
     """
     check_installed(config)
     trained = list(parameters)
@@ -39,7 +39,7 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainingCon
 
 
 def check_installed(config: TrainingConfig) -> None:
-    """Raise ValueError for a package that `training.optimizer_state` needs and that is not here."""
+    """Raise InputError for a package that `training.optimizer_state` needs and that is not here."""
     if config.optimizer_state == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
             "training.optimizer_state: 8bit needs the package bitsandbytes; "

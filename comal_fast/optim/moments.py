@@ -36,7 +36,7 @@ class Dense:
         return {name: torch.zeros_like(parameter, dtype=dtype) for name in self.per}
 
     def working_dtype(self, parameter: Tensor) -> torch.dtype:
-        """In which `update` wants weights and gradient."""
+        """The dtype in which `update` wants weights and gradient."""
         return self.dtype or parameter.dtype
 
     def update(
@@ -47,7 +47,7 @@ class Dense:
         step: int,
         group: dict[str, Any],
     ) -> None:
-        """The step-th update, counted from 1."""
+        """Make the step-th update, counted from 1."""
         beta1, beta2 = group["betas"]
         adamw(
             [weights],
@@ -91,7 +91,7 @@ class EightBit:
         return state
 
     def working_dtype(self, parameter: Tensor) -> torch.dtype:
-        """In which `update` wants weights and gradient."""
+        """The dtype in which `update` wants weights and gradient."""
         return parameter.dtype
 
     def update(
@@ -102,7 +102,7 @@ class EightBit:
         step: int,
         group: dict[str, Any],
     ) -> None:
-        """The step-th update, counted from 1; computed in float32."""
+        """Make the step-th update, counted from 1; computed in float32."""
         beta1, beta2 = group["betas"]
         with torch.cuda.device_of(weights):
             _kernel(weights.device.type)(

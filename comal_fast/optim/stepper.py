@@ -21,7 +21,7 @@ class Stepper:
         self.parameters: list[Tensor] = [p for g in inner.param_groups for p in g["params"]]
 
     def arm(self, rate: float, seed: int, last: bool) -> None:
-        """The learning rate of the step, what seeds its random numbers, whether no pass follows."""
+        """Set the step's learning rate, what seeds its random numbers, whether no pass follows."""
         for group in self.inner.param_groups:
             group["lr"], group["seed"] = rate, seed
 
@@ -38,7 +38,7 @@ class Stepper:
         return self.inner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Go on from what `state_dict` gave."""
         self.inner.load_state_dict(state_dict)
 
 

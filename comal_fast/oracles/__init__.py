@@ -53,6 +53,6 @@ def make_oracle(options: OracleConfig) -> Oracle:
 
 
 def oracle_key(oracle: Oracle, options: OracleConfig) -> str:
-    """Changes whenever a judgement could: its fingerprint, and of a plugin's the file too."""
+    """A text that changes whenever a judgement could: its fingerprint, with a plugin's file."""
     source = source_of(type(options).__module__)
     return oracle.fingerprint() if source is None else f"{oracle.fingerprint()} of {source}"

@@ -31,21 +31,21 @@ class Comparison:
 
 
 class Oracle(ABC):
-    """P(y ≻ y' | x), with P(y≻y') + P(y'≻y) = 1."""
+    """A judge that says P(y ≻ y' | x), with P(y≻y') + P(y'≻y) = 1."""
 
     sees_order: ClassVar[bool] = False  # True: asked in both orders, and averaged
 
     @abstractmethod
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
-        """One (len(left), len(right)) float64 matrix of P(left ≻ right) each, in order."""
+        """Yield a (len(left), len(right)) float64 matrix of P(left ≻ right) for each, in order."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Changes whenever a judgement could."""
+        """A text that changes whenever a judgement could."""
 
 
 def self_comparison(messages: Messages, responses: Sequence[str]) -> Comparison:
-    """All K responses against each other."""
+    """The comparison of all K responses with each other."""
     return Comparison(messages, responses, responses)
 
 

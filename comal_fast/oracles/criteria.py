@@ -81,7 +81,7 @@ CRITERIA: dict[Criterion, Scored] = {
 
 
 class CriteriaOracle(Oracle):
-    """See the module. `target_words`: the length in words up to which a response is brief."""
+    """The mixture in the module's docstring. `target_words`: words up to which one is brief."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class CriteriaOracle(Oracle):
         self.target_words = target_words
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
-        """See `Oracle.compare`."""
+        """Yield the mixture's (len(left), len(right)) float64 matrix for each, in order."""
         for item in comparisons:
             mixture = np.zeros((len(item.left), len(item.right)))
             for name, weight in self.weights.items():
@@ -109,7 +109,7 @@ class CriteriaOracle(Oracle):
             yield mixture
 
     def fingerprint(self) -> str:
-        """See `Oracle.fingerprint`."""
+        """A text of the weights, temperatures and target length."""
         return "criteria/1 " + json.dumps(
             [self.weights, self.temperatures, self.target_words], sort_keys=True
         )

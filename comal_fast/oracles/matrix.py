@@ -38,7 +38,7 @@ class MatrixOracle(Oracle):
         self._places = {name: i for i, name in enumerate(game.names)}
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
-        """See `Oracle.compare`."""
+        """Yield the (len(left), len(right)) float64 entries of the game for each, in order."""
         for item in comparisons:
             left, right = (
                 [self._places.get(text, len(self._places)) for text in side]
@@ -47,7 +47,7 @@ class MatrixOracle(Oracle):
             yield self._matrix[np.ix_(left, right)]
 
     def fingerprint(self) -> str:
-        """See `Oracle.fingerprint`."""
+        """A text of the matrix, the names and what unknown responses win."""
         return "matrix/1 " + json.dumps(
             [self.game.matrix.tolist(), self.game.names, self.unknown_wins]
         )

@@ -20,17 +20,17 @@ class BothOrders(Oracle):
         self.oracle = oracle
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
-        """See `Oracle.compare`."""
+        """Yield the (len(left), len(right)) float64 mean of both orders for each, in order."""
         for item in comparisons:
             swapped = Comparison(item.messages, item.right, item.left)
             first, second = self.oracle.compare([item, swapped])
             yield (first + 1 - second.T) / 2
 
     def fingerprint(self) -> str:
-        """See `Oracle.fingerprint`."""
+        """A text of the oracle's own fingerprint, and that it is asked in both orders."""
         return f"both orders of {self.oracle.fingerprint()}"
 
 
 def debiased(oracle: Oracle) -> Oracle:
-    """The oracle itself where it is symmetric by construction."""
+    """The oracle itself where it is symmetric by construction, else asked in both orders."""
     return BothOrders(oracle) if oracle.sees_order else oracle

@@ -53,7 +53,7 @@ def run(context: Context, iteration: int) -> None:
 
 
 def prompt_responses(samples: pa.Table, rows: Sequence[int]) -> list[PromptResponse]:
-    """The token ids of these rows."""
+    """Prompt and response of each of these rows, as token ids."""
     prompts, responses = (samples[c].to_pylist() for c in ("prompt_ids", "response_ids"))
     return [PromptResponse(prompts[row], responses[row]) for row in rows]
 
@@ -93,7 +93,7 @@ def model_logps(
 
 
 def _tokens(context: Context, sequences: list[PromptResponse]) -> int:
-    """That go through a model for these log-probs."""
+    """Tokens that go through a model for these log-probs."""
     return passed_tokens(sequences, context.config.training.max_tokens_per_microbatch)
 
 

@@ -31,7 +31,7 @@ from comal_fast.system.terminal import console
 
 
 def check_device(config: Config, device: torch.device) -> None:
-    """`check_fits` on a CUDA device. A model that can't be counted is said to be unchecked."""
+    """Run `check_fits` on a CUDA device. A model that can't be counted is said to be unchecked."""
     if device.type != "cuda":
         return
     total = torch.cuda.get_device_properties(device).total_memory
@@ -42,7 +42,7 @@ def check_device(config: Config, device: torch.device) -> None:
 
 
 def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
-    """Raise ValueError, one line, where a phase's estimate exceeds the device's memory.
+    """Raise InputError, one line, where a phase's estimate exceeds the device's memory.
 
     It names the estimate by part and the nearest mode that fits. `ranks`: devices that share out
     what they can (`shared`).

@@ -29,7 +29,7 @@ def register(verbs: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the plan; 2 where no mode fits."""
+    """Print the plan; returns 0, or 2 where no mode fits."""
     config = _config(args)
     memory, machine = _device(args)
     from comal_fast.plan import search

@@ -44,7 +44,7 @@ BACKWARD = 2.0  # the backward pass moves about twice as much
 
 
 def parts(shape: Shape, load: Load) -> list[Part]:
-    """Blocks, attention, elementwise, embedding, head, optimizer; forward and backward."""
+    """The parts of a step, forward and backward: blocks, attention, …, head, optimizer."""
     tokens, item = load.tokens, load.itemsize
     forward = 1 + load.recomputed
     passes = forward + (1 if load.frozen else 2)  # dX, dW

@@ -127,7 +127,10 @@ def training(shape: Shape, mode: Mode, batch: LargestPass, cuda: bool = True) ->
 def generation(
     shape: Shape, mode: Mode, batch: int, repeats: int, prompt: int, new: int
 ) -> dict[str, Parts]:
-    """Of sampling `batch` responses together, `repeats` to a prompt; static cache."""
+    """Moment of sampling → what holds memory then.
+
+    `batch` responses together, `repeats` to a prompt; static cache.
+    """
     item = mode.torch_dtype.itemsize
     entry = 2 * shape.keys * shape.layers * item
     stays = {"weights": mode.weight_bytes(shape)}
@@ -148,7 +151,10 @@ def generation(
 
 
 def log_probs(shape: Shape, mode: Mode, tokens: int) -> dict[str, Parts]:
-    """Of the reference's and the last iterate's log-probs: one model after the other, no logits."""
+    """Moment of the reference's and the last iterate's log-probs → what holds memory then.
+
+    One model after the other, no logits.
+    """
     return {
         "a packed pass": {
             "weights": mode.weight_bytes(shape),

@@ -45,7 +45,7 @@ class Mode:
 
     @property
     def state_bytes(self) -> float:
-        """Both moments of a weight."""
+        """Bytes of both moments of a weight."""
         own = 2 * (self.torch_dtype.itemsize if self.rank is None else self.adapter_item)
         return {"model": own, "float32": 8.0, "8bit": EIGHT_BIT_BYTES}[self.state]
 
@@ -55,14 +55,14 @@ class Mode:
         return 4
 
     def trained(self, shape: Shape) -> int:
-        """Weights that have a gradient."""
+        """How many weights have a gradient."""
         if self.rank is None:
             return shape.parameters
         h, i, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
         return shape.layers * self.rank * (2 * (h + q) + 2 * (h + k) + 3 * (h + i))
 
     def weight_bytes(self, shape: Shape) -> float:
-        """All weights, adapters included; with the one matrix that is dequantised at a time."""
+        """Bytes of all weights, adapters too; with the one matrix dequantised at a time."""
         item = self.torch_dtype.itemsize
         blocks = shape.block_parameters * (NF4_BYTES if self.quantized else item)
         adapters = 0 if self.rank is None else self.trained(shape) * self.adapter_item
@@ -71,13 +71,13 @@ class Mode:
         return blocks + (shape.parameters - shape.block_parameters) * item + adapters
 
     def gradient_bytes(self, shape: Shape) -> int:
-        """Of all gradients together."""
+        """Bytes of all gradients together."""
         return self.trained(shape) * (
             self.torch_dtype.itemsize if self.rank is None else self.adapter_item
         )
 
     def host_bytes(self, shape: Shape, kept: float, passes: int) -> float:
-        """Of host memory: moments, sums of gradients, layers' inputs, where they are kept there."""
+        """Bytes of host memory: of moments, sums of gradients, layers' inputs, if kept there."""
         held = self.trained(shape) * self.state_bytes if self.offload_state else 0.0
         if self.in_backward and self.offload_state and passes > 1:
             held += self.gradient_bytes(shape)
@@ -122,7 +122,7 @@ def options(mode: Mode, layers: int) -> dict[str, Any]:
 
 
 def mode_of(config: Config, layers: int, recomputed: int | None = None) -> Mode:
-    """What a configuration asks for. `recomputed`: layers, where `activation_memory` decides."""
+    """The mode of a configuration. `recomputed`: layers, where `activation_memory` decides."""
     lora = config.model.lora
     return Mode(
         CONFIGURED,

@@ -36,7 +36,7 @@ class Workload:
 
     @classmethod
     def of(cls, config: Config) -> Workload:
-        """Of a run."""
+        """The workload of a run."""
         data, generation, training = config.data, config.generation, config.training
         new = generation.max_new_tokens
         prompt = min(data.max_prompt_length or data.max_length, data.max_length - new)
@@ -58,7 +58,7 @@ class Workload:
         return LargestPass(tokens, tokens, alone)
 
     def load(self, mode: Mode, shape: Shape) -> Load:
-        """A step of typical lengths, every prompt once."""
+        """The load of a step of typical lengths, every prompt once."""
         prompt = min(TYPICAL_PROMPT, self.prompt)
         response = min(TYPICAL_RESPONSE, self.new)
         lengths = [prompt + response, response] * self.pairs
@@ -132,7 +132,7 @@ def assess(shape: Shape, mode: Mode, work: Workload, machine: Machine) -> Fit:
 
 
 def usable(device_memory: float) -> float:
-    """What a plan may fill."""
+    """Bytes of a device's memory that a plan may fill."""
     return device_memory * (1 - HEADROOM)
 
 
@@ -167,7 +167,10 @@ def _fastest(shape: Shape, mode: Mode, work: Workload, machine: Machine, space: 
 
 
 def _budgets(mode: Mode, work: Workload) -> list[Workload]:
-    """Halved as long as a pair has room; from that of a whole step, where a step is one pass."""
+    """The workload under smaller and smaller budgets, halved as long as a pair has room.
+
+    The first is that of a whole step, where a step is one pass.
+    """
     whole = work.pairs * work.longest if mode.one_pass else 0
     budgets = [max(work.budget, work.longest, whole)]
     while budgets[-1] // 2 >= work.longest:
@@ -176,7 +179,7 @@ def _budgets(mode: Mode, work: Workload) -> list[Workload]:
 
 
 def _smaller_batches(mode: Mode, work: Workload, shape: Shape, space: float) -> Workload:
-    """Generation in batches that fit; a step that must be one packed pass, in that."""
+    """The workload with generation in batches that fit, and a step in one pass where it must be."""
     batch = work.generation_batch
     while batch > work.generations:
         peaks = [

@@ -47,12 +47,12 @@ class Shape:
 
     @property
     def head_parameters(self) -> int:
-        """The head's, and the embedding's: tied or not, each is as large."""
+        """Parameters of the head, and of the embedding: tied or not, each is as large."""
         return self.vocab * self.hidden
 
     @property
     def parameters(self) -> int:
-        """All: embeddings, blocks, norms, and the head where it is not tied."""
+        """All parameters: embeddings, blocks, norms, and the head where it is not tied."""
         norms = (2 * self.layers + 1) * self.hidden
         return self.block_parameters + norms + self.head_parameters * (1 if self.tied else 2)
 
@@ -131,7 +131,7 @@ def short_name(name: str) -> str:
 
 
 def shape_of(config: Any) -> Shape:
-    """From transformers' configuration of a decoder. Raises Unplanned for other families."""
+    """The shape that transformers' `config` of a decoder gives. Unplanned for other families."""
     config = config.get_text_config()
     if config.model_type not in PLANNED:
         known = ", ".join(sorted(PLANNED))
@@ -151,9 +151,9 @@ def shape_of(config: Any) -> Shape:
 
 
 def read_shape(model: Any) -> Shape:
-    """Of a `ModelConfig`: from the folder or package that it names, the table, or the hub.
+    """The shape of a `ModelConfig`: from the folder or package it names, the table, or the hub.
 
-    Raises ValueError, one line, where none of them knows it.
+    Raises InputError, one line, where none of them knows it.
     """
     from comal_fast.model.load import model_config, resolve_source
 

@@ -53,7 +53,7 @@ class _Alive(TorchDispatchMode):
         return result
 
     def ignore(self, *tensors: Tensor) -> None:
-        """Parameters and inputs: counted elsewhere."""
+        """Leave out parameters and inputs: they are counted elsewhere."""
         self._seen |= {t.untyped_storage()._cdata for t in tensors}
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -109,7 +109,7 @@ def _flash(
 
 
 def _copying(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-    """As SDPA a sequence at a time has it: the results are kept, and the row made of them."""
+    """Attention as SDPA by the sequence has it: results are kept, and the row made of them."""
     out, _ = _flash(*args, **kwargs)
     return torch.cat([out.transpose(1, 2)], dim=2).transpose(1, 2), None
 
@@ -123,8 +123,9 @@ for _name, _attention in ((PACKED, _flash), (COPYING, _copying)):
 def per_token(
     shape: Shape, dtype: torch.dtype, rank: int | None = None, copying: bool = False
 ) -> PerToken:
-    """`rank`: of adapters on frozen weights.
+    """What a token costs in layers of this shape and dtype.
 
+    `rank`: of adapters on frozen weights.
     `copying`: attention is SDPA, a call a sequence, instead of one packed kernel.
     """
     kind = _Kind(shape, dtype, rank, COPYING if copying else PACKED)
@@ -149,7 +150,7 @@ class _Kind:
     attention: str
 
     def model(self, layers: int) -> Any:
-        """Without its head, on `meta`."""
+        """The model with so many layers, without its head, on `meta`."""
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 self.shape.config(layers), dtype=self.dtype, attn_implementation=self.attention

@@ -21,7 +21,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Execute `comal-fast report`; returns 0, or raises ValueError with one line."""
+    """Execute `comal-fast report`; returns 0, or raises InputError with one line."""
     from comal_fast.report.facts import verdict  # matplotlib and pyarrow are slow to load
     from comal_fast.report.html import write_run
     from comal_fast.report.load import load_run

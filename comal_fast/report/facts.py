@@ -128,7 +128,7 @@ def win_matrix(run: Run) -> tuple[list[int], dict[tuple[int, int], Interval]]:
 
 
 def empirical_game(run: Run) -> list[Standing]:
-    """The evaluated iterates against each other; none where win rates by prompt are missing."""
+    """Standings of the evaluated iterates; none where win rates by prompt are missing."""
     iterates = list(run.evaluations)
     counts = {len(w) for e in run.evaluations.values() for w in e.wins.values()}
     if len(iterates) < 2 or len(counts) != 1 or 0 in counts:
@@ -193,12 +193,15 @@ def percent(value: float) -> str:
 
 
 def interval_text(rate: Interval, short: bool = False) -> str:
-    """63.2% (95% interval 57.1% to 69.0%); `short`: a line may end before the bracket alone."""
+    """A rate as text: 63.2% (95% interval 57.1% to 69.0%).
+
+    `short`: 63.2% (57.1% to 69.0%), where a line may end before the bracket alone.
+    """
     if short:
         return f"{percent(rate.mean)} {unbroken(f'({percent(rate.low)} to {percent(rate.high)})')}"
     return f"{percent(rate.mean)} (95% interval {percent(rate.low)} to {percent(rate.high)})"
 
 
 def unbroken(text: str) -> str:
-    """The same with spaces at which no line ends."""
+    """The text with spaces at which no line ends."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")

@@ -46,7 +46,7 @@ class Section:
 
 
 def write_run(run: Run) -> Path:
-    """Write the PNGs, then the page; returns its path. ValueError where that is impossible."""
+    """Write the PNGs, then the page; returns its path. InputError where that is impossible."""
     directory, pictures = RunDirectory(run.path), {}
     for name, (draw, alt) in FIGURES.items():
         target = directory.pictures / f"{name}.png"

@@ -142,7 +142,7 @@ def _json(path: Path, root: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _metrics(path: Path, problems: list[str]) -> list[Row]:
-    """A repeated (phase, iteration, epoch, step) counts once, the last time."""
+    """The rows in a file; a repeated (phase, iteration, epoch, step) counts once, the last time."""
     if not path.is_file():
         return []
     rows: dict[tuple[Any, ...], Row] = {}

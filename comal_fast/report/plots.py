@@ -41,7 +41,7 @@ SMOOTH_FROM = 150  # optimizer steps above which a running mean is drawn
 
 
 def win_rate(run: Run, theme: Theme) -> Figure | None:
-    """Win rate of every iterate against the initial policy."""
+    """A figure of every iterate's win rate against the initial policy."""
     found = {t: e.win_rates[0] for t, e in run.evaluations.items() if 0 in e.win_rates and t > 0}
     if not found:
         return None
@@ -66,7 +66,7 @@ def win_rate(run: Run, theme: Theme) -> Figure | None:
 
 
 def win_rates_between(run: Run, theme: Theme) -> Figure | None:
-    """Every iterate (row) against every other (column)."""
+    """A figure of the win rates of every iterate (row) against every other (column)."""
     iterates, cells = win_matrix(run)
     n = len(iterates)
     if n < 2:
@@ -83,7 +83,7 @@ def win_rates_between(run: Run, theme: Theme) -> Figure | None:
 
 
 def training(run: Run, theme: Theme) -> Figure | None:
-    """Loss, margins, accuracy and gradient norm by optimizer step over all iterations."""
+    """A figure of loss, rewards, accuracy and gradient norm by step over all iterations."""
     runs = train_runs(run)
     if not runs:
         return None
@@ -122,7 +122,7 @@ def _steps(
     axes: Axes, theme: Theme, runs: list[tuple[int, Array, list[Row]]], name: str, colour: str,
     label: str | None = None,
 ) -> None:  # fmt: skip
-    """One metric, a line per iteration so that boundaries are not bridged."""
+    """Draw one metric, a line per iteration so that boundaries are not bridged."""
     for i, (_, steps, rows) in enumerate(runs):
         values = np.array([number(row.get(name)) for row in rows])
         marker = "o" if len(values) <= 20 else ""
@@ -134,7 +134,7 @@ def _steps(
 
 
 def kl(run: Run, theme: Theme) -> Figure | None:
-    """KL to the initial policy and to the reference, per iterate, with intervals."""
+    """A figure of KL to the initial policy and to the reference, per iterate, with intervals."""
     series: tuple[tuple[str, Callable[[Evaluation], Interval | None]], ...] = (
         ("to the initial policy", lambda e: e.kl_to_initial),
         ("to the reference", lambda e: e.kl_to_reference),
@@ -159,7 +159,7 @@ def kl(run: Run, theme: Theme) -> Figure | None:
 
 
 def response_length(run: Run, theme: Theme) -> Figure | None:
-    """Tokens of each held-out response, per iterate."""
+    """A figure of the tokens of each held-out response, per iterate."""
     groups = {t: e.lengths for t, e in run.evaluations.items() if len(e.lengths)}
     if not groups:
         return None
@@ -188,7 +188,7 @@ def response_length(run: Run, theme: Theme) -> Figure | None:
 
 
 def fluency(run: Run, theme: Theme) -> Figure | None:
-    """Share of repeated trigrams, and share of responses that ended by themselves."""
+    """A figure of the shares of repeated trigrams and of responses that ended by themselves."""
     groups = {t: e.repetitions for t, e in run.evaluations.items() if len(e.repetitions)}
     finished = {t: e.finished for t, e in run.evaluations.items() if np.isfinite(e.finished)}
     if not groups and not finished:
@@ -210,7 +210,7 @@ def fluency(run: Run, theme: Theme) -> Figure | None:
 
 
 def oracle(run: Run, theme: Theme) -> Figure | None:
-    """Preference cycles and decisiveness of the oracle, per iteration."""
+    """A figure of the oracle's preference cycles and decisiveness, per iteration."""
     rows = run.phase("judge")
     if not rows:
         return None
@@ -230,7 +230,7 @@ def oracle(run: Run, theme: Theme) -> Figure | None:
 
 
 def time(run: Run, theme: Theme) -> Figure | None:
-    """Seconds of each phase, one stacked bar an iteration."""
+    """A figure of the seconds of each phase, one stacked bar an iteration."""
     table = seconds(run)
     if not table:
         return None

@@ -37,7 +37,10 @@ class BeforeAfter:
 def load_comparisons(
     directory: RunDirectory, problems: list[str]
 ) -> tuple[int | None, list[BeforeAfter]]:
-    """Initial against latest sampled iterate, on prompts evenly spaced over those of both."""
+    """(latest sampled iterate, its responses beside the initial policy's); (None, []) without one.
+
+    On prompts evenly spaced over those of both. Files that can't be read are noted in `problems`.
+    """
     sampled = directory.sampled()
     if 0 not in sampled or sampled == [0]:
         return None, []
@@ -70,5 +73,5 @@ def _responses(path: Path, root: Path, problems: list[str]) -> dict[tuple[int, s
 
 
 def one_line(error: Exception) -> str:
-    """The message, cut."""
+    """The error's message on one line, cut at 200 characters."""
     return " ".join(str(error).split())[:200]

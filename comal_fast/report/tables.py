@@ -29,7 +29,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text; the first column names the row.
+    """A table of text; the first column names the row.
 
     `folded`: shown after a click. `prose`: the last column holds sentences.
     """
@@ -64,7 +64,7 @@ def headline(run: Run, verdict: Verdict) -> list[tuple[str, str]]:
 
 
 def _cycle_rate(run: Run) -> float:
-    """From summary.json; over the iterations judged so far where it is not there."""
+    """The rate in summary.json; over the iterations judged so far where it is not there."""
     if math.isfinite(rate := number(run.summary.get("cycle_rate"))):
         return rate
     rates = [number(row.get("oracle/cycle_rate")) for row in run.phase("judge")]
@@ -72,7 +72,7 @@ def _cycle_rate(run: Run) -> float:
 
 
 def iterates(run: Run) -> Table | None:
-    """One row an evaluated iterate."""
+    """A table, a row an evaluated iterate; None without any."""
     if not run.evaluations:
         return None
     rows = []
@@ -92,7 +92,7 @@ def iterates(run: Run) -> Table | None:
 
 
 def win_matrix_table(run: Run) -> Table | None:
-    """The annotated matrix with its intervals."""
+    """The annotated matrix as a table, with its intervals; None below two iterates."""
     names, cells = win_matrix(run)
     if len(names) < 2:
         return None
@@ -105,7 +105,7 @@ def win_matrix_table(run: Run) -> Table | None:
 
 
 def empirical_game_table(run: Run) -> Table | None:
-    """Which mixture of the iterates is unbeaten, and what each loses to its best opponent."""
+    """A table of which mixture of the iterates is unbeaten, and what each loses at most."""
     found = empirical_game(run)
     if not found:
         return None
@@ -126,7 +126,7 @@ def empirical_game_table(run: Run) -> Table | None:
 
 
 def iterations_table(run: Run) -> Table | None:
-    """What each iteration sampled, judged and paired."""
+    """A table of what each iteration sampled, judged and paired; None without any."""
     merged: dict[int, dict[str, Any]] = {}
     for name in ("generate", "judge", "pair", "logps"):
         for row in run.phase(name):
@@ -155,7 +155,7 @@ def iterations_table(run: Run) -> Table | None:
 
 
 def diagnoses(run: Run) -> Table | None:
-    """What fired, on which evidence."""
+    """A table of what fired, on which evidence; None where nothing did."""
     if not run.diagnoses:
         return None
     rows = [[str(d.iteration), d.name.replace("_", " "), d.action, d.text] for d in run.diagnoses]
@@ -176,7 +176,7 @@ def diagnoses_line(run: Run) -> str:
 
 
 def time_table(run: Run) -> Table | None:
-    """Time of every phase in every iteration, with totals and peak memory."""
+    """A table of every phase's time in every iteration, with totals and peak memory."""
     table = seconds(run)
     if not table:
         return None
@@ -203,7 +203,7 @@ def memory_line(run: Run) -> str:
 
 
 def environment(run: Run) -> list[tuple[str, str]]:
-    """env.json, and what only summary.json knows, flattened."""
+    """(dotted name, value) of env.json, and of what only summary.json knows."""
     found = dict(flatten(run.env))
     known = {key.rsplit(".", 1)[-1] for key in found}
     for key in ("versions", "device"):

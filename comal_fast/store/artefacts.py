@@ -65,7 +65,7 @@ class Table(Artefact):
             return (pq.read_schema(self.path).metadata or {}).get(_KEY, b"").decode()
 
     def read(self) -> pa.Table:
-        """Raises InputError where it is absent or can't be read."""
+        """The table. Raises InputError where it is absent or can't be read."""
         import pyarrow.parquet as pq
 
         self._must_exist()
@@ -73,7 +73,7 @@ class Table(Artefact):
             return pq.read_table(self.path)
 
     def write(self, content: pa.Table, key: str) -> None:
-        """With its key."""
+        """Write the table with its key."""
         import pyarrow.parquet as pq
 
         metadata = {**(content.schema.metadata or {}), _KEY: key.encode()}
@@ -88,7 +88,7 @@ class Json(Artefact):
         return str(self.read()["key"]) if self.path.is_file() else None
 
     def read(self) -> dict[str, Any]:
-        """Raises InputError where it is absent or can't be read."""
+        """The object, its key included. Raises InputError where it is absent or can't be read."""
         self._must_exist()
         content = read_json(self.path)
         if "key" not in content:
@@ -98,7 +98,7 @@ class Json(Artefact):
         return content
 
     def write(self, content: dict[str, Any], key: str) -> None:
-        """With its key as the first field."""
+        """Write the object with its key as the first field."""
         write_json(self.path, {"key": key, **content})
 
 
@@ -181,7 +181,10 @@ def hash_files(files: list[Path]) -> str:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """A damaged file is named, in one line; what pyarrow and json raise then are ValueErrors."""
+    """Within the block, a damaged file raises InputError, one line that names it.
+
+    What pyarrow and json raise then are ValueErrors.
+    """
     try:
         yield
     except (OSError, ValueError) as error:

@@ -42,11 +42,11 @@ class RunDirectory:
         return str(self.path)
 
     def iteration(self, number: int) -> IterationFolder:
-        """Of the iteration that trains π_number; 0: of the initial policy."""
+        """The folder of the iteration that trains π_number; 0: of the initial policy."""
         return IterationFolder(self.iterations_folder / f"{number:04d}")
 
     def iterations(self) -> dict[int, IterationFolder]:
-        """Those that have a folder, in order."""
+        """Number → folder of the iterations that have one, in order."""
         if not self.iterations_folder.is_dir():
             return {}
         found = (p for p in self.iterations_folder.iterdir() if p.is_dir())
@@ -62,7 +62,7 @@ class RunDirectory:
         return [t for t, folder in self.iterations().items() if folder.eval_samples.exists()]
 
     def rows(self) -> list[Row]:
-        """Of metrics.jsonl, in the order in which they were written."""
+        """The rows of metrics.jsonl, in the order in which they were written."""
         return read_metrics(self.metrics)
 
     def read_summary(self) -> dict[str, Any] | None:
@@ -88,7 +88,7 @@ class RunDirectory:
             self.write_done([*done, (iteration, phase)])
 
     def write_done(self, done: list[tuple[int, str]]) -> None:
-        """state.json, anew."""
+        """Write state.json anew."""
         write_json(self.state, {"done": [f"{t:04d}/{phase}" for t, phase in done]})
 
 

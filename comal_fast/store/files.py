@@ -39,7 +39,7 @@ def sync(path: Path) -> None:
 
 
 def check_target(path: str | Path, option: str) -> None:
-    """ValueError naming `option` if a file cannot be put at `path`: before any work is done."""
+    """InputError naming `option` if a file cannot be put at `path`: before any work is done."""
     if "\0" in str(path) or not str(path):
         raise InputError(f"{option} {str(path)!r}: not a file name")
     folder = Path(path).parent
@@ -54,7 +54,7 @@ def check_target(path: str | Path, option: str) -> None:
 def write_all(contents: dict[str, bytes]) -> None:
     """Write every path's bytes: first all under temporary names beside them, then the renames.
 
-    A failure before the renames leaves nothing behind. ValueError naming the file that failed.
+    A failure before the renames leaves nothing behind. InputError naming the file that failed.
     """
     name = ""
     try:

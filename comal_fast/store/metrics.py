@@ -25,7 +25,7 @@ def read_metrics(path: Path) -> list[Row]:
 
 
 def write_metrics(path: Path, rows: list[Row]) -> None:
-    """The whole file, anew."""
+    """Write the whole file anew."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 

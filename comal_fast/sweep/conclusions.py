@@ -167,7 +167,7 @@ def _limits(sweep: Sweep) -> str:
 
 
 def rate(value: Interval) -> str:
-    """60.8 % [57.2, 64.3]; a dash where it was not measured."""
+    """A win rate as text: 60.8 % [57.2, 64.3]; a dash where it was not measured."""
     if not np.isfinite(value.mean):
         return "–"
     return f"{100 * value.mean:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
@@ -180,17 +180,17 @@ def exact_columns(result: Result) -> list[str]:
 
 
 def three(value: Interval) -> str:
-    """0.030 [0.025, 0.036]."""
+    """A value as text, three decimals: 0.030 [0.025, 0.036]."""
     return f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
 
 
 def points(value: Interval) -> str:
-    """+2.1 [−0.4, +4.6], in percentage points."""
+    """A difference of rates as text, in percentage points: +2.1 [−0.4, +4.6]."""
     low, mean, high = (signed(100 * x) for x in (value.low, value.mean, value.high))
     return f"{mean} [{low}, {high}]"
 
 
 def signed(value: float) -> str:
-    """One decimal with its sign; no sign for zero."""
+    """A number as text, one decimal with its sign; no sign for zero."""
     text = f"{value:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")

@@ -90,7 +90,7 @@ def parse_axes(words: Sequence[str]) -> tuple[list[Axis], list[str]]:
 
 
 def expand(path: str, axes: Sequence[Axis], overrides: Sequence[str]) -> tuple[Path, list[Cell]]:
-    """(folder of the sweep, its cells in order). ValueError, naming the cell, for a bad one."""
+    """(folder of the sweep, its cells in order). InputError, naming the cell, for a bad one."""
     folder: Path | None = None
     cells = []
     for values in product(*(axis.values for axis in axes)):

@@ -12,7 +12,7 @@ NONE = "–"
 
 
 def render(sweep: Sweep, command: str, picture: str) -> str:
-    """`command`: what made it. `picture`: the file name, relative to the page."""
+    """The page. `command`: what made it. `picture`: the file name, relative to the page."""
     config = sweep.results[0].cell.config
     model = (config.model.gguf_file or config.model.name_or_path).rsplit("/", 1)[-1]
     versions = ", ".join(f"{name} {v}" for name, v in sweep.summary["versions"].items())

@@ -15,7 +15,7 @@ from comal_fast.sweep.results import Sweep
 
 
 def draw(sweep: Sweep, theme: Theme) -> Figure:
-    """Left: win rates against the initial policy. Right: differences, where there are any."""
+    """A figure: left win rates against the initial policy, right differences, if there are any."""
     rows = max(len(sweep.results), len(sweep.effects), 3)
     figure = Figure(
         figsize=(1.5 * WIDTH, 1.5 + 0.3 * rows), layout="constrained", facecolor=theme.paper
@@ -52,7 +52,7 @@ def _forest(
     colours: Sequence[str],
     even: float,
 ) -> None:
-    """A point and a bar per row, in percent, the first on top."""
+    """Draw a point and a bar per row, in percent, the first on top."""
     for y, (value, colour) in enumerate(zip(intervals, colours, strict=True)):
         mean, low, high = 100 * np.array([value.mean, value.low, value.high])
         axes.hlines(y, low, high, color=colour, lw=2.2)

@@ -43,7 +43,7 @@ class Result:
     """Held-out samples of the iterate."""
     win_rate: Interval
     controlled: Interval
-    """At equal length."""
+    """The same at equal length."""
     wins: Array
     """(n,) by prompt, against the initial policy."""
     kl: Interval
@@ -79,7 +79,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All that is reported."""
+    """All that is reported of a grid."""
 
     folder: Path
     axes: list[Axis]
@@ -91,7 +91,7 @@ class Sweep:
     support: list[float]
     """Per cell: share of resamples of the prompts whose Nash mixture holds it."""
     summary: dict[str, Any]
-    """Of the first finished cell: versions, device, model."""
+    """summary.json of the first finished cell: versions, device."""
 
     @property
     def game_known(self) -> bool:
@@ -100,7 +100,7 @@ class Sweep:
 
 
 def collect(folder: Path, axes: list[Axis], cells: list[Cell], failed: dict[str, str]) -> Sweep:
-    """Read the finished cells. ValueError where there is none."""
+    """Read the finished cells, and compare them. InputError where there is none."""
     spent = spent_seconds(folder)
     results = [_result(c, spent.get(c.name, 0.0)) for c in cells if is_finished(c)]
     if not results:
@@ -160,7 +160,7 @@ def _exact(cell: Cell, iterate: int) -> Exact | None:
 
 
 def _head_to_head(results: Sequence[Result]) -> Tournament:
-    """The cells' resulting policies against each other."""
+    """The round robin of the cells' resulting policies."""
     samples = {r.cell.name: r.samples for r in results}
     entrants, prompts, _ = load_entrants(samples)
     oracle = make_oracle(results[0].cell.config.oracle)
@@ -172,7 +172,7 @@ def _head_to_head(results: Sequence[Result]) -> Tournament:
 def _effects(
     axes: Sequence[Axis], results: Sequence[Result], game: Tournament | None
 ) -> list[Effect]:
-    """Every two values of every axis, where cells that differ in nothing else share prompts."""
+    """An effect per two values of an axis, where cells differ in it alone and share prompts."""
     wanted = [(axis, a, b) for axis in axes for b, a in combinations(axis.values, 2)]
     matched = [(axis, a, b, _matches(axis, a, b, results)) for axis, a, b in wanted]
     matched = [m for m in matched if m[3]]
@@ -215,7 +215,7 @@ def _matches(axis: Axis, a: str, b: str, results: Sequence[Result]) -> list[tupl
 
 
 def to_json(sweep: Sweep) -> dict[str, Any]:
-    """All of it, as plain containers."""
+    """What sweep.json holds: cells, effects and the game, as plain containers."""
     return {
         "axes": {axis.key: list(axis.values) for axis in sweep.axes},
         "cells": [

@@ -39,7 +39,10 @@ def common_iterations(a: Config, b: Config) -> int | None:
 
 
 def start_from(cell: Cell, finished: Iterable[Cell]) -> Cell | None:
-    """Fill a cell's new run directory from the finished cell that has most in common with it."""
+    """Fill a cell's new run directory from the finished cell that has most in common with it.
+
+    Returns that cell; None where there is none, or where the cell has begun.
+    """
     if cell.directory.iterations_folder.exists():
         return None
     best: tuple[int, Cell] | None = None

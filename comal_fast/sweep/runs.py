@@ -54,7 +54,7 @@ def run_cells(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def _note_seconds(folder: Path, cell: Cell, spent: float) -> None:
-    """Time that this cell really took, over all its starts; what it shares cost it nothing."""
+    """Add to the time that this cell took, over all its starts; what it shares cost it nothing."""
     before = spent_seconds(folder)
     total = before.get(cell.name, 0.0) + spent
     write_json(folder / "seconds.json", {**before, cell.name: total})

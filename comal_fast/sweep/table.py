@@ -9,7 +9,7 @@ from comal_fast.sweep.results import Sweep
 
 
 def table(sweep: Sweep) -> Table:
-    """A row a cell."""
+    """A table of the sweep, a row a cell; those that broke off come last."""
     names = [axis.short for axis in sweep.axes]
     found = Table(
         *names, "win rate", "at equal length", "KL to initial", "tokens", "diagnostics",

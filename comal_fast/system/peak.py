@@ -51,7 +51,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_gib(device: torch.device) -> float:
-    """The highest since `reset_peak`, GiB; where the system tells no more, the process's."""
+    """Peak memory since `reset_peak`, GiB; where the system tells no more, the process's."""
     try:
         return peak_bytes(device) / 2**30
     except InputError:

@@ -21,9 +21,9 @@ from comal_fast.errors import InputError
 
 
 def run_apart(work: Callable[..., None], *arguments: Any) -> None:
-    """`work(*arguments)` in a new process; raises what it raises. All of them must pickle.
+    """Run `work(*arguments)` in a new process; raises what it raises. All of them must pickle.
 
-    Raises ValueError where the process was killed.
+    Raises InputError where the process was killed.
     """
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([work.__module__])

@@ -11,7 +11,7 @@ def world() -> int:
 
 
 def rank() -> int:
-    """0 … world() − 1."""
+    """This process's rank, 0 … world() − 1."""
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 

@@ -54,7 +54,7 @@ class Advance:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the beginning."""
         return time.monotonic() - self._start
 
     @property
@@ -65,7 +65,7 @@ class Advance:
 
 @contextmanager
 def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
-    """A bar on a terminal; in a log, only the line that closes it."""
+    """Yield what moves a bar on a terminal; a log has only the line that closes it."""
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=24),
@@ -129,7 +129,7 @@ def quiet_libraries() -> None:
 
 
 def duration(value: float) -> str:
-    """Seconds in the unit that suits them."""
+    """Seconds as text, in the unit that suits them."""
     if not math.isfinite(value):
         return "–"
     if value < 60:

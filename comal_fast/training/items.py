@@ -84,7 +84,7 @@ def make_items(
     ref_logp: ArrayLike,  # (N,) nats
     last_logp: ArrayLike,  # (N,) nats
 ) -> Items:
-    """What the prox of this configuration reads, nothing else."""
+    """The items, with what the prox of this configuration reads, nothing else."""
     prox, algorithm = PROX[config.algorithm.prox], config.algorithm
     prompts = np.asarray(prompt, dtype=np.int64)
     ref, last, wins = (np.asarray(x, dtype=np.float64) for x in (ref_logp, last_logp, win_rate))

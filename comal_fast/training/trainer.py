@@ -99,7 +99,7 @@ class Trainer:
         self._entered.__exit__(*error)
 
     def _most_tokens(self) -> int:
-        """Of a packed pass: the budget, or a group of items that is longer."""
+        """Most tokens of a packed pass: the budget, or a group of items that is longer."""
         sides = [side for side in (self.items.chosen, self.items.rejected) if side]
 
         def tokens(items: Iterable[int]) -> int:  # all in one pass
@@ -111,7 +111,7 @@ class Trainer:
         return min(budget, tokens(range(len(self.items.chosen))))
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then linear decay to zero after the last step."""
+        """The rate of a step (from 0): linear warm-up, then linear decay to zero after the last."""
         warmup = round(self.config.training.warmup_ratio * self.steps)
         if step < warmup:
             share = (step + 1) / (warmup + 1)
@@ -120,7 +120,10 @@ class Trainer:
         return self.config.training.learning_rate * share
 
     def optimizer_step(self) -> dict[str, Any]:
-        """Forward, backward and update for the next batch; its metrics row."""
+        """Go forward, backward and update for the next batch; returns its metrics row.
+
+        Raises Diverged for a gradient norm that is not finite.
+        """
         start = time.monotonic()
         epoch, batch = self.schedule[self.step]
         text = f"{self.config.seed} step {self.iteration} {self.step}"
@@ -216,13 +219,13 @@ class Trainer:
         return result
 
     def save(self, folder: Path, rows: list[dict[str, Any]]) -> None:
-        """What `restore` needs to go on as if nothing had happened. All ranks call it."""
+        """Write what `restore` needs to go on as if nothing had happened. All ranks call it."""
         checkpoint.save(folder, self.model, self.optimizer.inner)
         if is_main():
             write_json(folder / "trainer.json", {"step": self.step, "rows": rows})
 
     def restore(self, folder: Path) -> list[dict[str, Any]]:
-        """Continue from a checkpoint, of any number of ranks; the metrics rows up to it."""
+        """Continue from a checkpoint, of any number of ranks; returns the metrics rows up to it."""
         checkpoint.load(folder, self.model, self.optimizer.inner)
         state = read_json(folder / "trainer.json")
         self.step = state["step"]

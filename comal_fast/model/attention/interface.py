@@ -68,7 +68,7 @@ register(ENGINES["sdpa"], sdpa)
 def choose_engine(requested: str, model: Any) -> str:
     """Of ENGINES, the one that `model.attn_implementation` means for a model where it is.
 
-    Raises ValueError for one that can't run it. `auto`: the first that can; on a CPU, sdpa.
+    Raises InputError for one that can't run it. `auto`: the first that can; on a CPU, sdpa.
     """
     if requested != "auto":
         why = _why_not(requested, model)
@@ -79,7 +79,7 @@ def choose_engine(requested: str, model: Any) -> str:
 
 
 def refuse(model: Any) -> None:
-    """Raise ValueError for a model whose layers mix tokens in ways that no engine keeps apart."""
+    """Raise InputError for a model whose layers mix tokens in ways that no engine keeps apart."""
     config = model.config
     kinds = {*(getattr(config, "layer_types", None) or ())}
     kinds |= {*(getattr(config, "layers_block_type", None) or ())}

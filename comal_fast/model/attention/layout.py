@@ -25,12 +25,12 @@ class Segment(NamedTuple):
 
     @property
     def queries(self) -> int:
-        """Positions of its own."""
+        """How many positions are its own."""
         return self.stop - self.start
 
     @property
     def keys(self) -> int:
-        """Positions that its last one sees."""
+        """How many positions its last one sees."""
         return self.prefix[1] - self.prefix[0] + self.queries
 
 

@@ -10,7 +10,7 @@ from comal_fast.model.attention.layout import Layout, Options, Segment
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, layout: Layout, options: Options) -> Tensor:
-    """An engine. Soft-capped logits are computed in plain torch, a segment at a time."""
+    """An engine: attention a segment at a time, soft-capped logits computed in plain torch."""
     parts = []
     for segment in layout.segments:
         q = query[:, :, segment.start : segment.stop]

@@ -93,7 +93,7 @@ class _Gather(torch.autograd.Function):
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:
-    """flash-attn's own (≥ 2.6, for its soft-capping)."""
+    """Attention by flash-attn's kernel (≥ 2.6, for its soft-capping)."""
     from flash_attn import flash_attn_varlen_func
 
     return flash_attn_varlen_func(
@@ -111,7 +111,7 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> 
 
 
 def torch_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:
-    """torch's, which has neither soft-capping nor dropout."""
+    """Attention by torch's kernel. InputError for soft-capping and dropout, which it has not."""
     from torch.nn.attention.varlen import varlen_attn
 
     for value, name in ((options.softcap, "soft-capping"), (options.dropout, "dropout")):
@@ -125,7 +125,7 @@ def torch_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Optio
 
 
 def torch_has_varlen() -> bool:
-    """Whether this torch's has a scale and windows."""
+    """Whether this torch's kernel has a scale and windows."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
