@@ -73,11 +73,19 @@ def load_entrants(samples: Mapping[str, Table]) -> tuple[list[Entrant], list[Mes
 
 
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The folders' own names; with their parents where those are the same."""
-    short = [run.resolve().name for run in runs]
-    if len(set(short)) == len(short):
-        return short
-    return [f"{run.resolve().parent.name}/{run.resolve().name}" for run in runs]
+    """The ends of the folders' paths, as short as tells them apart.
+
+    Raises InputError for a folder that is given twice.
+    """
+    whole = [run.resolve() for run in runs]
+    if len(set(whole)) < len(whole):
+        twice = next(run for run in runs if whole.count(run.resolve()) > 1)
+        raise InputError(f"{twice}: given twice; an iterate is not compared with itself")
+    for length in range(1, max(len(run.parts) for run in whole)):
+        short = ["/".join(run.parts[-length:]) for run in whole]
+        if len(set(short)) == len(short):
+            return short
+    return [str(run) for run in whole]
 
 
 def _iterates(run: Path, everything: bool) -> dict[int, Table]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from comal_fast.config.schema import DataConfig
 from comal_fast.errors import InputError
@@ -94,13 +94,18 @@ def _rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     if path.is_file() and path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        for number, row in enumerate(pq.read_table(path).to_pylist(), 1):
+        try:
+            rows = pq.read_table(path).to_pylist()
+        except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+            raise InputError(f"data.prompts {path}: can't be read ({_first(error)})") from None
+        for number, row in enumerate(rows, 1):
             yield f"{path}, row {number}", row
     elif path.is_file():
-        with path.open(encoding="utf-8") as stream:
+        with _opened(path) as stream:
             for number, line in enumerate(stream, 1):
+                source = f"{path}, line {number}"
                 if line.strip():
-                    yield f"{path}, line {number}", _parse(f"{path}, line {number}", line)
+                    yield source, _parse(source, line)
     elif path.suffix in (".jsonl", ".json", ".parquet", ".txt") or path.is_absolute():
         raise InputError(f"data.prompts {data.prompts}: no such file")
     else:
@@ -113,17 +118,34 @@ def _hub_rows(data: DataConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         dataset = load_dataset(data.prompts, split=data.split)
     except Exception as error:  # the hub client raises many kinds
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"data.prompts {data.prompts}: neither a file nor a loadable dataset ({first})"
+            f"data.prompts {data.prompts}: neither a file nor a loadable dataset ({_first(error)})"
         ) from None
     for number, row in enumerate(dataset, 1):
         yield f"{data.prompts}, row {number}", dict(row)
 
 
-def _parse(source: str, line: str) -> dict[str, Any]:
+def _opened(path: Path) -> IO[bytes]:
     try:
-        row = json.loads(line)
+        return path.open("rb")
+    except OSError as error:
+        raise InputError(f"data.prompts {path}: can't be read ({error.strerror})") from None
+
+
+def _first(error: Exception) -> str:
+    """The first line of what it says, or else its kind."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _parse(source: str, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{source}: not UTF-8 (byte {error.start + 1} of the line); save the file as UTF-8"
+        ) from None
+    except RecursionError:
+        raise InputError(f"{source}: JSON that is nested too deep") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{source}: malformed JSON ({error.msg}, column {error.colno})") from None
     if not isinstance(row, dict):

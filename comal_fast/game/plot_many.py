@@ -108,7 +108,8 @@ def _group_label(group: list[Result]) -> str:
     if len(group) == 1:
         return group[0].label
     names = [result.label.removeprefix("COMAL ") for result in group]
-    return "COMAL " + ", ".join(names[:3]) + ",\n" + ", ".join(names[3:])
+    lines = [", ".join(part) for part in (names[:3], names[3:]) if part]
+    return "COMAL " + ",\n".join(lines)
 
 
 def _title(figure: Figure, title: str) -> None:

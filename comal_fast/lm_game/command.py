@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from comal_fast.errors import InputError
@@ -62,8 +63,9 @@ def _make(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace) -> int:
     from comal_fast.config import load_config
 
-    overrides = [*args.overrides, *(name for name in args.configs if "=" in name)]
-    configs = [load_config(name, overrides) for name in args.configs if "=" not in name]
+    files = [name for name in args.configs if "=" not in name or Path(name).is_file()]
+    overrides = [*args.overrides, *(name for name in args.configs if name not in files)]
+    configs = [load_config(name, overrides) for name in files]
     if args.plot is not None:
         check_target(args.plot, "--plot")
     from comal_fast.lm_game.measure import measure

@@ -77,7 +77,7 @@ def measure(config: Config) -> Measured:
     context = Context(config)
     trained = context.directory.trained()
     last = max((t for t in trained if t <= config.algorithm.iterations), default=0)
-    if not last:
+    if not last and context.directory.result() is None:  # 0: rolled back to where it began
         raise InputError(f"{context.directory}: no trained model in it; `comal-fast run` first")
     visited = (p.ids for t in range(1, last + 1) for p in context.training_prompts(t))
     training = list(dict.fromkeys(map(tuple, visited)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
@@ -153,6 +154,6 @@ def _options(config: ModelConfig) -> dict[str, Any]:
 def _load(auto: Any, source: str, options: dict[str, Any]) -> Any:
     try:
         return auto.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"model.name_or_path {source}: can't be loaded: {first}") from None

@@ -12,6 +12,7 @@ from comal_fast.config import Config
 from comal_fast.config.options import what
 from comal_fast.context import Context
 from comal_fast.data.text import repetition
+from comal_fast.errors import InputError
 from comal_fast.oracles import Comparison, Oracle, make_oracle, oracle_key
 from comal_fast.phases.generate import sample_table
 from comal_fast.phases.judge import responses_by_prompt
@@ -42,6 +43,7 @@ def run(context: Context, iteration: int) -> None:
     opponents = {t: table.read() for t, table in before.items()}  # says what is missing, first
     oracle = make_oracle(config.oracle)
     samples, samples_key = _samples(context, iteration)
+    _check_prompts(opponents, samples)
     reference = context.reference_of(iteration)
     key = make_key(
         "evaluate",
@@ -105,6 +107,22 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, str]:
     )
     artefact.write(table, key)
     return table, key
+
+
+def _check_prompts(opponents: dict[int, pa.Table], samples: pa.Table) -> None:
+    """Raise InputError where an earlier iterate was sampled on other held-out prompts."""
+
+    def prompts(table: pa.Table) -> dict[int, list[int]]:
+        numbers, ids = table["prompt_id"].to_pylist(), table["prompt_ids"].to_pylist()
+        return dict(zip(numbers, ids, strict=True))
+
+    ours = prompts(samples)
+    for iterate, table in opponents.items():
+        if prompts(table) != ours:
+            raise InputError(
+                f"evaluate: π_{iterate} was sampled on other held-out prompts (another seed or "
+                f"data.prompts); run `evaluate --iteration {iterate}` first"
+            )
 
 
 def _win_rates(

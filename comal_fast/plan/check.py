@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -88,7 +89,7 @@ def _advice(fit: Fit | None, layers: int, work: Workload) -> str:
     if fit is None:
         return "no mode of training fits such a GPU"
     wanted = modes.options(fit.mode, layers) | changes(fit, work)
-    text = " ".join(f"{name}={_written(value)}" for name, value in wanted.items())
+    text = shlex.join(f"{name}={_written(value)}" for name, value in wanted.items())
     return f"the nearest mode that fits ({gib(fit.bytes)} GiB) is {fit.mode.name}: {text}"
 
 

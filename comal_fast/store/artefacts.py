@@ -118,7 +118,12 @@ class Folder(Artefact):
 def folder_key(path: Path) -> str | None:
     """The key of a folder that was written as a whole, None where there is none."""
     file = path / KEY_FILE
-    return str(read_json(file)["key"]) if file.is_file() else None
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    if "key" not in content:
+        raise InputError(f"{file}: it holds no key; delete {path}, and it is made anew")
+    return str(content["key"])
 
 
 @contextmanager

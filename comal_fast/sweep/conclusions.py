@@ -139,10 +139,12 @@ def _exact(results: list[Result]) -> list[str]:
 
 
 def _trouble(sweep: Sweep) -> list[str]:
-    fired = [r for r in sweep.results if r.findings]
+    # what broke an iteration off ended the run and is no finding
+    names = {r.cell.name: dict.fromkeys([*r.findings, r.ended]) for r in sweep.results}
+    fired = {cell: said for cell, found in names.items() if (said := [n for n in found if n])}
     sentences = [
         "Diagnostics fired in "
-        + "; ".join(f"`{r.cell.name}` ({', '.join(r.findings)})" for r in fired)
+        + "; ".join(f"`{cell}` ({', '.join(said)})" for cell, said in fired.items())
         + "."
         if fired
         else "No diagnostic fired in any cell."

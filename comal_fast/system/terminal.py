@@ -132,7 +132,7 @@ def duration(value: float) -> str:
     """Seconds as text, in the unit that suits them."""
     if not math.isfinite(value):
         return "–"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s" if value >= 0.95 else f"{value:.2f} s"
     minutes, rest = divmod(round(value), 60)
     if minutes < 60:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from comal_fast.cli import main
+from comal_fast.compare.entrants import _names
 from comal_fast.compare.tournament import Entrant, play, standings, to_json
 from comal_fast.config import load_config
+from comal_fast.errors import InputError
 from comal_fast.loop import run_all
 from comal_fast.oracles import Comparison, Oracle
 from comal_fast.oracles.criteria import CriteriaOracle
@@ -44,6 +46,15 @@ def test_one_that_beats_all_is_unbeaten() -> None:
     assert [s.exploitability for s in found] == pytest.approx([0, 0.4, 0.4])
     assert [s.beaten_by for s in found] == [None, "c", "c"]
     assert found[0].mean == pytest.approx(0.9)
+
+
+def test_entrants_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("a/x/run", "b/x/run", "b/y/run")]
+    assert _names(runs[:1]) == ["run"]
+    assert _names(runs[1:]) == ["x/run", "y/run"]
+    assert _names(runs) == ["a/x/run", "b/x/run", "b/y/run"]
+    with pytest.raises(InputError, match="given twice"):
+        _names([runs[0], runs[1], tmp_path / "a/../a/x/run"])
 
 
 def test_ties_are_counted_as_half() -> None:

@@ -13,6 +13,7 @@ import pytest
 from comal_fast.config.schema import DataConfig
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import tokenize_prompts
+from comal_fast.errors import InputError
 from tiny import byte_tokenizer
 
 USER = [{"role": "user", "content": "Hi there"}]
@@ -76,6 +77,26 @@ def test_parquet_and_jsonl_agree(tmp_path: Path) -> None:
 def test_bad_rows(tmp_path: Path, row: object, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         load(write(tmp_path, {"prompt": "fine"}, row))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "p.jsonl",
+            b'{"prompt": "fine"}\n{"prompt": "caf\xe9"}\n',
+            r"line 2: not UTF-8 \(byte 16 ",
+        ),
+        ("p.jsonl", b"[" * 200_000 + b"\n", r"line 1: (JSON that is nested too deep|malformed)"),
+        ("p.parquet", b"PAR1 and then nothing", r"p\.parquet: can't be read \("),
+    ],
+    ids=["latin-1", "deep", "torn"],
+)
+def test_damaged_files(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=words) as caught:
+        load(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 

@@ -55,7 +55,7 @@ def train(case: str, config_file: Path) -> tuple[Weights, Weights, list[dict[str
     context = Context(config)
     model = context.policies.take(0) if case == "lora" else start(case)
     if case == "lora":
-        context.forget_models()
+        context.policies.forget()
     before = {name: x.clone() for name, x in whole_state(model).items()}
     trainer = train.Trainer(config, model, *train._load(context, 1), 1)
     with trainer:

@@ -181,3 +181,37 @@ def test_a_sweep_reports_the_exact_gap(
     text = page.read_text()
     assert "| duality gap | total variation from Nash |" in text
     assert "the duality gap is least at" in text
+
+
+@pytest.mark.slow
+def test_a_cell_that_is_rolled_back_to_where_it_began(
+    played: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trained nothing, and is measured like the others; so is a cell by its configuration."""
+    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
+    given = [
+        *played,
+        "algorithm.iterations=1",
+        "diagnostics.divergence=rollback",
+        f"output_dir={tmp_path / 'sweep'}",
+    ]
+    grid = ["--grid", "learning_rate=0.001,1e30"]
+    assert main(["sweep", str(REPO / "configs/lm-game/inpo.yaml"), *grid, *given]) == 0
+    cells = json.loads((tmp_path / "sweep/sweep.json").read_text())["cells"]
+    right, back = (cell["duality_gap"]["mean"] for cell in cells)
+    start = json.loads((tmp_path / "sweep/cells" / cells[0]["name"] / "lm_game.json").read_text())
+    assert back == pytest.approx(start["iterates"][0]["duality_gap"], rel=0.2)  # of fewer prompts
+    assert right != back
+    page = (tmp_path / "sweep/sweep.md").read_text()
+    assert "Diagnostics fired in `learning_rate=1e30` (divergence)" in page
+
+
+def test_a_configuration_in_a_folder_like_an_option(
+    played: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tau=1" / "inpo.yaml"
+    config.parent.mkdir()
+    config.write_text(f"base: {REPO / 'configs/lm-game/inpo.yaml'}\n")
+    given = [str(config), *played, f"output_dir={tmp_path / 'none'}"]
+    assert main(["lm-game", "measure", *given]) == 2
+    assert "none: no trained model in it" in capsys.readouterr().err

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pytest
 
 from comal_fast.config import load_config
 from comal_fast.context import Context
+from comal_fast.errors import InputError
 from comal_fast.loop import open_run, run_here
 from comal_fast.phases import train
 from comal_fast.phases.evaluate import prompt_lengths
@@ -48,6 +51,27 @@ def test_a_matrix_is_of_the_samples_by_number(tiny_run: Path) -> None:
     assert responses_by_prompt(folder.samples.read()) == straight
     assert list(straight) == sorted(straight)  # as prompt_lengths has them
     assert len(prompt_lengths(folder.samples.read())) == len(straight)
+
+
+def test_an_iterate_is_evaluated_on_the_prompts_of_the_earlier_ones(tiny_run: Path) -> None:
+    """Another seed holds out other prompts under the same numbers."""
+    with open_run(load_config(tiny_run)) as context:
+        for phase in ("generate", "judge", "pair", "logps", "train"):
+            run_here(context, phase, 1)
+        run_here(context, "evaluate", 0)
+        run_here(context, "evaluate", 1)
+    initial = context.directory.iteration(0).eval_samples
+    table, key = initial.read(), initial.key()
+    other = [[*ids, 5] for ids in table["prompt_ids"].to_pylist()]
+    column = table.schema.get_field_index("prompt_ids")
+    assert key is not None
+    field = table.schema.field(column)
+    initial.write(table.set_column(column, field, pa.array(other, field.type)), key)
+    with (
+        open_run(load_config(tiny_run)) as context,
+        pytest.raises(InputError, match=r"π_0 was sampled on other held-out prompts .* first"),
+    ):
+        run_here(context, "evaluate", 1)
 
 
 def test_every_phase_says_what_it_took(tiny_run: Path) -> None:
