@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
+import shlex
 import signal
 import sys
 import traceback
@@ -11,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from comal_fast import __version__, merge
 from comal_fast.compare import command as compare
-from comal_fast.config import command as config
+from comal_fast.config import command as options
 from comal_fast.errors import InputError
 from comal_fast.game import command as game
 from comal_fast.lm_game import command as lm_game
@@ -57,20 +59,30 @@ def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str
     except KeyboardInterrupt:
         tell(
             "\ncomal-fast: stopped; nothing finished is lost. To go on from here: "
-            f"comal-fast {' '.join(arguments)}"
+            f"comal-fast {shlex.join(arguments)}"
         )
         return 130
-    except BrokenPipeError:  # whoever read our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
         during = done_when(error)
         tell(
             f"comal-fast: a fault of the program{f', in {during}' if during else ''}; nothing "
-            f"finished is lost. To go on from here: comal-fast {' '.join(arguments)}\n"
+            f"finished is lost. To go on from here: comal-fast {shlex.join(arguments)}\n"
             f"{''.join(traceback.format_exception(error)).rstrip()}"
         )
         return 1
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads what is written to stdout any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except (OSError, ValueError):  # it is no file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -105,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
             "--iteration", type=int, help="default: the first whose model is not there yet"
         )
         verb.set_defaults(run=_phase, phase=phase)
-    config.register(verbs)
+    options.register(verbs)
     plan.register(verbs)
     sweep.register(verbs)
     compare.register(verbs)

@@ -8,7 +8,6 @@ from typing import Any
 import yaml
 
 from comal_fast.config import Config, to_dict
-from comal_fast.config.validate import check_cpu
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
 from comal_fast.model.load import pick_device
@@ -33,8 +32,6 @@ class Context:
         self.device = pick_device(config.model.device)
         self.policies = Policies(config, self.directory, self.device)
         check_installed(config.training)
-        if self.device.type == "cpu":
-            check_cpu(config)
         self._settle()
 
     def _settle(self) -> None:

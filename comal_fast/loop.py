@@ -11,7 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from comal_fast.config import Config
-from comal_fast.config.validate import check_ranks
+from comal_fast.config.plugins import sources
+from comal_fast.config.validate import check_cpu, check_ranks
 from comal_fast.context import Context
 from comal_fast.distributed import collective
 from comal_fast.distributed.collective import dismiss
@@ -118,6 +119,8 @@ def open_run(config: Config) -> Iterator[Context]:
     """
     check_ranks(config, world())
     context = Context(config)
+    if context.device.type == "cpu":
+        check_cpu(config)
     check_device(config, context.device)
     make_oracle(config.oracle)  # says what it lacks, before anything is sampled
     context.held_out_prompts()
@@ -151,6 +154,7 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
         "ended": {"action": end.action, "by": end.name, "text": end.text} if end else None,
         "findings": diagnose.findings(context, last),
         "versions": versions(),
+        "plugins": sources(context.config.plugins),
         "device": device_name(context.device),
     }
     write_json(context.directory.summary, summary)

@@ -71,7 +71,11 @@ def merge(run_dir: Path, iterate: int, output: Path) -> None:
     base = policies.load(0)
     if context.config.model.quantization == "nf4":
         base = base.dequantize(dtype=base.dtype)
-    merged = PeftModel.from_pretrained(base, str(folder)).merge_and_unload(safe_merge=True)
+    policy = PeftModel.from_pretrained(base, str(folder))
+    try:
+        merged = policy.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # weights that are no numbers
+        raise InputError(f"{folder}: it can't be merged ({error})") from None
     with write_folder(output, key) as temporary:
         merged.save_pretrained(temporary)
         context.tokenizer.save_pretrained(temporary)

@@ -125,8 +125,6 @@ class Policies:
         files = weight_files(self.source, self.config.model.gguf_file)
         weights = hash_files(files) if files else self.source
         options = what(self.config.model) | {"name_or_path": None, "device": self.device.type}
-        if self.device.type == "cpu":  # where these have no other value that does anything
-            options |= {"attn_implementation": "auto", "liger_kernels": "auto"}
         del options["lora"], options["quantization"]  # no part of the weights as they are stored
         return make_key("model", weights, options)
 

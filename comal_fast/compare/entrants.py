@@ -69,7 +69,9 @@ def load_entrants(samples: Mapping[str, Table]) -> tuple[list[Entrant], list[Mes
         )
         for name, own in held.items()
     ]
-    return entrants, [first[p][0] for p in shared], max(map(len, held.values()))
+    # a run of 0.1 kept the last message alone
+    whole = [max((own[p][0] for own in held.values()), key=len) for p in shared]
+    return entrants, whole, max(map(len, held.values()))
 
 
 def _names(runs: Sequence[Path]) -> list[str]:

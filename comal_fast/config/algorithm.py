@@ -29,6 +29,8 @@ class AlgorithmConfig(Options):
     """The reference becomes the current policy every so many iterations."""
     pairing: ClassVar[tuple[str, ...]] = ()
     """Options of `pairing:` that this prox reads."""
+    centred: ClassVar[bool] = False
+    """Whether its baseline is solved from all responses to a prompt."""
 
 
 class _Step(AlgorithmConfig):
@@ -92,6 +94,7 @@ class DroConfig(Regularised):
 
     prox: Literal["dro"] = "dro"
     """DRO (arXiv 2405.19107): every judged response alone, against its prompt's baseline."""
+    centred = True
 
 
 @PROX_CHOICE.register
@@ -104,30 +107,46 @@ class RebelConfig(Regularised):
 
 
 def from_row(name: str) -> type[AlgorithmConfig] | None:
-    """The class of a loss that is registered in `comal_kernels.PROX`, from its hyperparameters."""
+    """The class of a loss that is registered in `comal_kernels.PROX`, from its hyperparameters.
+
+    With a reward, or with log Z, it steps as sppo, dro and rebel do; τ of a solved baseline is η.
+    """
     from comal_kernels import PROX  # loads torch, which the losses above do without
 
     if name not in PROX:
         return None
     row = PROX[name]
     rewards = "reward" in row.uses or not row.pairwise
-    base = Regularised if rewards else AlgorithmConfig
+    steps = "reward" in row.uses or "log_z" in row.hyper
+    base = Regularised if steps else AlgorithmConfig
+    known = {*base.model_fields, *(("tau",) if steps and row.centred is not None else ())}
     fields: dict[str, Any] = {
         "prox": (Literal[name], Field(name, description=row.doc or f"{name}, a registered loss."))
     }
     for hyper, rule in row.hyper.items():
-        if rule.default is None or hyper in base.model_fields:
+        if rule.default is None or hyper in known:
             continue
-        limits: dict[str, Any] = {"le": rule.high} if rule.high < float("inf") else {}
+        limits: dict[str, Any] = {"allow_inf_nan": False}
+        if rule.high < float("inf"):
+            limits["le"] = rule.high
         if rule.low > -float("inf"):
             limits["gt" if rule.open_low else "ge"] = rule.low
-        default: Any = ... if rule.required else rule.default
+        default: Any = ... if rule.required else float(rule.default)
         description = rule.doc or f"{hyper} of {name}."
         fields[hyper] = (float, Field(default, description=description, **limits))
     create: Any = create_model  # to a type checker a class it can't know
     made = create(f"{name.title()}Config", __base__=base, __module__=__name__, **fields)
     made.pairing = reads_of_pairing(row.pairwise, rewards)
+    made.centred = row.centred is not None
     return made
+
+
+def know_losses() -> None:
+    """Give every loss of `comal_kernels.PROX` its class, those of plugins that are loaded too."""
+    from comal_kernels import PROX  # loads torch
+
+    for name in PROX:
+        PROX_CHOICE.find(name)
 
 
 def reads_of_pairing(pairwise: bool, rewards: bool) -> tuple[str, ...]:

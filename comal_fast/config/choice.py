@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 from pydantic_core import CoreSchema, core_schema
 
+from comal_fast.errors import InputError
+
 V = TypeVar("V", bound=BaseModel)
 
 
@@ -30,11 +32,11 @@ class Choice:
     def register(self, variant: type[V]) -> type[V]:
         """Add a variant, a class whose `tag` has its name as the only value; returns it.
 
-        Raises ValueError for a name that is taken by another class.
+        Raises InputError for a name that is taken by another class.
         """
         (name,) = typing.get_args(variant.model_fields[self.tag].annotation)
         if name in self.variants and self.variants[name] is not variant:
-            raise ValueError(f"{self.kind} {name!r} is registered already; give another name")
+            raise InputError(f"{self.kind} {name!r} is registered already; give another name")
         self.variants[name], self.stale = variant, True
         return variant
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import json
 import typing
 from collections.abc import Iterator
@@ -10,12 +11,15 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from comal_fast.config.algorithm import know_losses
 from comal_fast.config.choice import Choice
 from comal_fast.config.messages import nearest, range_text
 from comal_fast.config.options import Options, changes, choice_of, groups_of, inner
 from comal_fast.config.plugins import load_plugins
-from comal_fast.config.schema import PROX_CHOICE, current
+from comal_fast.config.schema import current
 from comal_fast.errors import InputError
+
+_BASE = "A file that this one rests on, relative to it; what is said here wins."
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -47,12 +51,9 @@ def json_schema() -> dict[str, Any]:
     `base` is the loader's own: a file that this one rests on. To it, or to the command line, a file
     may leave anything, the name of a variant too.
     """
-    _know_losses()
+    know_losses()
     schema: dict[str, Any] = _of_a_part(current().model_json_schema())
-    schema["properties"]["base"] = {
-        "type": "string",
-        "description": "A file that this one rests on, relative to it; what is said here wins.",
-    }
+    schema["properties"]["base"] = {"type": "string", "description": _BASE}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return schema
 
@@ -71,16 +72,9 @@ def _of_a_part(schema: Any) -> Any:
     }
 
 
-def _know_losses() -> None:
-    from comal_kernels import PROX  # loads torch
-
-    for name in PROX:
-        PROX_CHOICE.find(name)
-
-
 def _explain(args: argparse.Namespace) -> int:
     load_plugins(args.plugin)
-    _know_losses()
+    know_losses()
     print("\n".join(explain(args.name)))
     return 0
 
@@ -92,6 +86,8 @@ def explain(name: str | None) -> list[str]:
     """
     if not name:
         return [f"{key}: {text}" for key, text in _list(current(), "")]
+    if name == "base":
+        return [f"base: {_BASE}", "  type: str", "  default: none"]
     found = _find(current(), name.split("."))
     if not found:
         raise InputError(f"unknown option {name}; the nearest is {nearest(name, current())}")
@@ -108,6 +104,8 @@ def _find(group: type[Options], parts: list[str]) -> list[tuple[FieldInfo, str]]
         return []
     choice = choice_of(field)
     if len(parts) == 1 or (choice is not None and parts[1:] == [choice.tag]):
+        return [(field, "")]
+    if typing.get_origin(inner(field.annotation)) is dict:  # an entry of a mapping
         return [(field, "")]
     if choice is None:
         return [found for below in groups_of(field) for found in _find(below, parts[1:])]
@@ -179,8 +177,18 @@ def _default(field: FieldInfo) -> str:
 
 def _type(field: FieldInfo) -> str:
     hint = inner(field.annotation)
-    optional = " or none" if hint is not field.annotation else ""
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(map(str, typing.get_args(hint))) + optional
-    named = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-    return named.replace("typing.", "") + optional
+    return _type_text(hint) + (" or none" if hint is not field.annotation else "")
+
+
+def _type_text(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    match typing.get_origin(hint):
+        case typing.Literal:
+            return " | ".join(map(str, arguments))
+        case typing.Annotated:
+            return _type_text(arguments[0])
+        case builtins.list:
+            return f"list of {_type_text(arguments[0])}"
+        case builtins.dict:
+            return f"mapping of {_type_text(arguments[0])} to {_type_text(arguments[1])}"
+    return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -8,7 +8,9 @@ from typing import Any
 
 import yaml
 
-from comal_fast.config.options import option_names
+from comal_fast.config.algorithm import know_losses
+from comal_fast.config.options import as_meant, option_names
+from comal_fast.config.plugins import find_plugins, load_plugins
 from comal_fast.config.schema import CHOICES, Config, build, current
 from comal_fast.config.validate import validate
 from comal_fast.errors import InputError
@@ -28,6 +30,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     config = build(tree)
     validate(config, {key for key, _ in leaves(tree)})
     return config
+
+
+def know_plugins(path: str | Path) -> None:
+    """Import the plugins that a file names, so that `known_keys` holds their options."""
+    plugins = as_meant(list[str], _read(Path(path)).get("plugins")) or []
+    if plugins:
+        load_plugins(find_plugins(plugins))
+        know_losses()
 
 
 def load_saved(path: Path) -> Config:
@@ -73,7 +83,11 @@ def known_keys() -> list[str]:
 def _parse(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"config {path}: can't be read ({error.strerror})") from None
+    except RecursionError:
+        raise InputError(f"config {path}: not valid YAML: nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:  # of UTF-8, or a date that is none
         raise InputError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise InputError(f"config {path}: expected a mapping of options, found {_kind(tree)}")
@@ -110,7 +124,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"override {override!r}: expected key.path=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, say
         value = text
     node = tree
     *parents, last = key.split(".")

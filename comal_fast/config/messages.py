@@ -31,7 +31,7 @@ def one_line(error: ValidationError, schema: type[Options]) -> str:
     if kind == "extra_forbidden":
         return _unknown(place, schema)
     if kind == "missing":
-        return f"{_missing_leaf(place)}: missing, and it has no default"
+        return _missing(place)
     if kind == "value_error":
         return str(found["ctx"]["error"])
     if kind in ("literal_error", "union_tag_invalid"):
@@ -41,12 +41,14 @@ def one_line(error: ValidationError, schema: type[Options]) -> str:
             value = value.get(place.choice.tag)
         return f"{place.name}: {value!r} is not one of {', '.join(place.choices())}"
     if kind in ("model_type", "model_attributes_type"):
-        return f"{place.name}: expected a group of options, found {_kind(value)}"
+        return f"{'.'.join(place.names)}: expected a group of options, found {_kind(value)}"
     if kind in TYPES:
         shown = "nothing" if value is None else f"{_kind(value)} {value!r}"
         return f"{place.name}: expected {TYPES[kind]}, found {shown}"
     if kind == "string_too_short":
         return f"{place.name}: empty; give a name"
+    if kind == "finite_number":
+        return f"{place.name}: {value} is not a finite number"
     if limits := place.limits():
         return f"{place.name}: {_number(value, place)} {_outside(limits, value)}"
     return f"{place.name}: {found['msg']}"
@@ -96,16 +98,12 @@ class _Place:
 
     def limits(self) -> list[Any]:
         """Gt, Ge, Lt, Le of the option, or of a mapping's values."""
-        if self.field is None:
-            return []
-        metadata = list(self.field.metadata)
-        for argument in typing.get_args(inner(self.field.annotation)):
-            info = getattr(argument, "__metadata__", ())
-            metadata += [m for x in info for m in (x.metadata if isinstance(x, FieldInfo) else [x])]
-        return [m for m in metadata if isinstance(m, Gt | Ge | Lt | Le)]
+        return limits_of(self.field) if self.field else []
 
 
 def _outside(limits: list[Any], value: Any) -> str:
+    if isinstance(value, float) and value != value and not isinstance(limits[0], Gt):
+        return "is not a number"
     low = next((m for m in limits if isinstance(m, Gt | Ge)), None)
     high = next((m for m in limits if isinstance(m, Lt | Le)), None)
     if high is not None:
@@ -114,16 +112,24 @@ def _outside(limits: list[Any], value: Any) -> str:
         return f"is outside {left}, {right}"
     if isinstance(low, Gt):
         return "is not a positive number" if low.gt == 0 else f"must be above {low.gt:g}"
-    if isinstance(value, float) and value != value:
-        return "is not a number"
     return f"is too small; it must be at least {low.ge:g}" if low else "is not a finite number"
+
+
+def limits_of(field: FieldInfo) -> list[Any]:
+    """Gt, Ge, Lt, Le of an option, or of the values of a mapping."""
+    metadata = list(field.metadata)
+    for argument in typing.get_args(inner(field.annotation)):
+        info = getattr(argument, "__metadata__", ())
+        metadata += [m for x in info for m in (x.metadata if isinstance(x, FieldInfo) else [x])]
+    return [m for m in metadata if isinstance(m, Gt | Ge | Lt | Le)]
 
 
 def range_text(field: FieldInfo) -> str:
     """The range of an option in words; empty where it has none."""
-    limits = [m for m in field.metadata if isinstance(m, Gt | Ge | Lt | Le)]
     signs = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: ("lt", "<"), Le: ("le", "≤")}
-    return " and ".join(f"{signs[type(m)][1]} {getattr(m, signs[type(m)][0]):g}" for m in limits)
+    return " and ".join(
+        f"{signs[type(m)][1]} {getattr(m, signs[type(m)][0]):g}" for m in limits_of(field)
+    )
 
 
 def nearest(key: str, schema: type[Options]) -> str:
@@ -138,22 +144,24 @@ def _unknown(place: _Place, schema: type[Options]) -> str:
     choice, option = place.choice, place.names[-1]
     if choice is not None and any(option in v.model_fields for v in choice.variants.values()):
         group = ".".join(place.names[:-1])
-        own = choice.variants[place.variant].model_fields.keys()
+        variant = choice.variants[place.variant]
         common = set.intersection(*(set(v.model_fields) for v in choice.variants.values()))
-        reads = sorted(f"{group}.{name}" for name in own - common) or ["nothing of its own"]
+        own = {f"{group}.{name}" for name in variant.model_fields.keys() - common}
+        reads = sorted(own.union(getattr(variant, "pairing", ()))) or ["nothing of its own"]
         return (
             f"{place.name}: {choice.kind} {place.variant} ignores it; it reads {', '.join(reads)}"
         )
     return f"unknown option {place.name}; the nearest is {nearest(place.name, schema)}"
 
 
-def _missing_leaf(place: _Place) -> str:
-    """The first option without a default in a group that is missing altogether."""
-    name, group = place.name, place.group
+def _missing(place: _Place) -> str:
+    """Of the first option without a default in a group that is missing altogether."""
+    name, field, group = place.name, place.field, place.group
     while group is not None:
-        first = next((n, f) for n, f in group.model_fields.items() if f.is_required())
-        name, group = f"{name}.{first[0]}", group_of(first[1])
-    return name
+        first, field = next((n, f) for n, f in group.model_fields.items() if f.is_required())
+        name, group = f"{name}.{first}", group_of(field)
+    meaning = " ".join((field.description or "").split()).rstrip(".") if field else ""
+    return f"{name}: missing, and it has no default; give it: {meaning}"
 
 
 def _noun(place: _Place) -> str:

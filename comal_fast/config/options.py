@@ -5,12 +5,13 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from comal_fast.config.choice import Choice
+from comal_fast.errors import InputError
 
 Changes = Literal["what", "how"]
 
@@ -18,14 +19,14 @@ Changes = Literal["what", "how"]
 class Options(BaseModel):
     """A group of options. A field's docstring is its description, its range stands beside it.
 
-    Types are strict, but for what YAML and a command line make of a value (see `read_value`).
+    Types are strict, but for what YAML and a command line make of a value (see `read_value`). Every
+    float has a range, which refuses NaN; `.inf` stands for never where there is no upper end.
     """
 
     model_config = ConfigDict(
         frozen=True,
         strict=True,
         extra="forbid",
-        allow_inf_nan=False,
         use_attribute_docstrings=True,
     )
 
@@ -55,6 +56,20 @@ def what(options: Options) -> dict[str, Any]:
     """A group as plain containers, without the options that change only how: for keys."""
     left_out = {n for n, f in type(options).model_fields.items() if changes(f) == "how"}
     return options.model_dump(exclude=left_out)
+
+
+def check_text(tree: Any, prefix: str = "") -> None:
+    """Raise InputError for a name that is no text, or a value with a NUL, in plain containers."""
+    if isinstance(tree, str) and "\0" in tree:
+        raise InputError(f"{prefix}: {tree!r} holds a NUL character")
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        place = f"{prefix}.{name}" if prefix else str(name)
+        if not isinstance(name, str):
+            raise InputError(
+                f"{place}: {name!r} is no name of an option; in YAML on, off, yes and no are "
+                "booleans, so quote it"
+            )
+        check_text(value, place)
 
 
 def choice_of(field: FieldInfo) -> Choice | None:
@@ -114,9 +129,15 @@ def read_value(field: FieldInfo, value: Any) -> Any:
     if choice := choice_of(field):
         named = isinstance(value, dict) and choice.tag not in value
         return {choice.tag: choice.default, **value} if named else value
-    hint = inner(field.annotation)
+    return as_meant(field.annotation, value)
+
+
+def as_meant(hint: Any, value: Any) -> Any:
+    """A value of that type as it was meant, the entries of lists and mappings too."""
+    hint = inner(hint)
     if value is None:
         return value
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and isinstance(value, str):
         try:
@@ -125,10 +146,14 @@ def read_value(field: FieldInfo, value: Any) -> Any:
             return value
     if hint is str and number:
         return str(value)
-    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return as_meant(arguments[0], value)
     if origin is Literal and isinstance(value, bool):
         word = "on" if value else "off"
-        return word if word in typing.get_args(hint) else value
-    if origin is list and not isinstance(value, list):
-        return [value]
+        return word if word in arguments else value
+    if origin is list:
+        entries = value if isinstance(value, list) else [value]
+        return [as_meant(arguments[0], entry) for entry in entries]
+    if origin is dict and isinstance(value, dict):
+        return {name: as_meant(arguments[1], entry) for name, entry in value.items()}
     return value

@@ -29,7 +29,9 @@ class CriteriaConfig(OracleConfig):
 
     name: Literal["criteria"] = "criteria"
     """A weighted mixture of written-down criteria."""
-    weights: dict[Criterion, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+    weights: dict[Criterion, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
     """Weight of each criterion (they need not sum to 1); empty: the oracle's own."""
     temperatures: dict[Criterion, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Temperature of a criterion's sigmoid; a criterion left out keeps its own."""

@@ -19,14 +19,29 @@ from comal_fast.errors import InputError
 _loaded: dict[str, str] = {}  # module name → hash of its file
 
 
+def find_plugins(names: Sequence[Any]) -> list[Any]:
+    """The same with files by their whole path, from the working directory."""
+    return [
+        str(Path(n).expanduser().resolve()) if isinstance(n, str) and n.endswith(".py") else n
+        for n in names
+    ]
+
+
 def load_plugins(names: Sequence[Any]) -> None:
     """Import each once: `file.py`, relative to the working directory, or `package.module`.
 
     Raises InputError for what is not there; what a plugin raises itself is raised as it is.
     """
     for name in names:
-        if isinstance(name, str):  # anything else is refused with the other options
+        if isinstance(name, str) and name:  # anything else is refused with the other options
             _load_file(Path(name)) if name.endswith(".py") else _load_module(name)
+
+
+def sources(names: Sequence[str]) -> dict[str, str]:
+    """Plugin → a hash of its file, of those that are loaded now."""
+    files = {n: Path(n).read_bytes() for n in names if n.endswith(".py")}
+    found = {n: hashlib.sha256(content).hexdigest()[:32] for n, content in files.items()}
+    return {n: found.get(n) or _loaded[n] for n in names}
 
 
 def source_of(module: str) -> str | None:
@@ -37,7 +52,8 @@ def source_of(module: str) -> str | None:
 def _load_file(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"plugins: {path}: no such file")
-    name = f"comal_plugin_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
+    content = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+    name = f"comal_plugin_{content}"  # a copy elsewhere is the same plugin
     if name in _loaded:
         return
     spec = importlib.util.spec_from_file_location(name, path)
@@ -48,14 +64,14 @@ def _load_file(path: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
-    _loaded[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+    _loaded[name] = content
 
 
 def _load_module(name: str) -> None:
     if name in _loaded:
         return
     try:
-        found = importlib.util.find_spec(name)
+        found = None if name.startswith(".") else importlib.util.find_spec(name)
     except (ModuleNotFoundError, ValueError):
         found = None
     if found is None:

@@ -11,9 +11,9 @@ from comal_fast.config.diagnostics import DiagnosticsConfig
 from comal_fast.config.generation import ENGINE_CHOICE, GenerationConfig, TransformersConfig
 from comal_fast.config.messages import one_line
 from comal_fast.config.model import LoraConfig, ModelConfig
-from comal_fast.config.options import Options, how
+from comal_fast.config.options import Options, as_meant, check_text, how
 from comal_fast.config.oracle import ORACLE_CHOICE, CriteriaConfig, MatrixConfig, OracleConfig
-from comal_fast.config.plugins import load_plugins
+from comal_fast.config.plugins import find_plugins, load_plugins
 from comal_fast.config.training import TrainingConfig
 from comal_fast.errors import InputError
 
@@ -89,7 +89,7 @@ class Config(Options):
     phases: Literal["auto", "inline", "process"] = how("auto")
     """`process`: every phase of `run` in a process of its own, whose memory is free when it ends;
     `auto` does so on CUDA. Under torchrun they are inline."""
-    plugins: list[str] = Field(default_factory=list)
+    plugins: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Python files, or modules, that are imported first: they register prox losses, oracles, log
     sinks. A changed file makes anew what its losses and oracles made."""
     data: DataConfig = Field(default_factory=DataConfig)
@@ -125,8 +125,10 @@ def current() -> type[Config]:
 
 def build(tree: dict[str, Any]) -> Config:
     """The checked tree, its plugins imported; cross-group rules are `validate`'s."""
-    plugins = tree.get("plugins") or []
-    load_plugins([plugins] if isinstance(plugins, str) else plugins)
+    check_text(tree)
+    plugins = find_plugins(as_meant(list[str], tree.get("plugins")) or [])
+    load_plugins(plugins)
+    tree = tree | {"plugins": plugins}  # a run is read from other folders too
     for group, choice in CHOICES.items():  # a loss of comal_kernels alone is looked up by its name
         options = tree.get(group)
         if isinstance(options, dict):

@@ -34,6 +34,8 @@ def validate(config: Config, given: set[str]) -> None:
     _activations(config)
     _diagnostics(config, given)
     _optimizer(config)
+    if config.training.backend == "triton" and importlib.util.find_spec("triton") is None:
+        raise InputError("training.backend: triton is not installed; use auto")
     if config.model.device == "cpu":
         check_cpu(config)
 
@@ -60,10 +62,10 @@ def _pairing(c: Config, given: set[str]) -> None:
 
 def _baseline(c: Config) -> None:
     size, needed = c.training.train_batch_size, c.generation.num_generations
-    if c.algorithm.prox == "dro" and size < needed:
+    if c.algorithm.centred and size < needed:
         raise InputError(
             f"training.train_batch_size: {size} is less than generation.num_generations={needed}; "
-            "prox dro takes its baseline from all responses to a prompt"
+            f"prox {c.algorithm.prox} takes its baseline from all responses to a prompt"
         )
 
 
@@ -150,7 +152,7 @@ def _diagnostics(c: Config, given: set[str]) -> None:
 
 
 def check_ranks(config: Config, ranks: int) -> None:
-    """Raise ValueError for the first option that several ranks can't keep exactly."""
+    """Raise InputError for the first option that several ranks can't keep exactly."""
     if ranks == 1:
         return
     training = config.training

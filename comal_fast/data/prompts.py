@@ -166,7 +166,8 @@ def _messages(source: str, row: dict[str, Any]) -> Messages:
     else:
         turns = prompt
     if not isinstance(turns, list) or not all(
-        isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in turns
+        isinstance(m, dict) and all(isinstance(m.get(part), str) for part in ("role", "content"))
+        for m in turns
     ):
         raise InputError(f"{source}, field {name}: expected text or a list of role and content")
     while turns and turns[-1]["role"] == "assistant":

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from comal_fast.config.schema import DataConfig
 from comal_fast.data.prompts import Messages, Prompt, last_user_text
 from comal_fast.errors import InputError
@@ -39,7 +41,15 @@ def tokenize_prompts(
     kept, originals, left_out = [], [], 0
     for prompt in prompts:
         messages = [{"role": role, "content": content} for role, content in prompt.messages]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:  # raise_exception in a template, say
+            raise InputError(
+                f"{prompt.source}: the model's chat template refuses this conversation "
+                f"({type(error).__name__}: {' '.join(str(error).split())})"
+            ) from None
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if data.max_prompt_length is not None and len(ids) > data.max_prompt_length:
             left_out += 1

@@ -8,8 +8,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -49,23 +52,41 @@ def _plainly() -> Iterator[dict[str, bool]]:
 def save(folder: Path, model: Any, optimizer: Any) -> None:
     """Write what is trained, and its moments, into `folder`; all ranks call it."""
     with _plainly() as option:
-        dcp.save(_state(model, optimizer), checkpoint_id=folder, **option)
+        state = _state(*get_state_dict(model, optimizer, options=_TRAINED))
+        dcp.save(state, checkpoint_id=folder, **option)
 
 
 def load(folder: Path, model: Any, optimizer: Any) -> None:
-    """Read what is trained, and its moments, from `folder`, in place; all ranks call it."""
-    state = _state(model, optimizer)
+    """Read what is trained, and its moments, from `folder`, in place; all ranks call it.
+
+    Whichever AdamW wrote them, in the same dtypes: torch's counts steps in tensors, ours in ints.
+    """
+    weights, groups_and_state = get_state_dict(model, optimizer, options=_TRAINED)
+    own: Any = groups_and_state
+    state = _state(weights, own)
+    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    counts = {name: entry["step"] for name, entry in own["state"].items()}
+    for name, count in counts.items():
+        kept = stored.get(f"optimizer.state.{name}.step")
+        if isinstance(kept, BytesStorageMetadata) == isinstance(count, Tensor):  # the other's
+            own["state"][name]["step"] = 0 if isinstance(count, Tensor) else torch.zeros(())
     with _plainly() as option:
         dcp.load(state, checkpoint_id=folder, **option)
+    for name, count in counts.items():
+        entry = state["optimizer"]["state"][name]
+        if isinstance(count, Tensor):
+            entry["step"] = torch.as_tensor(entry["step"], dtype=count.dtype, device=count.device)
+        else:
+            entry["step"] = int(entry["step"])
     set_state_dict(
         model,
         optimizer,
         model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
+        optim_state_dict={**own, **state["optimizer"]},
         options=_TRAINED,
     )
 
 
-def _state(model: Any, optimizer: Any) -> dict[str, Any]:
-    weights, moments = get_state_dict(model, optimizer, options=_TRAINED)
-    return {"model": weights, "optimizer": moments}
+def _state(weights: dict[str, Any], moments: Any) -> dict[str, Any]:
+    """What is stored; of an optimiser its state, since its groups are the configuration's."""
+    return {"model": weights, "optimizer": {"state": moments["state"]}}

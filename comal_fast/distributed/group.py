@@ -19,7 +19,7 @@ import torch.distributed as dist
 from comal_fast.system.ranks import rank, world
 
 _FAILURE = "comal-fast failure"
-_BROKEN = (1, 2, 130)  # exit statuses that leave the group in no state for an orderly end
+_ORDERLY = (0, 3)  # exit statuses after which the ranks end together; others leave the group broken
 _PATIENCE = timedelta(days=365)  # while another rank judges, say; torchrun ends those that wait
 _control: Any = None  # the group of messages: gloo, on the CPU
 _store: Any = None
@@ -51,7 +51,7 @@ def run_rank(work: Callable[[], int]) -> int:
         status = 1
         if claim_failure():
             traceback.print_exc()
-    if status in _BROKEN:
+    if status not in _ORDERLY:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

@@ -114,4 +114,7 @@ def known_game(config: Config) -> tuple[MatrixConfig, Game]:
     """The options of the oracle `matrix`, and its game. InputError for any other oracle."""
     if not isinstance(config.oracle, MatrixConfig):
         raise InputError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
-    return config.oracle, load_game(config.oracle.game)
+    try:
+        return config.oracle, load_game(config.oracle.game)
+    except InputError as error:
+        raise InputError(f"oracle.game {error}") from None

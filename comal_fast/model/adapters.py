@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
@@ -90,7 +91,12 @@ def load_adapter(base: Any, config: ModelConfig, folder: Path) -> Any:
     from peft import set_peft_model_state_dict
 
     policy = add_adapter(base, config, seed=0)
-    wanted, found = policy.peft_config["default"], PeftLora.from_pretrained(str(folder))
+    wanted = policy.peft_config["default"]
+    try:
+        found, saved = PeftLora.from_pretrained(str(folder)), load_file(folder / WEIGHTS)
+    except (OSError, TypeError, ValueError, SafetensorError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{folder}: its adapter can't be read ({first})") from None
     for name in ("r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"):
         is_, asked = getattr(found, name), getattr(wanted, name)
         if is_ != asked:
@@ -98,7 +104,6 @@ def load_adapter(base: Any, config: ModelConfig, folder: Path) -> Any:
                 f"{folder}: its adapter has {name}={is_}, model.lora asks for {asked}; "
                 "train that iteration again"
             )
-    saved = load_file(folder / WEIGHTS)
     result: Any = set_peft_model_state_dict(
         policy, {name.removeprefix(_PREFIX): tensor for name, tensor in saved.items()}
     )

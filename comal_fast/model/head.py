@@ -46,11 +46,17 @@ def check_head(model: Any, name: str) -> None:
     comes after the layers (final norm, scale, cap, bias), so these are passed over where the model
     lets itself run without, and the head keeps some of its words only.
     """
-    where, kind = f"model.name_or_path {name}", type(model).__name__
+    where, kind = f"model {name}", type(model).__name__
     if model.get_output_embeddings() is None:
         raise InputError(f"{where}: {kind} has no head over words")
     with _few_words(model.get_output_embeddings()):
-        states, logits = _probe(model)  # (TOKENS, H), (TOKENS, WORDS)
+        try:
+            states, logits = _probe(model)  # (TOKENS, H), (TOKENS, WORDS)
+        except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{where}: {kind} does not run on token ids alone ({type(error).__name__}: "
+                f"{next(iter(str(error).splitlines()), '')})"
+            ) from error
         if not bool(logits.isfinite().all()):
             raise InputError(
                 f"{where}: logits of {kind} are not finite; its weights are damaged, or too large "
@@ -60,6 +66,7 @@ def check_head(model: Any, name: str) -> None:
         ours = linear_logprob(
             states.repeat_interleave(len(words), 0),
             target=words.repeat(len(states)),
+            backend="torch",  # the model is asked about, not the kernels
             **head_arguments(model),
         )
     wanted = logits.log_softmax(-1).flatten()

@@ -24,7 +24,10 @@ def resolve_source(config: ModelConfig) -> str:
     name = config.name_or_path
     if name.startswith("package:"):
         package = name.removeprefix("package:")
-        spec = importlib.util.find_spec(package)
+        try:
+            spec = importlib.util.find_spec(package)
+        except (ImportError, ValueError):
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
                 f"model.name_or_path: the package {package} is not installed; "
@@ -118,19 +121,19 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
         quantized = {"quantization_config": nf4(dtype), "device_map": {"": str(device)}}
         model = _load(AutoModelForCausalLM, source, options | quantized)
         keep_trainable(model)
-        return _ready(model, config)
+        return _ready(model, config, source)
     model = _load(AutoModelForCausalLM, source, options)
     if getattr(model, "hf_quantizer", None) is not None and config.gguf_file is not None:
         # The weights are plain tensors by now; with the marks left, save_pretrained refuses them,
         # and so do other trainers.
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
-    return _ready(model.to(device), config)
+    return _ready(model.to(device), config, source)
 
 
-def _ready(model: Any, config: ModelConfig) -> Any:
+def _ready(model: Any, config: ModelConfig, source: str) -> Any:
     """The model in eval mode, with Liger's kernels where they are wanted, its head checked."""
-    check_head(model.eval(), config.name_or_path)
+    check_head(model.eval(), source)
     return use_liger(model, config.liger_kernels)
 
 

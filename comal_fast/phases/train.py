@@ -25,6 +25,25 @@ from comal_fast.training.items import Items, make_items
 from comal_fast.training.trainer import Trainer
 from comal_kernels import PROX
 
+_OPTIONS_0_1 = (  # of `training:`, in the key that 0.1 gave
+    "learning_rate",
+    "warmup_ratio",
+    "weight_decay",
+    "max_grad_norm",
+    "optimizer_state",
+    "stochastic_rounding",
+    "optimizer_in_backward",
+    "optimizer_offload",
+    "num_train_epochs",
+    "train_batch_size",
+    "max_tokens_per_microbatch",
+    "shuffle",
+    "gradient_checkpointing",
+    "activation_memory",
+    "offload_activations",
+    "backend",
+)
+
 
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/model from the pairs and their cached log-probs."""
@@ -41,7 +60,7 @@ def run(context: Context, iteration: int) -> None:
 def keys(context: Context, iteration: int) -> tuple[str, str]:
     """(the key of π_iteration, the one that 0.1 gave it, which held what changes nothing too)."""
     config, folder = context.config, context.directory.iteration(iteration)
-    training = config.training.model_dump(exclude={"save_steps"})
+    training = config.training.model_dump(include=set(_OPTIONS_0_1))
     source = source_of(PROX[config.algorithm.prox].phi.__module__)  # of a plugin's loss
     first, second = (
         make_key(

@@ -192,6 +192,14 @@ def _readable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: can't be read ({why}); delete it, and it is made anew") from None
+    except OSError as error:
+        if error.errno is not None:  # nothing is wrong with the file as such
+            raise InputError(f"{path}: can't be read ({error.strerror})") from None
+        raise InputError(_damaged(path, error)) from None
+    except ValueError as error:
+        raise InputError(_damaged(path, error)) from None
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    why = " ".join(str(error).split())[:200]
+    return f"{path}: can't be read ({why}); delete it, and it is made anew"

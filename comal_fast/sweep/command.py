@@ -35,9 +35,11 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast sweep`; returns 0, or 1 where a cell broke off."""
+    from comal_fast.config.load import know_plugins
     from comal_fast.store.files import check_target
     from comal_fast.sweep.grid import expand, full_override, parse_axes
 
+    know_plugins(args.config)
     axes, fixed = parse_axes([word for words in args.grid for word in words])
     overrides = [*map(full_override, args.overrides), *fixed]
     if args.markdown is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from comal_fast.config import load_saved
+from comal_fast.config.plugins import sources
 from comal_fast.errors import InputError
 from comal_fast.store.artefacts import read_json, write_json
 from comal_fast.sweep.grid import Cell
@@ -15,11 +16,16 @@ from comal_fast.system.terminal import console, duration
 
 
 def is_finished(cell: Cell) -> bool:
-    """Whether its run wrote a summary, of this very configuration."""
+    """Whether its run wrote a summary, of this very configuration and its plugins."""
     directory = cell.directory
     if not directory.summary.is_file() or not directory.config.is_file():
         return False
-    return load_saved(directory.config) == cell.config
+    try:
+        written = directory.read_summary() or {}
+        same = load_saved(directory.config) == cell.config
+    except InputError:  # of another version, or damaged: made anew
+        return False
+    return same and written.get("plugins", {}) == sources(cell.config.plugins)
 
 
 def run_cells(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
@@ -28,7 +34,13 @@ def run_cells(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
     A cell whose training breaks off does not keep the others from running.
     """
     from comal_fast.loop import run_all  # torch loads only once all cells are good
+    from comal_fast.oracles import make_oracle
 
+    for cell in cells:
+        try:
+            make_oracle(cell.config.oracle)  # says what it lacks, before any of them is run
+        except InputError as error:
+            raise InputError(f"cell {cell.name}: {error}") from None
     open_cells = [cell for cell in cells if not is_finished(cell)]
     failed: dict[str, str] = {}
     seconds: list[float] = []

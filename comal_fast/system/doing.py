@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 _stack: list[Callable[[], str]] = []
 _ATTRIBUTE = "comal_doing"  # of an exception; goes with it through pickling
@@ -17,10 +18,17 @@ def doing(what: str | Callable[[], str]) -> Iterator[None]:
         yield
     except BaseException as error:
         if not hasattr(error, _ATTRIBUTE):
-            setattr(error, _ATTRIBUTE, [say() for say in _stack])
+            with suppress(Exception):  # some take no attributes, and the error itself comes first
+                setattr(error, _ATTRIBUTE, [say() for say in _stack])
         raise
     finally:
         _stack.pop()
+
+
+def remembered(error: BaseException) -> dict[str, Any]:
+    """The attributes by which another exception says the same of what was being done."""
+    said = getattr(error, _ATTRIBUTE, None)
+    return {} if said is None else {_ATTRIBUTE: said}
 
 
 def done_when(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from threading import Thread
 from typing import Any
 
 from comal_fast.errors import InputError
+from comal_fast.system.doing import remembered
 
 
 def run_apart(work: Callable[..., None], *arguments: Any) -> None:
@@ -46,6 +47,8 @@ def run_apart(work: Callable[..., None], *arguments: Any) -> None:
         child.join()
     if child.exitcode == 130:
         raise KeyboardInterrupt
+    if child.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):
+        raise RuntimeError(f"the process of this phase ended by {cause(child.exitcode)}")
     if child.exitcode != 0:
         raise InputError(
             f"the process of this phase was killed ({cause(child.exitcode)}); out of memory? "
@@ -91,11 +94,20 @@ def _end_with_parent() -> None:
 
 def _portable(error: Exception) -> Exception:
     """The error itself where it pickles; with where it was raised, if it's not meant for users."""
-    if not isinstance(error, InputError):
-        error.add_note(traceback.format_exc())
+    if isinstance(error, InputError):
+        return error if _pickles(error) else InputError(str(error))
+    where = traceback.format_exc()
+    error.add_note(where)
+    if _pickles(error):
+        return error
+    told = RuntimeError(f"{type(error).__name__}: {error}\n{where}")
+    told.__dict__ |= remembered(error)
+    return told
+
+
+def _pickles(error: Exception) -> bool:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        kind = InputError if isinstance(error, InputError) else RuntimeError
-        return kind(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
-    return error
+        return False
+    return True

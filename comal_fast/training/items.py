@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from comal_fast.config import Config
-from comal_fast.config.algorithm import Regularised, SppoConfig
+from comal_fast.config.algorithm import Regularised
 from comal_fast.training.batches import MicroBatch
 from comal_kernels import PROX, Prox, Terms
 
@@ -38,6 +38,8 @@ def hyperparameters(config: Config) -> dict[str, float]:
     dro's τ, the coefficient of its KL, is η: that KL is to π_t.
     """
     options, row = config.algorithm.model_dump(), PROX[config.algorithm.prox]
+    if isinstance(config.algorithm, Regularised):
+        options.pop("log_z", None)  # it goes with the pull of the reference, per item
     if row.centred is not None and "tau" not in options:
         options["tau"] = options.get("eta")
     return {name: x for name in row.hyper if isinstance(x := options.get(name), float)}
@@ -102,10 +104,13 @@ def make_items(
     per_item: dict[str, Tensor] = {}
     if "preference" in prox.uses or ("preference" in prox.optional and config.pairing.soft_labels):
         per_item["preference"] = labels
-    if isinstance(algorithm, SppoConfig):  # prox_loss knows no τ: the pull goes with log Z
-        shift = pull
-        if algorithm.log_z == "samples":
+    if "log_z" in prox.hyper and isinstance(algorithm, Regularised):
+        shift = pull  # prox_loss knows no τ: the pull goes with log Z
+        log_z = getattr(algorithm, "log_z", 0.0)
+        if log_z == "samples":
             shift = pull + log_mean_exp((reward - 0.5) / eta, prompts)
+        elif isinstance(log_z, float):
+            shift = pull + log_z
         per_item["log_z"] = torch.tensor(shift[chosen])
     groups = [[item] for item in range(len(chosen))]
     if prox.centred is not None:  # the baseline is solved from all of a prompt's responses

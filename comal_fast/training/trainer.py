@@ -227,6 +227,10 @@ class Trainer:
     def restore(self, folder: Path) -> list[dict[str, Any]]:
         """Continue from a checkpoint, of any number of ranks; returns the metrics rows up to it."""
         checkpoint.load(folder, self.model, self.optimizer.inner)
-        state = read_json(folder / "trainer.json")
+        try:
+            state = read_json(folder / "trainer.json")
+        except InputError as error:
+            why = str(error).split(";")[0]
+            raise InputError(f"{why}; delete {folder}, and this iteration trains anew") from None
         self.step = state["step"]
         return state["rows"]

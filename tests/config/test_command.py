@@ -70,6 +70,15 @@ def test_an_option_says_its_range_and_what_it_changes(capsys: pytest.CaptureFixt
     assert "changes: only how it is computed" in text and "default: false" in text
 
 
+def test_entries_of_a_mapping_and_what_a_file_rests_on(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = said(capsys, "explain", "oracle.weights.brief")
+    assert "range: ≥ 0" in text and "type: mapping of complete | " in text
+    assert "to float" in text and "Annotated" not in text
+    assert "rests on" in said(capsys, "explain", "base")
+
+
 def test_a_choice_names_its_variants_and_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "explain", "oracle.name")
     for word in ("criteria:", "matrix:", "target_words", "unknown_wins"):

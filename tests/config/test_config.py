@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from comal_fast.config import known_keys, load_config
-from comal_fast.config.schema import LoraConfig
+from comal_fast.config.schema import CriteriaConfig, LoraConfig
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -71,6 +71,18 @@ def test_overrides_win(tiny_run: Path) -> None:
         ("seed", r"expected key\.path=value"),
         ("seed=x", r"seed: expected int, found str 'x'"),
         ("seed=true", r"seed: expected int"),
+        ("algorithm=null", r"^algorithm: expected a group of options, found nothing"),
+        ("algorithm=[1]", r"^algorithm: expected a group of options, found list"),
+        ("data={1: 2}", r"data\.1: 1 is no name of an option"),
+        ("oracle.weights={on: 1}", r"oracle\.weights\.True: True is no name .* quote it"),
+        ("plugins=true", r"plugins: expected str, found bool"),
+        ("plugins={a: 1}", r"plugins: expected str, found dict"),
+        ("plugins=''", r"plugins: empty; give a name"),
+        ("plugins=.x", r"plugins: \.x: no such module"),
+        ('output_dir="a\\0b"', r"output_dir: 'a\\x00b' holds a NUL"),
+        ("training.max_grad_norm=.nan", r"max_grad_norm: nan is not a number"),
+        ("training.max_grad_norm=-.inf", r"max_grad_norm: -inf is too small"),
+        ("oracle.weights.brief=.inf", r"weights\.brief: inf is not a finite number"),
         ("data=3", r"data: expected a group"),
         ("seed.x=3", r"seed: expected int, found dict"),
         ("generation.num_generations=1", r"generation\.num_generations: 1 .* at least 2"),
@@ -120,6 +132,37 @@ def test_bad_option(tiny_run: Path, override: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         load_config(tiny_run, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_option_says_what_it_is(tiny_run: Path) -> None:
+    text = tiny_run.read_text().replace("oracle: {target_words: 2}", "oracle: {name: matrix}")
+    tiny_run.write_text(text)
+    with pytest.raises(ValueError, match=r"oracle\.game: missing, .*; give it: JSON file"):
+        load_config(tiny_run)
+
+
+def test_an_option_of_another_prox_names_all_that_are_read(tiny_run: Path) -> None:
+    with pytest.raises(ValueError, match=r"it reads .*algorithm\.eta.*pairing\.strategy"):
+        load_config(tiny_run, ["algorithm.beta=0.1"])
+
+
+def test_numbers_and_words_as_they_were_meant(tiny_run: Path) -> None:
+    """5e-7 is text in YAML 1.1, inside a mapping too, and what is no date is text."""
+    given = ["oracle.weights.brief=1e-1", "oracle.temperatures={varied: 2e-1}"]
+    more = ["model.lora.target_modules=[1, 2]", "model.revision=2024-02-30"]
+    config = load_config(tiny_run, [*given, *more, "training.max_grad_norm=.inf"])
+    assert isinstance(config.oracle, CriteriaConfig) and config.model.lora
+    assert config.oracle.weights == {"brief": 0.1}
+    assert config.oracle.temperatures == {"varied": 0.2}
+    assert config.model.lora.target_modules == ["1", "2"]
+    assert config.model.revision == "2024-02-30"
+    assert config.training.max_grad_norm == float("inf")
+
+
+def test_a_date_that_is_none_in_a_file(tiny_run: Path) -> None:
+    tiny_run.write_text(tiny_run.read_text() + "output_dir: 2024-13-45\n")
+    with pytest.raises(ValueError, match="not valid YAML: month must be in"):
+        load_config(tiny_run)
 
 
 def test_stochastic_rounding_of_weights_alone(tiny_run: Path) -> None:

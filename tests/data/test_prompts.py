@@ -72,6 +72,7 @@ def test_parquet_and_jsonl_agree(tmp_path: Path) -> None:
         ({"prompt": [{"role": "user", "content": ""}]}, r"field prompt: empty prompt"),
         ({"prompt": []}, r"field prompt: empty prompt"),
         ({"prompt": 3}, r"field prompt: expected text or a list"),
+        ({"prompt": [{"role": 1, "content": "x"}]}, r"field prompt: expected text or a list"),
     ],
 )
 def test_bad_rows(tmp_path: Path, row: object, words: str) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,9 +109,131 @@ def test_a_damaged_file_is_named(tiny_run: Path, capsys: pytest.CaptureFixture) 
 
 def test_a_reader_that_goes_away(tiny_run: Path) -> None:
     """`comal-fast config schema | head -1` is no fault."""
-    import subprocess
-    import sys
-
     command = f"{sys.executable} -m comal_fast config explain | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stdout.startswith("model.name_or_path") and done.stderr == ""
+
+
+BREAKS = """
+from typing import Literal
+from comal_fast.config.oracle import OracleConfig
+from comal_fast.oracles import Oracle, register
+
+class Away(OracleConfig):
+    name: Literal["away"] = "away"
+
+@register(Away)
+class AwayOracle(Oracle):
+    def __init__(self, options): pass
+    def compare(self, comparisons): raise BrokenPipeError("the judge has gone")
+    def fingerprint(self): return "away"
+"""
+
+
+@pytest.mark.parametrize("phases", ["inline", "process"])
+def test_a_pipe_that_is_not_stdout_is_a_fault(tiny_run: Path, phases: str) -> None:
+    """A judge at the other end of a socket, say."""
+    (tiny_run.parent / "away.py").write_text(BREAKS)
+    text = tiny_run.read_text().replace("oracle: {target_words: 2}", "oracle: {name: away}")
+    tiny_run.write_text(f"{text}plugins: [away.py]\n")
+    words = [sys.executable, "-m", "comal_fast", "run", "tiny.yaml", f"phases={phases}"]
+    done = subprocess.run(words, cwd=tiny_run.parent, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "a fault of the program, in judge, iteration 1" in done.stderr
+    assert "BrokenPipeError: the judge has gone" in done.stderr
+
+
+class Unpicklable(Exception):
+    def __init__(self) -> None:
+        super().__init__("no copies")
+        self.held = lambda: None
+
+
+class Closed(Exception):
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("__"):
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+def raises(kind: str) -> None:
+    with doing("judge, iteration 1"):
+        raise Unpicklable if kind == "unpicklable" else Closed("itself")
+
+
+def test_an_error_that_cannot_be_pickled_says_the_same() -> None:
+    with pytest.raises(RuntimeError, match="Unpicklable: no copies") as caught:
+        run_apart(raises, "unpicklable")
+    assert done_when(caught.value) == "judge, iteration 1"
+    assert str(caught.value).count("Traceback") == 1
+
+
+def test_an_error_that_takes_no_attribute_is_itself() -> None:
+    with pytest.raises(Closed, match="itself"):
+        raises("closed")
+
+
+def test_the_command_to_go_on_by_can_be_pasted(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("comal_fast.phases.pair.merged", lambda items: FAULTS["int"]())
+    given = ["run", str(tiny_run), "oracle={name: criteria, target_words: 2}"]
+    assert main(given) == 1
+    line = re.search(r"To go on from here: comal-fast (.*)", capsys.readouterr().err)
+    assert line is not None and shlex.split(line[1]) == given
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("output_dir=taken", "taken: it can't be written to (File exists)"),
+        ("model.name_or_path=package:no.such", "the package no.such is not installed"),
+        ("model.name_or_path=package:.x", "the package .x is not installed"),
+    ],
+)
+def test_what_is_no_place(
+    tiny_run: Path,
+    option: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tiny_run.parent)
+    Path("taken").write_text("")
+    assert main(["run", str(tiny_run), option]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_a_template_that_refuses(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
+    model = Path(load_config(tiny_run).model.name_or_path)
+    copy = tiny_run.parent / "refusing"
+    shutil.copytree(model, copy)
+    template = "{{ raise_exception('System role not supported') }}"
+    (copy / "chat_template.jinja").write_text(template)
+    assert main(["run", str(tiny_run), f"model.name_or_path={copy}"]) == 2
+    error = capsys.readouterr().err
+    assert "chat template refuses this conversation" in error and "not supported" in error
+    assert error.count("\n") == 1
+
+
+def test_a_checkpoint_that_is_torn(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from comal_fast.training.trainer import Trainer
+
+    step = Trainer.optimizer_step
+    monkeypatch.setattr(
+        Trainer, "optimizer_step", lambda self: step(self) if self.step < 4 else FAULTS["int"]()
+    )
+    given = ["run", str(tiny_run), "training.save_steps=2"]
+    assert main(given) == 1
+    monkeypatch.undo()
+    folder = tiny_run.parent / "run" / "iterations/0001/checkpoint"
+    (folder / "trainer.json").write_text('{"step"')
+    capsys.readouterr()
+    assert main(given) == 2
+    error = capsys.readouterr().err
+    assert f"delete {folder}, and this iteration trains anew" in error
+    shutil.rmtree(folder)
+    assert main(given) == 0

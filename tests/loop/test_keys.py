@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from comal_fast.config import Config, load_config
 from comal_fast.config.options import how_names, what
 from comal_fast.loop import run_all
 from comal_fast.store.directory import RunDirectory
+from comal_fast.training.trainer import Trainer
 
 # an unclipped run, in whose terms each of them is allowed
 BASE = ["algorithm.iterations=1", "training.max_grad_norm=0"]
@@ -70,3 +72,53 @@ def test_weights_and_keys_are_the_same(
     assert [path for path in ours if ours[path] != theirs[path]] == []
     run_all(load_config(tiny_run, [*BASE, *OTHERS[name], f"output_dir={tmp_path / 'plain'}"]))
     assert times(plain) == before  # switched on later, it makes nothing anew
+
+
+IN_BACKWARD = ["training.optimizer_in_backward=true"]
+OFFLOADED = [*IN_BACKWARD, "training.optimizer_offload=true"]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([], IN_BACKWARD),
+        ([], ["training.optimizer_offload=true"]),
+        (IN_BACKWARD, []),
+        (OFFLOADED, []),
+        (IN_BACKWARD, OFFLOADED),
+        ([], ["training.gradient_checkpointing=true"]),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_is_gone_on_from_with_another(
+    tiny_run: Path,
+    tmp_path: Path,
+    first: list[str],
+    then: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after an out-of-memory error: nothing is trained twice, and the weights are the same."""
+    given = [*BASE, "training.save_steps=3"]
+    calm = load_config(tiny_run, [*given, f"output_dir={tmp_path / 'calm'}"])
+    run_all(calm)
+    step = Trainer.optimizer_step
+    taken: list[int] = []
+
+    def cut(trainer: Trainer) -> dict[str, Any]:
+        if trainer.step == 5:
+            raise RuntimeError("out of memory")
+        taken.append(trainer.step)
+        return step(trainer)
+
+    cut_off = f"output_dir={tmp_path / 'cut'}"
+    monkeypatch.setattr(Trainer, "optimizer_step", cut)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run_all(load_config(tiny_run, [*given, *first, cut_off]))
+    assert taken == [0, 1, 2, 3, 4]
+    monkeypatch.setattr(
+        Trainer, "optimizer_step", lambda trainer: taken.append(trainer.step) or step(trainer)
+    )
+    config = load_config(tiny_run, [*given, *then, cut_off])
+    run_all(config)
+    assert taken[5:] == list(range(3, len(taken) - 2)), "it went on from its checkpoint"
+    assert artefacts(config) == artefacts(calm)

@@ -10,6 +10,11 @@ import pytest
 
 from comal_fast.cli import main
 from comal_fast.config import load_config, load_saved, to_dict
+from comal_fast.context import Context
+from comal_fast.errors import InputError
+from comal_fast.loop import open_run
+from comal_fast.model.load import weight_files
+from comal_fast.store.artefacts import hash_files, make_key
 from comal_fast.store.directory import PHASES, RunDirectory
 
 DATA = Path(__file__).resolve().parents[1] / "data"
@@ -68,3 +73,25 @@ def test_saved_configurations_load(path: Path, tmp_path: Path) -> None:
     for group, now in to_dict(config).items():
         kept = then.get(group, now)
         assert now == ({n: kept[n] for n in now} if isinstance(now, dict) else kept), group
+
+
+@pytest.mark.parametrize(
+    "option", [None, "model.attn_implementation=sdpa", "model.liger_kernels=off"]
+)
+def test_the_initial_policy_has_the_key_that_0_1_gave(tiny_run: Path, option: str | None) -> None:
+    config = load_config(tiny_run, [option] if option else [])
+    context = Context(config)
+    weights = hash_files(weight_files(config.model.name_or_path, None))
+    options = config.model.model_dump() | {"name_or_path": None, "device": "cpu"}
+    del options["lora"], options["quantization"]
+    assert context.policies.key(0) == make_key("model", weights, options)
+
+
+def test_a_run_of_a_gpu_is_opened_where_there_is_none(tiny_run: Path) -> None:
+    """To merge or to compare; only what runs a model needs its attention."""
+    config = load_config(tiny_run)
+    update = {"device": "auto", "attn_implementation": "flash_attention_2"}
+    of_a_gpu = config.model_copy(update={"model": config.model.model_copy(update=update)})
+    assert Context(of_a_gpu).policies.load(0) is not None
+    with pytest.raises(InputError, match="flash_attention_2 needs"), open_run(of_a_gpu):
+        pass

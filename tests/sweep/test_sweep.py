@@ -15,9 +15,11 @@ from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.loop import run_all
 from comal_fast.statistics import Interval
+from comal_fast.store.directory import RunDirectory
 from comal_fast.sweep.conclusions import conclusions
 from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.results import Effect, Result, Sweep
+from comal_fast.sweep.runs import is_finished
 
 BRIEF = ["training.num_train_epochs=1", "training.save_steps=0", "diagnostics.cycling=off"]
 GRID = ["--grid", "tau_eta_ratio=0.2,1", "ref_update_interval=1,1000"]
@@ -96,6 +98,30 @@ def test_a_cell_that_breaks_off_is_reported_and_the_rest_runs(
     assert [c["name"] for c in result["cells"]] == ["learning_rate=1e-4"]
     assert "gradient norm" in result["failed"]["learning_rate=1e30"]
     assert "broke off" in capsys.readouterr().out
+
+
+def test_a_cell_whose_configuration_is_not_read_is_run_again(tiny_run: Path) -> None:
+    config = load_config(tiny_run)
+    directory = RunDirectory(config.output_dir)
+    directory.path.mkdir(parents=True)
+    directory.summary.write_text("{}")
+    for text in ("algorithm: {of_a_later_version: 1}", "[", "model: {name_or_path: x}"):
+        directory.config.write_text(text)
+        assert not is_finished(Cell("a", {}, config))
+
+
+def test_what_a_cell_lacks_is_said_before_any_is_run(
+    tiny_run: Path, capsys: pytest.CaptureFixture
+) -> None:
+    text = tiny_run.read_text().replace("oracle: {target_words: 2}", "oracle: {name: matrix}")
+    tiny_run.write_text(text)
+    game = tiny_run.parent / "game.json"
+    game.write_text(json.dumps({"matrix": [[0.5, 0.6], [0.4, 0.5]], "names": ["a", "b"]}))
+    grid = ["--grid", f"oracle.game={game},none.json"]
+    assert main(["sweep", str(tiny_run), *grid]) == 2
+    captured = capsys.readouterr()
+    assert "none.json: oracle.game none.json: no such file" in captured.err
+    assert "generate" not in captured.out and not list(tiny_run.parent.rglob("*.parquet"))
 
 
 @pytest.mark.parametrize(
