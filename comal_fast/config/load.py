@@ -12,7 +12,7 @@ from comal_fast.config.algorithm import know_losses
 from comal_fast.config.options import as_meant, option_names
 from comal_fast.config.plugins import find_plugins, load_plugins
 from comal_fast.config.schema import CHOICES, Config, build, current
-from comal_fast.config.validate import validate
+from comal_fast.config.validate import ignored, validate
 from comal_fast.errors import InputError
 
 
@@ -62,8 +62,15 @@ def load_saved(path: Path) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The whole tree as plain containers, defaults included."""
-    return config.model_dump()
+    """The tree as plain containers, defaults included, as `load_config` takes it back.
+
+    Left out is what the other options leave without effect.
+    """
+    tree = config.model_dump()
+    for name in ignored(config):
+        group, _, option = name.partition(".")
+        del tree[group][option]
+    return tree
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

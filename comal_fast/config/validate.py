@@ -28,11 +28,10 @@ def prox_options(config: Config) -> dict[str, Any]:
 def validate(config: Config, given: set[str]) -> None:
     """Raise InputError for the first rule broken. `given`: the dotted names the user wrote."""
     _lengths(config)
-    _pairing(config, given)
     _baseline(config)
     _adapters(config)
     _activations(config)
-    _diagnostics(config, given)
+    _ignored(config, given)
     _optimizer(config)
     if config.training.backend == "triton" and importlib.util.find_spec("triton") is None:
         raise InputError("training.backend: triton is not installed; use auto")
@@ -53,11 +52,24 @@ def check_cpu(c: Config) -> None:
         )
 
 
-def _pairing(c: Config, given: set[str]) -> None:
-    for name in sorted({LABELS, STRATEGY} - set(c.algorithm.pairing)):
+def ignored(c: Config) -> dict[str, str]:
+    """Options that the others leave without effect, by dotted name: why."""
+    reads = ", ".join(prox_options(c)) or "no options"
+    found = {
+        name: f"prox {c.algorithm.prox} ignores it; it reads {reads}"
+        for name in sorted({LABELS, STRATEGY} - set(c.algorithm.pairing))
+    }
+    for name, limits in c.diagnostics.limits.items():
+        if getattr(c.diagnostics, name) == "off":
+            why = f"ignored while diagnostics.{name} is off; leave it out"
+            found |= {f"diagnostics.{limit}": why for limit in limits}
+    return found
+
+
+def _ignored(c: Config, given: set[str]) -> None:
+    for name, why in ignored(c).items():
         if name in given:
-            reads = ", ".join(prox_options(c)) or "no options"
-            raise InputError(f"{name}: prox {c.algorithm.prox} ignores it; it reads {reads}")
+            raise InputError(f"{name}: {why}")
 
 
 def _baseline(c: Config) -> None:
@@ -140,15 +152,6 @@ def _optimizer(c: Config) -> None:
             "training.stochastic_rounding: with optimizer_state=model the moments would still be "
             "rounded to nearest in bfloat16; use optimizer_state=8bit or float32"
         )
-
-
-def _diagnostics(c: Config, given: set[str]) -> None:
-    for name, limits in c.diagnostics.limits.items():
-        for limit in limits:
-            if getattr(c.diagnostics, name) == "off" and f"diagnostics.{limit}" in given:
-                raise InputError(
-                    f"diagnostics.{limit}: ignored while diagnostics.{name} is off; leave it out"
-                )
 
 
 def check_ranks(config: Config, ranks: int) -> None:

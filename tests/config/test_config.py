@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from comal_fast.config import known_keys, load_config
+from comal_fast.config import known_keys, load_config, load_saved, to_dict
 from comal_fast.config.schema import CriteriaConfig, LoraConfig
 
 REPO = Path(__file__).resolve().parents[2]
@@ -50,6 +51,18 @@ def test_bad_base(tmp_path: Path, base: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         load_config(tmp_path / "top.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prox", ["inpo", "ipo", "dpo", "sppo", "dro", "rebel"])
+def test_what_a_run_writes_down_is_a_configuration(tiny_run: Path, prox: str) -> None:
+    """`comal-fast run RUN_DIR/config.yaml` is the same run."""
+    text = tiny_run.read_text().replace("algorithm: {eta: 0.05, ", "algorithm: {")
+    tiny_run.write_text(text.replace("pairing: {strategy: all}\n", ""))
+    given = [f"algorithm.prox={prox}", "diagnostics.cycling=off", "training.train_batch_size=8"]
+    config = load_config(tiny_run, given)
+    written = tiny_run.parent / "config.yaml"
+    written.write_text(yaml.safe_dump(to_dict(config)))
+    assert load_config(written) == config == load_saved(written)
 
 
 def test_overrides_win(tiny_run: Path) -> None:
