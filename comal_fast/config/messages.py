@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from comal_fast.config.choice import Choice
-from comal_fast.config.options import Options, choice_of, group_of, inner, option_names
+from comal_fast.config.options import Options, choice_of, entries_of, group_of, inner, option_names
 
 TYPES = {
     "int_type": "int",
@@ -45,6 +45,8 @@ def one_line(error: ValidationError, schema: type[Options]) -> str:
     if kind in TYPES:
         shown = "nothing" if value is None else f"{_kind(value)} {value!r}"
         return f"{place.name}: expected {TYPES[kind]}, found {shown}"
+    if kind == "too_short":
+        return f"{place.name}: empty; give at least one"
     if kind == "string_too_short":
         return f"{place.name}: empty; give a name"
     if kind == "finite_number":
@@ -71,6 +73,10 @@ class _Place:
                 self.choice, self.variant = tagged, str(part)
                 self.group, tagged = tagged.variants[str(part)], None
                 continue
+            if isinstance(part, int):  # an entry of a list: a group, or a plain value
+                tagged = entries_of(self.field.annotation) if self.field else None
+                names[-1] += f"[{part}]" if tagged else ""
+                continue
             names.append(str(part))
             self.field = self.group.model_fields.get(str(part)) if self.group else self.field
             self.group, tagged = None, None
@@ -84,8 +90,8 @@ class _Place:
     @property
     def name(self) -> str:
         """The dotted name; of a choice that of its tag."""
-        names = [n for n in self.names if not n.isdigit()]
-        return ".".join([*names, self.choice.tag] if self.at_choice and self.choice else names)
+        names = [*self.names, self.choice.tag] if self.at_choice and self.choice else self.names
+        return ".".join(names)
 
     def choices(self) -> list[str]:
         """What may stand there."""

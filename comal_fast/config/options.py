@@ -77,6 +77,15 @@ def choice_of(field: FieldInfo) -> Choice | None:
     return next((m for m in field.metadata if isinstance(m, Choice)), None)
 
 
+def entries_of(hint: Any) -> Choice | None:
+    """The choice that each entry of a list is, if it is one."""
+    hint = inner(hint)
+    if typing.get_origin(hint) is not list:
+        return None
+    metadata = getattr(typing.get_args(hint)[0], "__metadata__", ())
+    return next((m for m in metadata if isinstance(m, Choice)), None)
+
+
 def group_of(field: FieldInfo) -> type[Options] | None:
     """The group that a field holds (`… | None` too); None where it holds a value or a choice."""
     hint = inner(field.annotation)
@@ -127,9 +136,13 @@ def read_value(field: FieldInfo, value: Any) -> Any:
     stands for a list of one, and a choice without its name is the default one.
     """
     if choice := choice_of(field):
-        named = isinstance(value, dict) and choice.tag not in value
-        return {choice.tag: choice.default, **value} if named else value
+        return _named(choice, value)
     return as_meant(field.annotation, value)
+
+
+def _named(choice: Choice, value: Any) -> Any:
+    unnamed = isinstance(value, dict) and choice.tag not in value
+    return {choice.tag: choice.default, **value} if unnamed else value
 
 
 def as_meant(hint: Any, value: Any) -> Any:
@@ -153,6 +166,8 @@ def as_meant(hint: Any, value: Any) -> Any:
         return word if word in arguments else value
     if origin is list:
         entries = value if isinstance(value, list) else [value]
+        if choice := entries_of(hint):
+            return [_named(choice, entry) for entry in entries]
         return [as_meant(arguments[0], entry) for entry in entries]
     if origin is dict and isinstance(value, dict):
         return {name: as_meant(arguments[1], entry) for name, entry in value.items()}

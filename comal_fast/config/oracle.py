@@ -5,11 +5,13 @@ Its code is `comal_fast/oracles/NAME.py`; a plugin brings both (`comal_fast.orac
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from comal_fast.config.choice import Choice
+from comal_fast.config.model import Dtype
 from comal_fast.config.options import Options
 
 ORACLE_CHOICE = Choice("name", "oracle", default="criteria")
@@ -55,3 +57,97 @@ class MatrixConfig(OracleConfig):
     """JSON file `{"matrix": [[…]], "names": […]}`; the names are the responses."""
     unknown_wins: float = Field(0.0, ge=0, le=0.5)
     """P(any other response ≻ a known one); two others draw."""
+
+
+@ORACLE_CHOICE.register
+class BradleyTerryConfig(OracleConfig):
+    """A sequence-classification reward model: P(y ≻ y') = σ((r(y) − r(y')) / temperature)."""
+
+    name: Literal["bradley_terry"] = "bradley_terry"
+    """A reward model (sequence classification), P = σ of the rewards' difference."""
+    model: str
+    """Hub name, local folder, or `package:NAME` for weights inside an installed Python package."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Dtype = "bfloat16"
+    """Dtype of weights and activations."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:N`; `auto` takes CUDA where there is one."""
+    quantization: Literal["none", "nf4"] = "none"
+    """`nf4`: the weights in 4 bits, all but embeddings and head, by bitsandbytes."""
+    score: str = Field("logits", min_length=1)
+    """What the reward is: `logits`, the head's only logit, or the name of another output of the
+    model, one number a conversation (`score` of ArmoRM)."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """By what the difference of two rewards is divided."""
+    max_length: int = Field(4096, ge=2)
+    """Most tokens of a conversation with its response; a longer one is an error, never cut."""
+    batch_size: int = Field(64, ge=1)
+    """Responses that go through the model together."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model. Needed by some, ArmoRM among them."""
+
+
+@ORACLE_CHOICE.register
+class PythonConfig(OracleConfig):
+    """A function of your own, called with a list of `Comparison`."""
+
+    name: Literal["python"] = "python"
+    """A function of your own, called with a list of `Comparison`."""
+    function: str
+    """`file.py:name` or `package.module:name`."""
+    returns: Literal["probabilities", "scores"] = "probabilities"
+    """Of each comparison: `probabilities`, one (len(left), len(right)) matrix of P(left ≻ right);
+    `scores`, a score of each response, those of `left` and then those of `right`, of which
+    P = σ(difference / temperature)."""
+    temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Of `scores` (None: 1); probabilities have none."""
+    both_orders: bool = False
+    """Whether the function heeds which response comes first: it is asked in both orders then, and
+    the mean is taken. For probabilities."""
+    batch_size: int = Field(64, ge=1)
+    """Comparisons that one call is given."""
+
+    @field_validator("function")
+    @classmethod
+    def _whole_path(cls, function: str) -> str:
+        """A run is read from other folders too."""
+        place, colon, name = function.rpartition(":")
+        if not (colon and place and name.isidentifier()):
+            raise ValueError(
+                f"oracle.function: {function!r} is neither file.py:name nor package.module:name"
+            )
+        file = place.endswith(".py")
+        return f"{Path(place).expanduser().resolve()}:{name}" if file else function
+
+    @model_validator(mode="after")
+    def _reads(self) -> PythonConfig:
+        if self.returns == "probabilities" and self.temperature is not None:
+            raise ValueError("oracle.temperature: probabilities have none; it goes with scores")
+        if self.returns == "scores" and self.both_orders:
+            raise ValueError("oracle.both_orders: scores have no order; leave it out")
+        return self
+
+
+@ORACLE_CHOICE.register
+class MixtureConfig(OracleConfig):
+    """Members of any kind, whose probabilities are mixed."""
+
+    name: Literal["mixture"] = "mixture"
+    """Members of any kind, whose probabilities are mixed, never their scores."""
+    members: list[Annotated[OracleConfig, ORACLE_CHOICE]] = Field(min_length=1)
+    """Oracles, each with options of its own."""
+    weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = None
+    """Weight of each member (they need not sum to 1); None: all alike."""
+
+    @model_validator(mode="after")
+    def _a_weight_each(self) -> MixtureConfig:
+        if self.weights is not None and len(self.weights) != len(self.members):
+            raise ValueError(
+                f"oracle.weights: {len(self.weights)} for {len(self.members)} members; give each "
+                "member one"
+            )
+        return self
+
+
+MixtureConfig.model_rebuild(force=True)  # a member may be a mixture too

@@ -12,6 +12,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from comal_fast.errors import InputError
@@ -34,7 +35,17 @@ def load_plugins(names: Sequence[Any]) -> None:
     """
     for name in names:
         if isinstance(name, str) and name:  # anything else is refused with the other options
-            _load_file(Path(name)) if name.endswith(".py") else _load_module(name)
+            imported(name, "plugins")
+
+
+def imported(name: str, option: str) -> tuple[ModuleType, str]:
+    """The module `file.py` or `package.module`, imported once, and a hash of its file.
+
+    Raises InputError that names `option` for what is not there.
+    """
+    file = name.endswith(".py")
+    key = _load_file(Path(name), option) if file else _load_module(name, option)
+    return sys.modules[key], _loaded[key]
 
 
 def sources(names: Sequence[str]) -> dict[str, str]:
@@ -49,13 +60,13 @@ def source_of(module: str) -> str | None:
     return _loaded.get(module)
 
 
-def _load_file(path: Path) -> None:
+def _load_file(path: Path, option: str) -> str:
     if not path.is_file():
-        raise InputError(f"plugins: {path}: no such file")
+        raise InputError(f"{option}: {path}: no such file")
     content = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
     name = f"comal_plugin_{content}"  # a copy elsewhere is the same plugin
     if name in _loaded:
-        return
+        return name
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # a name that ends in .py has both
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -65,17 +76,19 @@ def _load_file(path: Path) -> None:
         del sys.modules[name]
         raise
     _loaded[name] = content
+    return name
 
 
-def _load_module(name: str) -> None:
+def _load_module(name: str, option: str) -> str:
     if name in _loaded:
-        return
+        return name
     try:
         found = None if name.startswith(".") else importlib.util.find_spec(name)
     except (ModuleNotFoundError, ValueError):
         found = None
     if found is None:
-        raise InputError(f"plugins: {name}: no such module; a file ends in .py")
+        raise InputError(f"{option}: {name}: no such module; a file ends in .py")
     module = importlib.import_module(name)
     file = module.__file__
     _loaded[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:32] if file else name
+    return name

@@ -12,7 +12,13 @@ from comal_fast.config.generation import ENGINE_CHOICE, GenerationConfig, Transf
 from comal_fast.config.messages import one_line
 from comal_fast.config.model import LoraConfig, ModelConfig
 from comal_fast.config.options import Options, as_meant, check_text, how
-from comal_fast.config.oracle import ORACLE_CHOICE, CriteriaConfig, MatrixConfig, OracleConfig
+from comal_fast.config.oracle import (
+    ORACLE_CHOICE,
+    CriteriaConfig,
+    MatrixConfig,
+    MixtureConfig,
+    OracleConfig,
+)
 from comal_fast.config.plugins import find_plugins, load_plugins
 from comal_fast.config.training import TrainingConfig
 from comal_fast.errors import InputError
@@ -119,6 +125,7 @@ class Config(Options):
 def current() -> type[Config]:
     """`Config`, which knows every variant that is registered by now."""
     if any(choice.stale for choice in CHOICES.values()):
+        MixtureConfig.model_rebuild(force=True)  # its members are a choice too
         Config.model_rebuild(force=True)
     return Config
 

@@ -9,6 +9,7 @@ caller can run the wrong adapter), and each is a plain transformers model to wha
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,13 @@ def load_adapter(base: Any, config: ModelConfig, folder: Path) -> Any:
     return policy.eval()
 
 
-def nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    """QLoRA's quantisation: NormalFloat4, constants quantised too, products in `dtype`."""
+def nf4(dtype: torch.dtype, spared: Sequence[str] | None = None) -> BitsAndBytesConfig:
+    """QLoRA's quantisation: NormalFloat4, constants quantised too, products in `dtype`.
+
+    `spared`: names of layers that are left as they are; None: the head over words.
+    """
     return BitsAndBytesConfig(
+        llm_int8_skip_modules=None if spared is None else list(spared),
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

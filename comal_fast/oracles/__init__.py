@@ -10,6 +10,7 @@ from typing import Any
 from comal_fast.config.oracle import ORACLE_CHOICE, OracleConfig
 from comal_fast.config.plugins import source_of
 from comal_fast.oracles.base import Comparison, Messages, Oracle, conversations, self_comparison
+from comal_fast.oracles.checked import Checked
 from comal_fast.oracles.order import debiased
 
 __all__ = [
@@ -42,14 +43,15 @@ def register(options: type[OracleConfig]) -> Callable[[Maker], Maker]:
 
 
 def make_oracle(options: OracleConfig) -> Oracle:
-    """The oracle that `options.name` names, without position bias.
+    """The oracle that `options.name` names, without position bias, its answers checked.
 
     Raises InputError for what it needs and does not find.
     """
     make = _makers.get(options.name)
     if make is None:
         make = importlib.import_module(f"comal_fast.oracles.{options.name}").make
-    return debiased(make(options))
+    answers = Checked(make(options), options.name, complementary=False)
+    return Checked(debiased(answers), options.name)
 
 
 def oracle_key(oracle: Oracle, options: OracleConfig) -> str:

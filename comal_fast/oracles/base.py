@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Comparison:
 class Oracle(ABC):
     """A judge that says P(y ≻ y' | x), with P(y≻y') + P(y'≻y) = 1."""
 
-    sees_order: ClassVar[bool] = False  # True: asked in both orders, and averaged
+    sees_order: bool = False  # True: asked in both orders, and averaged
 
     @abstractmethod
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
@@ -42,6 +42,9 @@ class Oracle(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """A text that changes whenever a judgement could."""
+
+    def release(self) -> None:  # noqa: B027 - most hold nothing
+        """Let go of the memory of what is asked, models above all; asked again, it comes back."""
 
 
 def self_comparison(messages: Messages, responses: Sequence[str]) -> Comparison:

@@ -30,6 +30,10 @@ class BothOrders(Oracle):
         """A text of the oracle's own fingerprint, and that it is asked in both orders."""
         return f"both orders of {self.oracle.fingerprint()}"
 
+    def release(self) -> None:
+        """As the oracle does."""
+        self.oracle.release()
+
 
 def debiased(oracle: Oracle) -> Oracle:
     """The oracle itself where it is symmetric by construction, else asked in both orders."""

@@ -59,6 +59,7 @@ def run(context: Context, iteration: int) -> None:
     def work() -> Made:
         result: dict[str, Any] = {"iterate": iteration, **_text_measures(samples)}
         result["win_rates"] = _win_rates(context, oracle, iteration, opponents, samples)
+        oracle.release()  # before the policies are loaded
         result |= _divergences(context, iteration, reference, samples)
         row = {
             "eval/response_length": result["response_length"]["mean"],

@@ -30,6 +30,7 @@ def run(context: Context, iteration: int) -> None:
             for matrix in oracle.compare(comparisons):
                 matrices.append(matrix)
                 advance()
+        oracle.release()
         cycles = [has_strict_cycle(m) for m in matrices]
         table = pa.table(
             {

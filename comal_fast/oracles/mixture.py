@@ -1,0 +1,58 @@
+"""The `mixture` oracle: the probabilities of its members, weighted (COMAL's eq. 4, 2410.23223v2).
+
+Probabilities are mixed, never scores: two Bradley–Terry members of one weight never make a strict
+cycle, of unequal weights they may.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from comal_fast.config.oracle import MixtureConfig
+from comal_fast.oracles import make_oracle, oracle_key
+from comal_fast.oracles.base import Comparison, Oracle
+
+
+class MixtureOracle(Oracle):
+    """P(y ≻ y') = Σ_m w_m P_m(y ≻ y'), Σ w_m = 1. `names`: what tells the members' judgements."""
+
+    def __init__(
+        self, members: Sequence[Oracle], weights: Sequence[float], names: Sequence[str]
+    ) -> None:
+        self.members, self.names = members, names
+        self.weights = [weight / sum(weights) for weight in weights]
+
+    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
+        """Yield the mixture's (len(left), len(right)) float64 matrix for each, in order.
+
+        One member after the other, each released when it is done: two large models are never held
+        together. All comparisons are read before the first matrix comes.
+        """
+        items = list(comparisons)
+        sums = [np.zeros((len(item.left), len(item.right))) for item in items]
+        last = len(self.members) - 1
+        for number, (member, weight) in enumerate(zip(self.members, self.weights, strict=True)):
+            for total, matrix in zip(sums, member.compare(items), strict=True):
+                total += weight * matrix
+                if number == last:
+                    yield total
+            member.release()
+
+    def fingerprint(self) -> str:
+        """A text of the weights and of what tells the members' judgements."""
+        return "mixture/1 " + json.dumps([self.weights, list(self.names)])
+
+    def release(self) -> None:
+        """As every member does."""
+        for member in self.members:
+            member.release()
+
+
+def make(options: MixtureConfig) -> Oracle:
+    """The oracle of these options."""
+    members = [make_oracle(member) for member in options.members]
+    names = [oracle_key(m, o) for m, o in zip(members, options.members, strict=True)]
+    return MixtureOracle(members, options.weights or [1.0] * len(members), names)
