@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
     from comal_fast.compare.tournament import play, to_json
     from comal_fast.oracles import make_oracle
+    from comal_fast.store.directory import RunDirectory
     from comal_fast.store.files import check_target, write_all
     from comal_fast.system.terminal import console, progress
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             check_target(getattr(args, option), f"--{option}")
     samples, config = samples_of(args.run_dirs, args.all or len(args.run_dirs) == 1)
     entrants, prompts, most = load_entrants(samples)
-    oracle = make_oracle(config.oracle)
+    oracle = make_oracle(config.oracle, RunDirectory(config.output_dir).oracle_cache)
     size = len(entrants)
     total = size * (size - 1) // 2 * len(prompts)
     with progress(f"{size} entrants", total, "comparisons") as advance:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -59,21 +60,24 @@ def play(
     """Judge all pairs on all prompts; `advance` is called for each pair and prompt."""
     size, n = len(entrants), len(prompts)
     wins, ties = np.full((size, size, n), 0.5), np.zeros((size, size))
-    for i in range(size):
-        for j in range(i):
-            comparisons = [
-                Comparison(messages, mine, theirs)
-                for messages, mine, theirs in zip(
-                    prompts, entrants[i].responses, entrants[j].responses, strict=True
-                )
-            ]
-            drawn = []
-            for x, matrix in enumerate(oracle.compare(comparisons)):
-                wins[i, j, x] = matrix.mean()
-                drawn.append(tie_share(matrix))
-                advance()
-            wins[j, i] = 1 - wins[i, j]
-            ties[i, j] = ties[j, i] = float(np.mean(drawn))
+    games = [(i, j) for i in range(size) for j in range(i)]
+    comparisons = (
+        Comparison(messages, mine, theirs)
+        for i, j in games
+        for messages, mine, theirs in zip(
+            prompts, entrants[i].responses, entrants[j].responses, strict=True
+        )
+    )
+    matrices = oracle.compare(comparisons)  # one call: an oracle may load a model for each
+    for i, j in games:
+        drawn = []
+        for x, matrix in enumerate(islice(matrices, n)):
+            wins[i, j, x] = matrix.mean()
+            drawn.append(tie_share(matrix))
+            advance()
+        wins[j, i] = 1 - wins[i, j]
+        ties[i, j] = ties[j, i] = float(np.mean(drawn))
+    oracle.release()
     lengths = np.stack([e.lengths for e in entrants])
     return Tournament(tuple(e.name for e in entrants), wins, ties, lengths)
 

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from comal_fast.config.choice import Choice
 from comal_fast.config.model import Dtype
-from comal_fast.config.options import Options
+from comal_fast.config.options import Options, how
 
 ORACLE_CHOICE = Choice("name", "oracle", default="criteria")
 Criterion = Literal["complete", "answers", "brief", "says_something", "varied", "direct"]
@@ -59,12 +59,17 @@ class MatrixConfig(OracleConfig):
     """P(any other response ≻ a known one); two others draw."""
 
 
-@ORACLE_CHOICE.register
-class BradleyTerryConfig(OracleConfig):
-    """A sequence-classification reward model: P(y ≻ y') = σ((r(y) − r(y')) / temperature)."""
+class AskingConfig(OracleConfig):
+    """An oracle whose answers are kept."""
 
-    name: Literal["bradley_terry"] = "bradley_terry"
-    """A reward model (sequence classification), P = σ of the rewards' difference."""
+    cache: str | None = how("auto", min_length=1)
+    """SQLite file of its answers, so that nothing is asked twice: `auto` is `oracle_cache.sqlite`
+    in the run directory; runs on one machine may share one. None: nothing is kept."""
+
+
+class JudgeConfig(AskingConfig):
+    """An oracle that is a model, run here."""
+
     model: str
     """Hub name, local folder, or `package:NAME` for weights inside an installed Python package."""
     revision: str | None = None
@@ -75,21 +80,29 @@ class BradleyTerryConfig(OracleConfig):
     """`cpu`, `cuda`, `cuda:N`; `auto` takes CUDA where there is one."""
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: the weights in 4 bits, all but embeddings and head, by bitsandbytes."""
-    score: str = Field("logits", min_length=1)
-    """What the reward is: `logits`, the head's only logit, or the name of another output of the
-    model, one number a conversation (`score` of ArmoRM)."""
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """By what the difference of two rewards is divided."""
+    """By what the difference of two scores is divided."""
     max_length: int = Field(4096, ge=2)
-    """Most tokens of a conversation with its response; a longer one is an error, never cut."""
+    """Most tokens that the model is given at once; more are an error, never cut."""
     batch_size: int = Field(64, ge=1)
-    """Responses that go through the model together."""
+    """Responses (judges of pairs: ordered pairs) that go through the model together."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Needed by some, ArmoRM among them."""
 
 
 @ORACLE_CHOICE.register
-class PythonConfig(OracleConfig):
+class BradleyTerryConfig(JudgeConfig):
+    """A sequence-classification reward model: P(y ≻ y') = σ((r(y) − r(y')) / temperature)."""
+
+    name: Literal["bradley_terry"] = "bradley_terry"
+    """A reward model (sequence classification), P = σ of the rewards' difference."""
+    score: str = Field("logits", min_length=1)
+    """What the reward is: `logits`, the head's only logit, or the name of another output of the
+    model, one number a conversation (`score` of ArmoRM)."""
+
+
+@ORACLE_CHOICE.register
+class PythonConfig(AskingConfig):
     """A function of your own, called with a list of `Comparison`."""
 
     name: Literal["python"] = "python"

@@ -9,7 +9,7 @@ import torch
 from jinja2 import TemplateError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from comal_fast.config.oracle import BradleyTerryConfig
+from comal_fast.config.oracle import JudgeConfig
 from comal_fast.data.prompts import Messages
 from comal_fast.errors import InputError
 from comal_fast.model.adapters import nf4
@@ -20,20 +20,20 @@ OPTION = "oracle.model"
 _HEADS = ("score", "classifier")  # what transformers calls them; never in 4 bits
 
 
-def source_key(options: BradleyTerryConfig) -> str:
+def source_key(options: JudgeConfig) -> str:
     """What tells the weights: a hash of a folder's files, or a hub name and its revision."""
     source = find_source(options.model, OPTION)
     files = weight_files(source, None)
     return hash_files(files) if files else f"{source}@{options.revision or 'main'}"
 
 
-def load_reader(options: BradleyTerryConfig) -> Any:
+def load_reader(options: JudgeConfig) -> Any:
     """The model's tokenizer."""
     source = find_source(options.model, OPTION)
     return load_pretrained(AutoTokenizer, source, _common(options), OPTION)
 
 
-def load_classifier(options: BradleyTerryConfig) -> Any:
+def load_classifier(options: JudgeConfig) -> Any:
     """The sequence classifier in eval mode, on its device.
 
     Raises InputError for one that can't be loaded, or whose head is not among its weights.
@@ -70,11 +70,11 @@ def conversation_ids(tokenizer: Any, messages: Messages, response: str) -> list[
     return ids
 
 
-def _common(options: BradleyTerryConfig) -> dict[str, Any]:
+def _common(options: JudgeConfig) -> dict[str, Any]:
     common: dict[str, Any] = {"trust_remote_code": options.trust_remote_code}
     return common | ({"revision": options.revision} if options.revision else {})
 
 
-def is_folder(options: BradleyTerryConfig) -> bool:
+def is_folder(options: JudgeConfig) -> bool:
     """Whether the weights are here already."""
     return Path(find_source(options.model, OPTION)).is_dir()

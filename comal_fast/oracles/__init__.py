@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from comal_fast.config.oracle import ORACLE_CHOICE, OracleConfig
+from comal_fast.config.oracle import ORACLE_CHOICE, AskingConfig, OracleConfig
 from comal_fast.config.plugins import source_of
+from comal_fast.oracles.asking import Asking
 from comal_fast.oracles.base import Comparison, Messages, Oracle, conversations, self_comparison
 from comal_fast.oracles.checked import Checked
 from comal_fast.oracles.order import debiased
+from comal_fast.store.answers import Answers
 
 __all__ = [
     "Comparison",
@@ -42,16 +45,21 @@ def register(options: type[OracleConfig]) -> Callable[[Maker], Maker]:
     return add
 
 
-def make_oracle(options: OracleConfig) -> Oracle:
+def make_oracle(options: OracleConfig, cache: Path | None = None) -> Oracle:
     """The oracle that `options.name` names, without position bias, its answers checked.
 
-    Raises InputError for what it needs and does not find.
+    `cache`: the file of answers where `oracle.cache` is `auto`; None: nothing is kept. Raises
+    InputError for what it needs and does not find.
     """
-    make = _makers.get(options.name)
-    if make is None:
-        make = importlib.import_module(f"comal_fast.oracles.{options.name}").make
-    answers = Checked(make(options), options.name, complementary=False)
-    return Checked(debiased(answers), options.name)
+    if options.name in _makers:
+        raw = _makers[options.name](options)
+    else:
+        module = importlib.import_module(f"comal_fast.oracles.{options.name}")
+        raw = module.make(options, cache) if options.name == "mixture" else module.make(options)
+    if isinstance(raw, Asking) and isinstance(options, AskingConfig):
+        path = cache if options.cache == "auto" else options.cache and Path(options.cache)
+        raw.answers = Answers(path) if path else None
+    return Checked(debiased(Checked(raw, options.name, complementary=False)), options.name)
 
 
 def oracle_key(oracle: Oracle, options: OracleConfig) -> str:

@@ -43,6 +43,10 @@ class Oracle(ABC):
     def fingerprint(self) -> str:
         """A text that changes whenever a judgement could."""
 
+    def counts(self) -> dict[str, float]:
+        """What it was asked since it was made, and what that took, for the log."""
+        return {}
+
     def release(self) -> None:  # noqa: B027 - most hold nothing
         """Let go of the memory of what is asked, models above all; asked again, it comes back."""
 

@@ -8,8 +8,9 @@ through in padded batches.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from comal_fast.config.oracle import BradleyTerryConfig
-from comal_fast.data.prompts import Messages
+from comal_fast.data.prompts import Messages, last_user_text
 from comal_fast.errors import InputError
 from comal_fast.model.classifier import (
     OPTION,
@@ -29,44 +30,54 @@ from comal_fast.model.classifier import (
     source_key,
 )
 from comal_fast.model.score import can_pack, last_states
-from comal_fast.oracles.base import Comparison, Oracle
+from comal_fast.oracles.asking import Known, Question, Scores
+from comal_fast.oracles.base import Oracle
 from comal_fast.oracles.checked import short
+from comal_fast.oracles.judge import Judge
 
 Texts = tuple[Messages, Sequence[str]]  # a conversation, and distinct responses to it
 
 
-class BradleyTerryOracle(Oracle):
-    """A reward model, loaded when it is first asked and held until `release`."""
+class BradleyTerryOracle(Judge, Scores):
+    """A reward model of these options."""
 
-    def __init__(self, options: BradleyTerryConfig) -> None:
-        self.options = options
-        self._model: Any = None
+    options: BradleyTerryConfig
 
     @cached_property
     def tokenizer(self) -> Any:
         """The reward model's own."""
         return load_reader(self.options)
 
-    def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
-        """Yield the (len(left), len(right)) float64 matrix for each, in order.
+    def load(self) -> Any:
+        """The sequence classifier."""
+        return load_classifier(self.options)
+
+    def ask(self, questions: Sequence[Question]) -> Iterator[Known]:
+        """Yield the (1,) reward of each question's response, all together.
 
         Raises InputError for a conversation longer than `max_length`, and for a reward that is not
         finite.
         """
-        for window in self._windows(comparisons):
-            asked = [(c.messages, list(dict.fromkeys([*c.left, *c.right]))) for c in window]
-            rewards = iter(self.rewards(asked).tolist())
-            for item, (_, texts) in zip(window, asked, strict=True):
-                of = {text: next(rewards) for text in texts}
-                self._check(item, of)
-                left, right = (np.array([of[t] for t in s]) for s in (item.left, item.right))
-                yield expit((left[:, None] - right[None, :]) / self.options.temperature)
+        groups = groupby(questions, key=lambda q: q.messages)
+        asked = [(messages, [q.left[0] for q in some]) for messages, some in groups]
+        rewards = self.rewards(asked)
+        for question, reward in zip(questions, rewards, strict=True):
+            if not np.isfinite(reward):
+                raise InputError(
+                    f"{OPTION} {self.options.model}: its reward is {reward:g} for the prompt "
+                    f"{short(last_user_text(question.messages))}, response "
+                    f"{short(question.left[0])}"
+                )
+        yield {q: rewards[i : i + 1] for i, q in enumerate(questions)}
+
+    def preferences(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """(n, m) σ of the rewards' differences, (n, 1) and (m, 1)."""
+        result: np.ndarray = expit((left - right.T) / self.options.temperature)
+        return result
 
     def rewards(self, asked: Sequence[Texts]) -> np.ndarray:
         """(S,) float64: r of each response, conversation by conversation."""
-        if self._model is None:
-            self._model = load_classifier(self.options)
-        model = self._model
+        model = self.model
         pair = not self.tokenizer.chat_template
         if self.options.score == "logits" and can_pack(model):
             if pair:
@@ -86,38 +97,26 @@ class BradleyTerryOracle(Oracle):
         batches = (rows[i : i + size] for i in range(0, len(rows), size))
         return np.concatenate([self._padded(model, batch) for batch in batches])
 
-    def fingerprint(self) -> str:
+    def asked(self) -> str:
         """A text of the weights and of what is made of them.
 
         `batch_size` is no part of it: it moves a reward by rounding alone.
         """
         o = self.options
-        made = [source_key(o), o.dtype, o.quantization, o.score, o.temperature]
+        made = [self._source, o.dtype, o.quantization, o.score]
         return "bradley_terry/1 " + json.dumps(made)
 
-    def release(self) -> None:
-        """Let go of the model."""
-        self._model = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+    def fingerprint(self) -> str:
+        """What is asked, and the temperature."""
+        return f"{self.asked()} / {self.options.temperature}"
 
-    def _windows(self, comparisons: Iterable[Comparison]) -> Iterator[list[Comparison]]:
-        """Comparisons whose responses fill a pass."""
-        window: list[Comparison] = []
-        size = 0
-        for item in comparisons:
-            more = len({*item.left, *item.right})
-            if window and size + more > self.options.batch_size:
-                yield window
-                window, size = [], 0
-            window.append(item)
-            size += more
-        if window:
-            yield window
+    @cached_property
+    def _source(self) -> Any:
+        return source_key(self.options)
 
     def _conversations(self, messages: Messages, responses: Sequence[str]) -> list[list[int]]:
         """Token ids up to the last that is no padding, where transformers reads the reward."""
-        pad = self._model.config.pad_token_id
+        pad = self.model.config.pad_token_id
         rows = []
         for response in responses:
             ids = conversation_ids(self.tokenizer, messages, response)
@@ -166,19 +165,10 @@ class BradleyTerryOracle(Oracle):
     def _check_length(self, ids: Sequence[int], messages: Messages, response: str) -> None:
         limit = self.options.max_length
         if len(ids) > limit:
-            prompt = Comparison(messages, [], []).prompt
             raise InputError(
                 f"oracle.max_length: {limit} is less than the {len(ids)} tokens of the prompt "
-                f"{short(prompt)} with the response {short(response)}"
+                f"{short(last_user_text(messages))} with the response {short(response)}"
             )
-
-    def _check(self, item: Comparison, of: dict[str, float]) -> None:
-        for text, reward in of.items():
-            if not np.isfinite(reward):
-                raise InputError(
-                    f"{OPTION} {self.options.model}: its reward is {reward:g} for the prompt "
-                    f"{short(item.prompt)}, response {short(text)}"
-                )
 
 
 def _chunks(groups: Sequence[Sequence[list[int]]], size: int) -> Iterator[list[list[list[int]]]]:

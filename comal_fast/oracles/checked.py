@@ -38,23 +38,16 @@ class Checked(Oracle):
         """The oracle's own."""
         return self.oracle.fingerprint()
 
+    def counts(self) -> dict[str, float]:
+        """The oracle's own."""
+        return self.oracle.counts()
+
     def release(self) -> None:
         """As the oracle does."""
         self.oracle.release()
 
     def _check(self, matrix: np.ndarray, item: Comparison) -> np.ndarray:
-        shape = len(item.left), len(item.right)
-        if matrix.shape != shape:
-            raise InputError(
-                f"oracle {self.name}: a matrix of shape {matrix.shape} instead of {shape} "
-                f"{_about(item)}"
-            )
-        wrong = ~((matrix >= 0) & (matrix <= 1))  # NaN too
-        if wrong.any():
-            i, j = np.argwhere(wrong)[0]
-            raise InputError(
-                f"oracle {self.name}: P = {matrix[i, j]:g} is no probability {_about(item, i, j)}"
-            )
+        check_matrix(matrix, item, self.name)
         if self.complementary and list(item.left) == list(item.right):
             off = np.abs(matrix + matrix.T - 1)
             if (off > SLACK).any():
@@ -65,6 +58,22 @@ class Checked(Oracle):
                     "order of the two is asked in both (python: both_orders)"
                 )
         return matrix
+
+
+def check_matrix(matrix: np.ndarray, item: Comparison, name: str) -> np.ndarray:
+    """The matrix. Raises InputError where its shape is another, or an entry no probability."""
+    shape = len(item.left), len(item.right)
+    if matrix.shape != shape:
+        raise InputError(
+            f"oracle {name}: a matrix of shape {matrix.shape} instead of {shape} {_about(item)}"
+        )
+    wrong = ~((matrix >= 0) & (matrix <= 1))  # NaN too
+    if wrong.any():
+        i, j = np.argwhere(wrong)[0]
+        raise InputError(
+            f"oracle {name}: P = {matrix[i, j]:g} is no probability {_about(item, i, j)}"
+        )
+    return matrix
 
 
 def _about(item: Comparison, i: int | None = None, j: int | None = None) -> str:

@@ -7,7 +7,9 @@ cycle, of unequal weights they may.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -45,14 +47,21 @@ class MixtureOracle(Oracle):
         """A text of the weights and of what tells the members' judgements."""
         return "mixture/1 " + json.dumps([self.weights, list(self.names)])
 
+    def counts(self) -> dict[str, float]:
+        """Those of the members, added up."""
+        sums: Counter[str] = Counter()
+        for member in self.members:
+            sums.update(member.counts())
+        return dict(sums)
+
     def release(self) -> None:
         """As every member does."""
         for member in self.members:
             member.release()
 
 
-def make(options: MixtureConfig) -> Oracle:
-    """The oracle of these options."""
-    members = [make_oracle(member) for member in options.members]
+def make(options: MixtureConfig, cache: Path | None) -> Oracle:
+    """The oracle of these options; `cache`: of members that name none."""
+    members = [make_oracle(member, cache) for member in options.members]
     names = [oracle_key(m, o) for m, o in zip(members, options.members, strict=True)]
     return MixtureOracle(members, options.weights or [1.0] * len(members), names)

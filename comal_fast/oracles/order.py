@@ -21,14 +21,23 @@ class BothOrders(Oracle):
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
         """Yield the (len(left), len(right)) float64 mean of both orders for each, in order."""
-        for item in comparisons:
-            swapped = Comparison(item.messages, item.right, item.left)
-            first, second = self.oracle.compare([item, swapped])
+
+        def both() -> Iterator[Comparison]:
+            for item in comparisons:
+                yield item
+                yield Comparison(item.messages, item.right, item.left)
+
+        answers = self.oracle.compare(both())
+        for first, second in zip(answers, answers, strict=True):
             yield (first + 1 - second.T) / 2
 
     def fingerprint(self) -> str:
         """A text of the oracle's own fingerprint, and that it is asked in both orders."""
         return f"both orders of {self.oracle.fingerprint()}"
+
+    def counts(self) -> dict[str, float]:
+        """The oracle's own."""
+        return self.oracle.counts()
 
     def release(self) -> None:
         """As the oracle does."""

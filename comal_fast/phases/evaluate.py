@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def run(context: Context, iteration: int) -> None:
     config, directory, policies = context.config, context.directory, context.policies
     before = {t: directory.iteration(t).eval_samples for t in iterates(config) if t < iteration}
     opponents = {t: table.read() for t, table in before.items()}  # says what is missing, first
-    oracle = make_oracle(config.oracle)
+    oracle = make_oracle(config.oracle, directory.oracle_cache)
     samples, samples_key = _samples(context, iteration)
     _check_prompts(opponents, samples)
     reference = context.reference_of(iteration)
@@ -67,6 +68,7 @@ def run(context: Context, iteration: int) -> None:
             "eval/finished": result["finished"],
             "eval/kl_to_initial": result["kl_to_initial"]["mean"],
             "eval/kl_to_reference": result["kl_to_reference"]["mean"],
+            **oracle.counts(),
             "perf/seconds": time.monotonic() - start,
         }
         if iteration:
@@ -139,15 +141,17 @@ def _win_rates(
     rates: dict[str, Any] = {}
     if not opponents:
         return rates
-    with progress(f"judge π_{iteration}", len(opponents) * len(ours), "prompts") as advance:
+    theirs = {earlier: responses_by_prompt(table) for earlier, table in opponents.items()}
+    comparisons = [
+        Comparison(messages, responses, theirs[earlier][number][1])
+        for earlier in opponents
+        for number, (messages, responses) in ours.items()
+    ]
+    matrices = oracle.compare(comparisons)  # one call: an oracle may load a model for each
+    with progress(f"judge π_{iteration}", len(comparisons), "prompts") as advance:
         for earlier, opponent in opponents.items():
-            theirs = responses_by_prompt(opponent)
-            comparisons = [
-                Comparison(messages, responses, theirs[number][1])
-                for number, (messages, responses) in ours.items()
-            ]
             wins, ties = [], []
-            for matrix in oracle.compare(comparisons):
+            for matrix in islice(matrices, len(ours)):
                 wins.append(matrix.mean())
                 ties.append(tie_share(matrix))
                 advance()

@@ -19,7 +19,8 @@ from comal_fast.system.terminal import progress
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/judgments.parquet from the samples."""
     folder, options = context.directory.iteration(iteration), context.config.oracle
-    samples, oracle = folder.samples.read(), make_oracle(options)
+    samples = folder.samples.read()
+    oracle = make_oracle(options, context.directory.oracle_cache)
     key = make_key("judge", folder.samples.key(), oracle_key(oracle, options))
 
     def work() -> Made:
@@ -41,6 +42,7 @@ def run(context: Context, iteration: int) -> None:
         )
         return table, {
             "oracle/cycle_rate": float(np.mean(cycles)),
+            **oracle.counts(),
             "oracle/decisiveness": float(np.mean([_decisiveness(m) for m in matrices])),
         }
 

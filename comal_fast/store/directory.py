@@ -35,6 +35,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.report = self.path / "report.html"
         self.pictures = self.path / "report"
+        self.oracle_cache = self.path / "oracle_cache.sqlite"
         self.lm_game = self.path / "lm_game.json"
         self.iterations_folder = self.path / "iterations"
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.loop import open_run, run_all, run_here
+from rewards import save_reward
 
 HERE = Path(__file__).parent
 KILLING = HERE.parent / "loop" / "resume_driver.py"
@@ -110,6 +111,29 @@ def test_run_writes_the_same_artefacts(prepared: Path, tmp_path: Path) -> None:
     assert json.loads((two / "env.json").read_text())["ranks"] == 2
     first = Path("iterations/0001/logps.parquet")  # of π_0: no step of training is in it
     assert pq.read_table(one / first).equals(pq.read_table(two / first))
+
+
+@pytest.mark.slow
+def test_reward_models_judge_on_all_ranks(prepared: Path, tmp_path: Path) -> None:
+    """The same passes on one rank and two: judgments bit for bit, nothing asked twice."""
+    members = [
+        {"name": "bradley_terry", "model": str(save_reward(tmp_path / name, seed=seed))}
+        | {"dtype": "float32", "device": "cpu", "batch_size": 4}
+        for seed, name in enumerate(("first", "second"))
+    ]
+    oracle = f"oracle: {json.dumps({'name': 'mixture', 'members': members})}"
+    prepared.write_text(prepared.read_text().replace("oracle: {target_words: 2}", oracle))
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run in (one, two):
+        shutil.copytree(load_config(prepared).output_dir, run)
+    verb = ["judge", prepared, "--iteration", "1"]
+    assert main([*map(str, verb), f"output_dir={one}"]) == 0
+    done = torchrun("-m", "comal_fast", *verb, f"output_dir={two}")
+    assert done.returncode == 0, done.stderr
+    name = Path("iterations/0001/judgments.parquet")
+    assert pq.read_table(one / name).equals(pq.read_table(two / name))
+    rows = [json.loads((run / "metrics.jsonl").read_text().splitlines()[-1]) for run in (one, two)]
+    assert rows[0]["oracle/asked"] == rows[1]["oracle/asked"] > 0
 
 
 @pytest.mark.slow

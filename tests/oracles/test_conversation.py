@@ -43,7 +43,7 @@ def test_every_message_arrives(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) 
     prompts.write_text("".join(json.dumps({"prompt": [*TURNS, e]}) + "\n" for e in ends))
     oracle = Listening()
     for phase in ("judge", "evaluate"):
-        monkeypatch.setattr(f"comal_fast.phases.{phase}.make_oracle", lambda _: oracle)
+        monkeypatch.setattr(f"comal_fast.phases.{phase}.make_oracle", lambda *_: oracle)
     monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
     options = [f"data.prompts={prompts}", "data.system_prompt=Be brief.", "algorithm.iterations=1"]
     config = load_config(tiny_run, [*options, "data.max_length=256"])

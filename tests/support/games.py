@@ -40,4 +40,4 @@ def play(
     """Judge the training samples by one matrix, and the held-out ones by it or by another."""
     for phase, matrix in (("judge", judge), ("evaluate", evaluate or judge)):
         oracle = FirstLetter(matrix)
-        monkeypatch.setattr(f"comal_fast.phases.{phase}.make_oracle", lambda _, o=oracle: o)
+        monkeypatch.setattr(f"comal_fast.phases.{phase}.make_oracle", lambda *_, o=oracle: o)

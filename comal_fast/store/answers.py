@@ -1,0 +1,88 @@
+"""What oracles said, kept in one SQLite file, so that nothing is asked twice."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from comal_fast.errors import InputError
+
+_APPLICATION, _VERSION = 0x434F4D41, 1  # who made the file, and how it is laid out
+_PATIENCE = 120  # seconds to wait while another run writes
+_AT_ONCE = 500  # keys of one query
+
+
+class Answers:
+    """Vectors of float64 by a key of bytes, in a file that processes of one machine can share.
+
+    The file is opened, and made, when it is first needed. What `write` was given is there whenever
+    the process may be killed after it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def read(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
+        """Those of the keys that have an answer. Raises InputError for a file that is no cache."""
+        found: dict[bytes, np.ndarray] = {}
+        with self._open() as connection:
+            for start in range(0, len(keys), _AT_ONCE):
+                some = keys[start : start + _AT_ONCE]
+                marks = ",".join("?" * len(some))
+                query = f"SELECT key, value FROM answers WHERE key IN ({marks})"
+                for key, value in connection.execute(query, some):
+                    found[key] = np.frombuffer(value, dtype="<f8")
+        return found
+
+    def write(self, found: Mapping[bytes, np.ndarray]) -> None:
+        """Keep the answers, all or none of them. Raises InputError where that can't be."""
+        rows = [(k, np.asarray(v, dtype="<f8").tobytes()) for k, v in found.items()]
+        with self._open() as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+
+    def close(self) -> None:
+        """Let go of the file; it is opened again where it must."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            yield self._connection
+        except (sqlite3.DatabaseError, OSError) as error:
+            self.close()
+            raise InputError(
+                f"oracle.cache {self.path}: {error}; name a file of this program's, or a new one"
+            ) from None
+
+    def _connect(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")  # two runs may find no file at once
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {_VERSION}")
+                connection.execute(
+                    "CREATE TABLE answers (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+                )
+            connection.execute("COMMIT")
+            (made_by,) = connection.execute("PRAGMA application_id").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if (made_by, version) != (_APPLICATION, _VERSION):
+                raise sqlite3.DatabaseError("another program's database, or another version's")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
