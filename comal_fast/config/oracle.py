@@ -15,6 +15,7 @@ from comal_fast.config.model import Dtype
 from comal_fast.config.options import Options, how
 
 ORACLE_CHOICE = Choice("name", "oracle", default="criteria")
+PRESETS = ("plain", "offsetbias")  # templates that come along (oracles/templates)
 Criterion = Literal["complete", "answers", "brief", "says_something", "varied", "direct"]
 
 
@@ -85,7 +86,10 @@ class JudgeConfig(AskingConfig):
     max_length: int = Field(4096, ge=2)
     """Most tokens that the model is given at once; more are an error, never cut."""
     batch_size: int = Field(64, ge=1)
-    """Responses (judges of pairs: ordered pairs) that go through the model together."""
+    """Responses (judges of pairs: ordered pairs) that are asked about together; what is kept of
+    them is kept together."""
+    max_tokens_per_batch: int = Field(16384, ge=1)
+    """Token budget of one pass, a prompt counted once for all responses in it."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Needed by some, ArmoRM among them."""
 
@@ -99,6 +103,64 @@ class BradleyTerryConfig(JudgeConfig):
     score: str = Field("logits", min_length=1)
     """What the reward is: `logits`, the head's only logit, or the name of another output of the
     model, one number a conversation (`score` of ArmoRM)."""
+
+
+@ORACLE_CHOICE.register
+class GeneralPreferenceConfig(JudgeConfig):
+    """A general preference model (GPM, arXiv 2410.02197): a vector a response, and a score of two
+    that turns its sign with their order, so that preferences may run in a circle."""
+
+    name: Literal["general_preference"] = "general_preference"
+    """A general preference model (GPM): vectors and a skew-symmetric score, K passes for K²
+    pairs."""
+    temperature: float = Field(0.1, gt=0, allow_inf_nan=False)
+    """By what the score of two vectors is divided (the paper's τ)."""
+    normalize: bool = True
+    """Vectors of length one, as published models are trained."""
+    special_tokens: bool = False
+    """Whether the tokenizer adds its special tokens to those that the chat template wrote: a second
+    beginning of text, which published models were trained with where their tokenizer adds one."""
+
+
+@ORACLE_CHOICE.register
+class PairwiseLmConfig(JudgeConfig):
+    """A language model that is shown two responses and asked which is better: P from the next
+    token's probabilities of two labels, both orders averaged."""
+
+    name: Literal["pairwise_lm"] = "pairwise_lm"
+    """A language model that is asked which of two is better, in both orders."""
+    gguf_file: str | None = None
+    """File with the weights inside `model`, when they are GGUF."""
+    template: str = "plain"
+    """What it is asked: `plain`, `offsetbias` (the COMAL authors' judge), or a text file with
+    {response_a}, {response_b}, and {conversation} or {prompt} (the last user message alone)."""
+    criteria: str | None = None
+    """Text for {criteria} in the template."""
+    labels: list[str] | None = Field(None, min_length=2, max_length=2)
+    """What it says for the first response and for the second, a token each; None: the template's
+    own, of a file A and B."""
+    answer: str | None = None
+    """How its answer begins, up to the label; None: the template's own, of a file nothing."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """By what the logits of the two labels are divided."""
+
+    @field_validator("template")
+    @classmethod
+    def _whole_path(cls, template: str) -> str:
+        """A run is read from other folders too."""
+        if template in PRESETS:
+            return template
+        return str(Path(template).expanduser().resolve())
+
+
+@ORACLE_CHOICE.register
+class PairwiseClassifierConfig(JudgeConfig):
+    """A cross-encoder over (prompt, first response, second response), both orders averaged."""
+
+    name: Literal["pairwise_classifier"] = "pairwise_classifier"
+    """A cross-encoder over the prompt and two responses (PairRM and its kind)."""
+    max_length: int = Field(2048, ge=2)
+    """Most tokens of prompt and both responses; more are an error, never cut."""
 
 
 @ORACLE_CHOICE.register

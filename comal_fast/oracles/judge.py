@@ -7,16 +7,22 @@ writes what is kept.
 from __future__ import annotations
 
 import gc
+import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 
 from comal_fast.config.oracle import JudgeConfig
+from comal_fast.data.prompts import Messages, last_user_text
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
+from comal_fast.errors import InputError
+from comal_fast.model.judge import is_folder, load_reader, source_key
 from comal_fast.oracles.asking import Asking, Known, Question
+from comal_fast.oracles.checked import short
 from comal_fast.system.ranks import rank, world
 
 
@@ -32,6 +38,11 @@ class Judge(Asking):
     @abstractmethod
     def load(self) -> Any:
         """The model, in eval mode on its device."""
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own."""
+        return load_reader(self.options)
 
     @property
     def model(self) -> Any:
@@ -55,6 +66,33 @@ class Judge(Asking):
         else:
             _release(self)
 
+    def named(self, kind: str, *more: Any) -> str:
+        """A text of the weights, how they are held, and `more`: what tells answers.
+
+        How much goes through the model at once is no part of it: it moves them by rounding alone.
+        """
+        o = self.options
+        return f"{kind} {json.dumps([self._source, o.dtype, o.quantization, *more])}"
+
+    @cached_property
+    def _source(self) -> str:
+        return source_key(self.options)
+
+    def check_length(self, ids: Sequence[int], messages: Messages, *responses: str) -> None:
+        """Raise InputError for more tokens than `max_length`."""
+        limit = self.options.max_length
+        if len(ids) > limit:
+            raise InputError(
+                f"oracle.max_length: {limit} is less than the {len(ids)} tokens of the prompt "
+                f"{short(last_user_text(messages))} with {' and '.join(map(short, responses))}"
+            )
+
+    def checked(self) -> Self:
+        """This judge. Raises InputError for a folder without a tokenizer, before it is asked."""
+        if is_folder(self.options):
+            self.tokenizer  # noqa: B018 - says what it lacks before anything is sampled
+        return self
+
     def let_go(self) -> None:
         """Let go of the model here."""
         if self._model is not None:
@@ -64,7 +102,7 @@ class Judge(Asking):
                 torch.cuda.empty_cache()
 
 
-_held: dict[JudgeConfig, Judge] = {}  # on ranks other than 0, where no loop holds them
+_held: dict[str, Judge] = {}  # on ranks other than 0, where no loop holds them
 
 
 @collective
@@ -73,7 +111,8 @@ def _ask(
 ) -> list[Known]:
     """On rank 0 the answers to each window; rank r asks the r-th."""
     if not isinstance(holder, Judge):  # rank 0's own; the others are given their context
-        holder = _held.get(options) or _held.setdefault(options, kind(options))
+        name = options.model_dump_json()
+        holder = _held.get(name) or _held.setdefault(name, kind(options))
     found: Known = {}
     for piece in holder.ask(windows[rank()]) if rank() < len(windows) else ():
         found |= piece

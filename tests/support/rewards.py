@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,34 @@ def plain_reward(folder: Path, messages: Messages, response: str) -> float:
     ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)["input_ids"]
     with torch.no_grad():
         return float(model(input_ids=ids).logits[0, 0])
+
+
+def pair_tokenizer(*more: str) -> Any:
+    """The byte tokenizer as encoders have theirs: [0] a [1] b [1], texts told apart, no chat.
+
+    `more`: further special tokens.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = None
+    first, last = tokenizer.convert_ids_to_tokens([0, 1])
+    tokenizer.add_special_tokens({"cls_token": first, "sep_token": last})
+    tokenizer.add_tokens(list(more), special_tokens=True)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(first, 0), (last, 1)],
+    )
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return tokenizer
+
+
+def save_pair_tokenizer(folder: Path, *more: str) -> Any:
+    """Write it to a folder, and return it. transformers saves no `model_input_names`."""
+    tokenizer = pair_tokenizer(*more)
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    names = {"model_input_names": tokenizer.model_input_names}
+    file.write_text(json.dumps(json.loads(file.read_text()) | names))
+    return tokenizer
