@@ -6,7 +6,8 @@ Its code is `comal_fast/oracles/NAME.py`; a plugin brings both (`comal_fast.orac
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
@@ -122,15 +123,9 @@ class GeneralPreferenceConfig(JudgeConfig):
     beginning of text, which published models were trained with where their tokenizer adds one."""
 
 
-@ORACLE_CHOICE.register
-class PairwiseLmConfig(JudgeConfig):
-    """A language model that is shown two responses and asked which is better: P from the next
-    token's probabilities of two labels, both orders averaged."""
+class QuestionConfig(AskingConfig):
+    """An oracle that is shown two responses in words, and names one of them."""
 
-    name: Literal["pairwise_lm"] = "pairwise_lm"
-    """A language model that is asked which of two is better, in both orders."""
-    gguf_file: str | None = None
-    """File with the weights inside `model`, when they are GGUF."""
     template: str = "plain"
     """What it is asked: `plain`, `offsetbias` (the COMAL authors' judge), or a text file with
     {response_a}, {response_b}, and {conversation} or {prompt} (the last user message alone)."""
@@ -141,8 +136,6 @@ class PairwiseLmConfig(JudgeConfig):
     own, of a file A and B."""
     answer: str | None = None
     """How its answer begins, up to the label; None: the template's own, of a file nothing."""
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """By what the logits of the two labels are divided."""
 
     @field_validator("template")
     @classmethod
@@ -154,6 +147,19 @@ class PairwiseLmConfig(JudgeConfig):
 
 
 @ORACLE_CHOICE.register
+class PairwiseLmConfig(QuestionConfig, JudgeConfig):
+    """A language model that is shown two responses and asked which is better: P from the next
+    token's probabilities of two labels, both orders averaged."""
+
+    name: Literal["pairwise_lm"] = "pairwise_lm"
+    """A language model that is asked which of two is better, in both orders."""
+    gguf_file: str | None = None
+    """File with the weights inside `model`, when they are GGUF."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """By what the logits of the two labels are divided."""
+
+
+@ORACLE_CHOICE.register
 class PairwiseClassifierConfig(JudgeConfig):
     """A cross-encoder over (prompt, first response, second response), both orders averaged."""
 
@@ -161,6 +167,61 @@ class PairwiseClassifierConfig(JudgeConfig):
     """A cross-encoder over the prompt and two responses (PairRM and its kind)."""
     max_length: int = Field(2048, ge=2)
     """Most tokens of prompt and both responses; more are an error, never cut."""
+
+
+@ORACLE_CHOICE.register
+class EndpointConfig(QuestionConfig):
+    """A language model behind an OpenAI-compatible server, asked which of two is better: P from the
+    log-probs of two labels or from sampled verdicts, both orders averaged."""
+
+    name: Literal["endpoint"] = "endpoint"
+    """A language model behind an OpenAI-compatible server."""
+    base_url: str
+    """Where `/chat/completions` is, such as `http://localhost:8000/v1`."""
+    model: str = Field(min_length=1)
+    """The model's name there."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; the key itself is written nowhere."""
+    ask: Literal["auto", "logprobs", "verdicts"] = "auto"
+    """How P is got: from the `logprobs` of the labels, or from sampled `verdicts`; `auto`: from
+    log-probs where the server gives them."""
+    verdicts: int = Field(8, ge=1)
+    """Answers that are sampled for an ordered pair where there are no log-probs."""
+    temperature: float = Field(1.0, gt=0, le=2)
+    """Of the two labels' probabilities, and of sampled answers."""
+    max_answer_tokens: int = Field(16, ge=1)
+    """Most tokens of an answer; the label must be among them."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, `{chat_template_kwargs: {enable_thinking: false}}` say."""
+    max_concurrency: int = how(16, ge=1)
+    """Requests under way at once."""
+    timeout: float = how(120.0, gt=0, allow_inf_nan=False)
+    """Seconds that one request may take in all."""
+    max_retries: int = how(6, ge=0)
+    """How often a request is sent again that met a full or failing server, waiting longer each
+    time."""
+    max_requests: int | None = how(None, ge=1)
+    """Most requests, counted in the file of answers, over all runs that share it (without a file:
+    of one phase); when they are spent the run stops, and goes on once this is raised. None: no
+    limit."""
+    max_tokens: int | None = how(None, ge=1)
+    """Most tokens, of questions and answers, counted likewise; what is under way is waited for."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address(cls, base_url: str) -> str:
+        """Without a key in it: it is written down."""
+        url = urlsplit(base_url)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError(
+                f"oracle.base_url: {base_url!r} is no address such as http://localhost:8000/v1"
+            )
+        if url.username or url.query:
+            raise ValueError(
+                "oracle.base_url: a name, password or query in it would be written down; name an "
+                "environment variable by oracle.api_key_env"
+            )
+        return base_url.rstrip("/")
 
 
 @ORACLE_CHOICE.register

@@ -46,6 +46,22 @@ class Answers:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
+    def spent(self, name: str) -> tuple[int, int]:
+        """(requests, tokens) that were spent under that name by all who share the file."""
+        with self._open() as connection:
+            query = "SELECT requests, tokens FROM spent WHERE name = ?"
+            row = connection.execute(query, [name]).fetchone()
+        return row or (0, 0)
+
+    def spend(self, name: str, requests: int, tokens: int) -> None:
+        """Add to what was spent."""
+        with self._open() as connection:
+            connection.execute(
+                "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
+                "requests = requests + excluded.requests, tokens = tokens + excluded.tokens",
+                [name, requests, tokens],
+            )
+
     def close(self) -> None:
         """Let go of the file; it is opened again where it must."""
         if self._connection is not None:
@@ -74,6 +90,9 @@ class Answers:
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
                 connection.execute(
                     "CREATE TABLE answers (key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID"
+                )
+                connection.execute(
+                    "CREATE TABLE spent (name TEXT PRIMARY KEY, requests INTEGER, tokens INTEGER)"
                 )
             connection.execute("COMMIT")
             (made_by,) = connection.execute("PRAGMA application_id").fetchone()
