@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-import jinja2
-
 from comal_fast.errors import InputError
+from comal_fast.figures.page import Picture, Section, Table, render_page
 from comal_fast.figures.style import DARK, LIGHT, to_png
 from comal_fast.report import tables
 from comal_fast.report.facts import ended, is_finished, model_name, progress, verdict
 from comal_fast.report.load import Run
 from comal_fast.report.plots import FIGURES
-from comal_fast.report.tables import Table
 from comal_fast.store.directory import RunDirectory
 from comal_fast.store.files import replacing
-
-CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # not allowed in HTML
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure on light and on dark paper, as data URIs."""
-
-    light: str
-    dark: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: pictures, tables, and one line for each thing that is not there yet."""
-
-    anchor: str
-    title: str
-    pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
-    missing: Sequence[str] = ()
-    lines: Sequence[str] = ()
 
 
 def write_run(run: Run) -> Path:
@@ -56,29 +27,31 @@ def write_run(run: Run) -> Path:
             continue
         content = to_png(light)
         _write(target, content)
-        pictures[name] = Picture(_data_uri(content), _data_uri(to_png(dark)), alt)
+        pictures[name] = Picture.of(content, to_png(dark), alt)
     page = directory.report
-    text = CONTROL.sub("\N{REPLACEMENT CHARACTER}", render(run, pictures))
-    _write(page, text.encode("utf-8", "replace"))
+    _write(page, render(run, pictures).encode("utf-8", "replace"))
     return page
 
 
 def render(run: Run, pictures: dict[str, Picture]) -> str:
     """The page. Text of prompts, responses and config is escaped."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     source = files("comal_fast.report").joinpath("report.html").read_text(encoding="utf-8")
     result = verdict(run)
-    return environment.from_string(source).render(
+    notes = []
+    if not is_finished(run) and result.outcome != "none":
+        notes.append(f"The run is not finished: {progress(run)}.")
+    if how := ended(run):
+        notes.append(how)
+    notes += [f"Left out: {line}." for line in run.problems]
+    return render_page(
         title=f"COMAL report: {model_name(run)}, seed {run.option('seed', 'unknown')}",
-        run=run,
-        name=run.path.resolve().name,
+        heading=f"COMAL run {run.path.resolve().name}",
         verdict=result,
-        unfinished=None if is_finished(run) else progress(run),
-        ended=ended(run),
         facts=tables.headline(run, result),
         sections=_sections(run, pictures),
+        notes=notes,
+        template=source,
+        run=run,
         config=tables.flatten(run.config),
         environment=tables.environment(run),
     )
@@ -136,10 +109,6 @@ def _sections(run: Run, pictures: dict[str, Picture]) -> list[Section]:
             {"time": "No phase has been timed yet."}, tables.time_table(run), note=memory,
         ),
     ]  # fmt: skip
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
 def _write(target: Path, content: bytes) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
+from comal_fast.figures.page import Table
 from comal_fast.report.facts import (
     Verdict,
     empirical_game,
@@ -25,21 +25,6 @@ from comal_fast.statistics import Interval, number
 from comal_fast.system.terminal import duration
 
 NONE = "–"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of text; the first column names the row.
-
-    `folded`: shown after a click. `prose`: the last column holds sentences.
-    """
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    last_is_total: bool = False
-    folded: bool = False
-    prose: bool = False
 
 
 def headline(run: Run, verdict: Verdict) -> list[tuple[str, str]]:
