@@ -17,6 +17,7 @@ from comal_fast.config import command as options
 from comal_fast.errors import InputError
 from comal_fast.game import command as game
 from comal_fast.lm_game import command as lm_game
+from comal_fast.oracle_check import command as oracle_check
 from comal_fast.plan import command as plan
 from comal_fast.report import command as report
 from comal_fast.store.directory import PHASES
@@ -121,6 +122,7 @@ def parser() -> argparse.ArgumentParser:
     plan.register(verbs)
     sweep.register(verbs)
     compare.register(verbs)
+    oracle_check.register(verbs)
     merge.register(verbs)
     report.register(verbs)
     game.register(verbs)

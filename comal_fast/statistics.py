@@ -58,6 +58,14 @@ def tie_share(matrix: np.ndarray) -> float:
     return float(np.mean(np.abs(matrix - 0.5) <= DRAW))
 
 
+def wilson(share: Array, n: Array) -> tuple[Array, Array]:
+    """(low, high) of 95 % Wilson intervals of shares of n (Wilson 1927)."""
+    z = 1.96
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    return middle - half, middle + half
+
+
 def bootstrap_mean(values: Array, resamples: int, seed: int) -> dict[str, Any]:
     """`mean` and `ci95` [low, high] (percentile bootstrap) of (n,) values, one per prompt."""
     values = np.asarray(values, dtype=np.float64)

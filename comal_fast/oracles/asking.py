@@ -151,10 +151,22 @@ class Orders(Asking):
     itself and is not asked about. (COMAL, arXiv 2410.23223v1, for its pairwise judge.)
     """
 
+    _one_order = False  # while only `left` is shown first
+
+    def first_wins(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
+        """Yield P(left ≻ right) with `left` shown first; the other order is not asked."""
+        try:
+            self._one_order = True
+            yield from self.compare(comparisons)
+        finally:
+            self._one_order = False
+
     def questions(self, item: Comparison) -> list[Question]:
         """One an ordered pair of distinct texts, those with one text first together."""
         left, right = dict.fromkeys(item.left), dict.fromkeys(item.right)
-        orders = [(a, b) for a in left for b in right] + [(b, a) for b in right for a in left]
+        orders = [(a, b) for a in left for b in right]
+        if not self._one_order:
+            orders += [(b, a) for b in right for a in left]
         distinct = dict.fromkeys((a, b) for a, b in orders if a != b)
         return [Question(item.messages, (a,), (b,)) for a, b in distinct]
 
@@ -165,7 +177,9 @@ class Orders(Asking):
             return float(known[Question(item.messages, (a,), (b,))][0])
 
         def wins(a: str, b: str) -> float:
-            return 0.5 if a == b else (first(a, b) + 1 - first(b, a)) / 2
+            if a == b:
+                return 0.5
+            return first(a, b) if self._one_order else (first(a, b) + 1 - first(b, a)) / 2
 
         rows = [[wins(a, b) for b in item.right] for a in item.left]
         return np.array(rows, dtype=np.float64).reshape(len(item.left), len(item.right))

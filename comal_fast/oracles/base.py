@@ -39,6 +39,13 @@ class Oracle(ABC):
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
         """Yield a (len(left), len(right)) float64 matrix of P(left ≻ right) for each, in order."""
 
+    def first_wins(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray] | None:
+        """Yield P(left ≻ right) with `left` shown first, what `compare` averages over both orders.
+
+        None: no order is heeded.
+        """
+        return None
+
     @abstractmethod
     def fingerprint(self) -> str:
         """A text that changes whenever a judgement could."""

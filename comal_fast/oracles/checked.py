@@ -34,6 +34,10 @@ class Checked(Oracle):
                 raise InputError(f"oracle {self.name}: no answer {_about(item)}")
             yield self._check(np.asarray(matrix, dtype=np.float64), item)
 
+    def first_wins(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray] | None:
+        """The oracle's own."""
+        return self.oracle.first_wins(comparisons)
+
     def fingerprint(self) -> str:
         """The oracle's own."""
         return self.oracle.fingerprint()

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from comal_fast.config.oracle import MixtureConfig
 from comal_fast.oracles import make_oracle, oracle_key
 from comal_fast.oracles.base import Comparison, Oracle
+
+Ask = Callable[[Sequence[Comparison]], Iterator[np.ndarray]]
 
 
 class MixtureOracle(Oracle):
@@ -34,14 +37,29 @@ class MixtureOracle(Oracle):
         together. All comparisons are read before the first matrix comes.
         """
         items = list(comparisons)
+        yield from self._mixed(items, [member.compare for member in self.members])
+
+    def first_wins(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray] | None:
+        """Those of the members that heed the order, mixed with what the others say."""
+        items = list(comparisons)
+        heeding = [member.first_wins([]) is not None for member in self.members]
+        if not any(heeding):
+            return None
+        asked = [
+            cast(Ask, member.first_wins) if heeds else member.compare
+            for member, heeds in zip(self.members, heeding, strict=True)
+        ]
+        return self._mixed(items, asked)
+
+    def _mixed(self, items: Sequence[Comparison], asked: Sequence[Ask]) -> Iterator[np.ndarray]:
         sums = [np.zeros((len(item.left), len(item.right))) for item in items]
         last = len(self.members) - 1
-        for number, (member, weight) in enumerate(zip(self.members, self.weights, strict=True)):
-            for total, matrix in zip(sums, member.compare(items), strict=True):
+        for number, (ask, weight) in enumerate(zip(asked, self.weights, strict=True)):
+            for total, matrix in zip(sums, ask(items), strict=True):
                 total += weight * matrix
                 if number == last:
                     yield total
-            member.release()
+            self.members[number].release()
 
     def fingerprint(self) -> str:
         """A text of the weights and of what tells the members' judgements."""

@@ -1,0 +1,1 @@
+"""`comal-fast oracle check`: what an oracle says of pairs that people judged."""
