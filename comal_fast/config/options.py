@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Iterator
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -132,8 +133,8 @@ def how_names(group: type[Options], prefix: str = "") -> Iterator[str]:
 def read_value(field: FieldInfo, value: Any) -> Any:
     """A value as it was meant: what YAML 1.1 and the command line can't say, repaired.
 
-    5e-7 is a string in YAML 1.1 and off a boolean, a revision may look like a number, one value
-    stands for a list of one, and a choice without its name is the default one.
+    5e-7 is a string in YAML 1.1 and off a boolean, a revision may look like a number or a date, one
+    value stands for a list of one, and a choice without its name is the default one.
     """
     if choice := choice_of(field):
         return _named(choice, value)
@@ -157,7 +158,7 @@ def as_meant(hint: Any, value: Any) -> Any:
             return float(value)
         except ValueError:
             return value
-    if hint is str and number:
+    if hint is str and (number or isinstance(value, date)):
         return str(value)
     if origin is Annotated:
         return as_meant(arguments[0], value)

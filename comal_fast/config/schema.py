@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from comal_fast.config.algorithm import PROX_CHOICE, AlgorithmConfig, InpoConfig
 from comal_fast.config.diagnostics import DiagnosticsConfig
@@ -44,13 +45,21 @@ __all__ = [
 CHOICES = {"algorithm": PROX_CHOICE, "oracle": ORACLE_CHOICE, "generation": ENGINE_CHOICE}
 
 
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"data.template_date: {text!r} is no day; write 2024-07-26") from None
+
+
 class DataConfig(Options):
     """Prompts, and which of them each iteration visits."""
 
     prompts: str = "builtin"
-    """JSONL or parquet file, hub dataset name, or `builtin` (420 prompts of the package)."""
+    """JSON, CSV, TSV or parquet file, a folder of such, hub dataset name, or `builtin` (420 prompts
+    of the package). JSON: a row a line, or one array. `.gz` and `.zst` too."""
     split: str = "train"
-    """Split of a hub dataset."""
+    """Split of a hub dataset, or of a folder whose files are named by split."""
     prompts_per_iteration: int | None = Field(None, ge=1)
     """Training prompts of one iteration: consecutive slices of a seeded order. None: all."""
     eval_prompts: int = Field(64, ge=2)
@@ -61,6 +70,12 @@ class DataConfig(Options):
     """Prompts with more tokens are left out, and counted. None: none is left out."""
     system_prompt: str | None = None
     """System message before every prompt. None: what the chat template does by itself."""
+    chat_template_kwargs: dict[str, JsonValue] | None = None
+    """Variables of the chat template, such as `enable_thinking: false`; a row's own field of this
+    name goes before them."""
+    template_date: Annotated[str, AfterValidator(_day)] = "2024-07-26"
+    """What a chat template is told that asks for today's date, YYYY-MM-DD: fixed, so that a prompt
+    is the same tokens on every day."""
 
 
 class PairingConfig(Options):

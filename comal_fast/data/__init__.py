@@ -1,1 +1,1 @@
-"""Prompts: loading, splitting, tokenising."""
+"""Data: rows → conversations → token ids; prompts and how they are split."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jinja2 import TemplateError
-
 from comal_fast.config.schema import DataConfig
-from comal_fast.data.prompts import Messages, Prompt, last_user_text
+from comal_fast.data.conversation import Messages, last_user_text, opened
+from comal_fast.data.prompts import Prompt
+from comal_fast.data.template import check_variables, prompt_ids
 from comal_fast.errors import InputError
 
 
@@ -18,8 +18,10 @@ class TokenizedPrompt:
     """A prompt with its ids: everything before the response, template included."""
 
     messages: Messages
-    """The whole conversation before the response."""
+    """The whole conversation before the answer."""
     ids: list[int]
+    beginning: str = ""
+    """Of the answer, where the prompt has it; the last of the ids."""
 
     @property
     def text(self) -> str:
@@ -32,25 +34,15 @@ def tokenize_prompts(
 ) -> tuple[list[TokenizedPrompt], list[Prompt], int]:
     """(tokenized, the prompts they are, number left out for `data.max_prompt_length`).
 
-    The template writes every special token itself, so none is added on top (no second BOS).
+    Prompts of which the template makes the same tokens are one, held out where one of them is.
     Raises InputError for a prompt that leaves no room in `data.max_length`, and for a tokenizer
     without a chat template.
     """
-    if not tokenizer.chat_template:
-        raise InputError("model.name_or_path: its tokenizer has no chat template; use a chat model")
-    kept, originals, left_out = [], [], 0
+    check_template(tokenizer, data)
+    kept: dict[tuple[int, ...], tuple[TokenizedPrompt, Prompt]] = {}
+    left_out = 0
     for prompt in prompts:
-        messages = [{"role": role, "content": content} for role, content in prompt.messages]
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-        except TemplateError as error:  # raise_exception in a template, say
-            raise InputError(
-                f"{prompt.source}: the model's chat template refuses this conversation "
-                f"({type(error).__name__}: {' '.join(str(error).split())})"
-            ) from None
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = prompt_ids(tokenizer, prompt)
         if data.max_prompt_length is not None and len(ids) > data.max_prompt_length:
             left_out += 1
             continue
@@ -60,6 +52,17 @@ def tokenize_prompts(
                 f"generation.max_new_tokens={max_new_tokens} that exceeds data.max_length="
                 f"{data.max_length}; raise it, or leave such prompts out by data.max_prompt_length"
             )
-        kept.append(TokenizedPrompt(prompt.messages, ids))
-        originals.append(prompt)
-    return kept, originals, left_out
+        before = kept.get(tuple(ids))
+        if before is None:
+            said, beginning = opened(prompt.messages)
+            kept[tuple(ids)] = TokenizedPrompt(said, ids, beginning), prompt
+        elif prompt.held_out and not before[1].held_out:
+            kept[tuple(ids)] = before[0], replace(before[1], split=prompt.split)
+    return [t for t, _ in kept.values()], [p for _, p in kept.values()], left_out
+
+
+def check_template(tokenizer: Any, data: DataConfig) -> None:
+    """Raise InputError for a tokenizer without a chat template, or options that it ignores."""
+    if not tokenizer.chat_template:
+        raise InputError("model.name_or_path: its tokenizer has no chat template; use a chat model")
+    check_variables(tokenizer, data.chat_template_kwargs or {}, "data.chat_template_kwargs")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import TemplateError
 from safetensors import safe_open
 from torch import Tensor
 from transformers import (
@@ -23,7 +22,8 @@ from transformers import (
 from transformers.utils import cached_file
 
 from comal_fast.config.oracle import JudgeConfig
-from comal_fast.data.prompts import Messages
+from comal_fast.data.conversation import Messages, answered
+from comal_fast.data.template import Refused, render
 from comal_fast.errors import InputError
 from comal_fast.model.adapters import nf4
 from comal_fast.model.head import check_head
@@ -110,7 +110,7 @@ def load_headed(
 
 
 def template_text(
-    tokenizer: Any, messages: Messages, response: str | None = None, **more: Any
+    tokenizer: Any, messages: Messages, response: str | None = None, **how: Any
 ) -> str:
     """The conversation, with the response to it, in the tokenizer's own chat template.
 
@@ -118,15 +118,13 @@ def template_text(
     """
     if not tokenizer.chat_template:
         raise InputError(f"{OPTION}: the tokenizer of the judge has no chat template")
-    said = messages if response is None else (*messages, ("assistant", response))
-    turns = [{"role": role, "content": content} for role, content in said]
+    said = messages if response is None else answered(messages, response)
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, **more))
-    except TemplateError as error:
+        return render(tokenizer, said, **how)
+    except Refused as error:
         raise InputError(
             f"{OPTION}: its chat template refuses a conversation of "
-            f"{', '.join(turn['role'] for turn in turns)} "
-            f"({type(error).__name__}: {' '.join(str(error).split())})"
+            f"{', '.join(message.role for message in said)} ({error})"
         ) from None
 
 

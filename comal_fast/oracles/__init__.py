@@ -11,13 +11,21 @@ from typing import Any
 from comal_fast.config.oracle import ORACLE_CHOICE, AskingConfig, OracleConfig
 from comal_fast.config.plugins import source_of
 from comal_fast.oracles.asking import Asking
-from comal_fast.oracles.base import Comparison, Messages, Oracle, conversations, self_comparison
+from comal_fast.oracles.base import (
+    Comparison,
+    Message,
+    Messages,
+    Oracle,
+    conversations,
+    self_comparison,
+)
 from comal_fast.oracles.checked import Checked
 from comal_fast.oracles.order import debiased
 from comal_fast.store.answers import Answers
 
 __all__ = [
     "Comparison",
+    "Message",
     "Messages",
     "Oracle",
     "conversations",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from comal_fast.data.prompts import Messages
+from comal_fast.data.conversation import Messages
 from comal_fast.oracles.base import Comparison, Oracle
 from comal_fast.store.answers import Answers
 
@@ -186,5 +186,6 @@ class Orders(Asking):
 
 
 def _key(asked: str, question: Question) -> bytes:
-    content: list[Any] = [asked, question.messages, question.left, question.right]
+    messages = [m if m.extra else (m.role, m.content) for m in question.messages]
+    content: list[Any] = [asked, messages, question.left, question.right]
     return hashlib.sha256(json.dumps(content).encode()).digest()

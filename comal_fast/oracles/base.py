@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from comal_fast.data.prompts import Messages, last_user_text
+from comal_fast.data.conversation import Message, Messages, last_user_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -20,7 +20,7 @@ class Comparison:
     """Responses to one conversation: every one of `left` is to be compared with all of `right`."""
 
     messages: Messages
-    """(role, content) of every message before the responses, the system's included."""
+    """Every message before the responses, the system's included."""
     left: Sequence[str]
     right: Sequence[str]
 
@@ -66,6 +66,8 @@ def self_comparison(messages: Messages, responses: Sequence[str]) -> Comparison:
 def conversations(samples: pa.Table) -> list[Messages]:
     """Of each row of samples the conversation it answers; 0.1 kept the last user's text alone."""
     if "messages" not in samples.column_names:
-        return [(("user", text),) for text in samples["prompt"].to_pylist()]
+        return [(Message("user", text),) for text in samples["prompt"].to_pylist()]
     rows = samples["messages"].to_pylist()
-    return [tuple((m["role"], m["content"]) for m in row) for row in rows]
+    return [
+        tuple(Message(m["role"], m["content"], m.get("extra") or "") for m in row) for row in rows
+    ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import Linear
 
 from comal_fast.config.oracle import BradleyTerryConfig
-from comal_fast.data.prompts import Messages, last_user_text
+from comal_fast.data.conversation import Messages, last_user_text
 from comal_fast.errors import InputError
 from comal_fast.model.judge import OPTION, conversation_ids, load_classifier
 from comal_fast.model.score import Encoded, can_pack, last_states, padded
@@ -103,7 +103,7 @@ class BradleyTerryOracle(Judge, Scores):
 
     def _pairs(self, messages: Messages, responses: Sequence[str]) -> list[Encoded]:
         """(all that was said, response) as a pair of texts: encoders without a chat template."""
-        said = "\n".join(content for _, content in messages)
+        said = "\n".join(m.said for m in messages)
         rows = [Encoded.of(self.tokenizer(said, response)) for response in responses]
         for row, response in zip(rows, responses, strict=True):
             self.check_length(row.ids, messages, response)

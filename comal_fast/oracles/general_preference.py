@@ -18,7 +18,7 @@ from scipy.special import expit
 from torch.nn.functional import linear, normalize
 
 from comal_fast.config.oracle import GeneralPreferenceConfig
-from comal_fast.data.prompts import last_user_text
+from comal_fast.data.conversation import last_user_text
 from comal_fast.errors import InputError
 from comal_fast.model.judge import OPTION, Headed, load_headed, template_text
 from comal_fast.model.packed import PromptResponse

@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 
 from comal_fast.config.oracle import JudgeConfig
-from comal_fast.data.prompts import Messages, last_user_text
+from comal_fast.data.conversation import Messages, last_user_text
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
 from comal_fast.errors import InputError

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from comal_fast.config.oracle import PairwiseClassifierConfig
-from comal_fast.data.prompts import last_user_text
+from comal_fast.data.conversation import last_user_text
 from comal_fast.errors import InputError
 from comal_fast.model.judge import OPTION, Headed, load_classifier, load_headed, read_config
 from comal_fast.model.score import Encoded, padded

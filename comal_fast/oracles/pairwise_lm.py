@@ -18,7 +18,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from comal_fast.config.oracle import PairwiseLmConfig
-from comal_fast.data.prompts import last_user_text
+from comal_fast.data.conversation import Message, last_user_text
 from comal_fast.errors import InputError
 from comal_fast.model.head import head_arguments
 from comal_fast.model.judge import OPTION, load_language_model, template_text
@@ -108,7 +108,7 @@ class PairwiseLmOracle(Judge, Orders):
         return self._tokens("?", self.template.answer + label)
 
     def _tokens(self, said: str, answer: str) -> list[int]:
-        text = template_text(self.tokenizer, (("user", said),), add_generation_prompt=True)
+        text = template_text(self.tokenizer, (Message("user", said),), add_generation_prompt=True)
         ids: list[int] = self.tokenizer(text + answer, add_special_tokens=False)["input_ids"]
         return ids
 

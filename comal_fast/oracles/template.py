@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from comal_fast.config.oracle import PRESETS
-from comal_fast.data.prompts import Messages, last_user_text
+from comal_fast.data.conversation import Messages, last_user_text
 from comal_fast.errors import InputError
 
 _PLACE = re.compile(r"\{([a-z_]+)\}")
@@ -78,6 +78,6 @@ def load_template(
 
 def conversation_text(messages: Messages) -> str:
     """A conversation as a judge reads it: a lone user message as it is, else who said what."""
-    if len(messages) == 1 and messages[0][0] == "user":
-        return messages[0][1]
-    return "\n\n".join(f"{_NAMES.get(role, role)}: {content}" for role, content in messages)
+    if len(messages) == 1 and messages[0].role == "user":
+        return messages[0].content
+    return "\n\n".join(f"{_NAMES.get(m.role, m.role)}: {m.said}" for m in messages)

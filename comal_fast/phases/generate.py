@@ -18,6 +18,7 @@ from comal_fast.store.artefacts import make_key
 from comal_fast.system.ranks import rank, world
 from comal_fast.system.terminal import progress
 
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])
 SAMPLES = pa.schema(
     [
         ("prompt_id", pa.int32()),
@@ -27,7 +28,7 @@ SAMPLES = pa.schema(
         ("prompt_ids", pa.list_(pa.int32())),
         ("response_ids", pa.list_(pa.int32())),
         ("finished", pa.bool_()),
-        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("messages", pa.list_(_MESSAGE)),
     ]
 )
 
@@ -94,11 +95,11 @@ def sample_table(
             "prompt_id": number,
             "sample": sample,
             "prompt": prompt.text,
-            "response": tokenizer.decode(response.ids, skip_special_tokens=True),
+            "response": prompt.beginning + tokenizer.decode(response.ids, skip_special_tokens=True),
             "prompt_ids": prompt.ids,
             "response_ids": response.ids,
             "finished": response.finished,
-            "messages": [{"role": role, "content": text} for role, text in prompt.messages],
+            "messages": [{**m._asdict(), "extra": m.extra or None} for m in prompt.messages],
         }
         for number, prompt in enumerate(prompts)
         for sample, response in enumerate(responses[number])

@@ -15,12 +15,12 @@ from comal_fast.compare.tournament import Entrant, play, standings, to_json
 from comal_fast.config import load_config
 from comal_fast.errors import InputError
 from comal_fast.loop import run_all
-from comal_fast.oracles import Comparison, Oracle
+from comal_fast.oracles import Comparison, Message, Oracle
 from comal_fast.oracles.criteria import CriteriaOracle
 from comal_fast.oracles.order import debiased
 from games import CYCLIC, ORDERED, FirstLetter
 
-PROMPTS = [(("user", f"prompt {i}"),) for i in range(40)]
+PROMPTS = [(Message("user", f"prompt {i}"),) for i in range(40)]
 
 
 def pure(letters: str, length: float = 1.0) -> list[Entrant]:
@@ -76,13 +76,13 @@ class FirstIsBetter(Oracle):
 
 
 def test_both_orders_take_the_bias_out() -> None:
-    item = Comparison((("user", "x"),), ["a", "b"], ["b", "c", "a"])
+    item = Comparison((Message("user", "x"),), ["a", "b"], ["b", "c", "a"])
     (biased,) = FirstIsBetter().compare([item])
     (fair,) = debiased(FirstIsBetter()).compare([item])
     (truth,) = FirstLetter(ORDERED).compare([item])
     assert biased[0, 2] == pytest.approx(0.6)
     np.testing.assert_allclose(fair, 0.5 + 0.8 * (truth - 0.5))
-    square = Comparison((("user", "x"),), ["a", "b", "c"], ["a", "b", "c"])
+    square = Comparison((Message("user", "x"),), ["a", "b", "c"], ["a", "b", "c"])
     (fair,) = debiased(FirstIsBetter()).compare([square])
     np.testing.assert_allclose(fair + fair.T, 1, atol=1e-15)
     assert debiased(FirstIsBetter()).fingerprint() != FirstIsBetter().fingerprint()

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from comal_fast.config.schema import DataConfig
+from comal_fast.data.conversation import Message
 from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import tokenize_prompts
 from comal_fast.errors import InputError
@@ -34,19 +35,19 @@ def write(tmp_path: Path, *rows: object) -> Path:
 @pytest.mark.parametrize(
     ("row", "messages"),
     [
-        ({"prompt": "Hi there"}, (("user", "Hi there"),)),
-        ({"prompt": USER}, (("user", "Hi there"),)),
-        ({"prompt": USER, "chosen": "a", "rejected": "b"}, (("user", "Hi there"),)),
+        ({"prompt": "Hi there"}, (Message("user", "Hi there"),)),
+        ({"prompt": USER}, (Message("user", "Hi there"),)),
+        ({"prompt": USER, "chosen": "a", "rejected": "b"}, (Message("user", "Hi there"),)),
         (
             {
                 "chosen": [*USER, {"role": "assistant", "content": "a"}],
                 "rejected": [*USER, {"role": "assistant", "content": "b"}],
             },
-            (("user", "Hi there"),),
+            (Message("user", "Hi there"),),
         ),
         (
             {"chosen": HH + " This.", "rejected": HH + " That."},
-            (("user", "Hi"), ("assistant", "Yes?"), ("user", "Why?")),
+            (Message("user", "Hi"), Message("assistant", "Yes?"), Message("user", "Why?")),
         ),
     ],
 )

@@ -17,7 +17,7 @@ from comal_fast.config.oracle import BradleyTerryConfig
 from comal_fast.errors import InputError
 from comal_fast.loop import run_all
 from comal_fast.model.score import can_pack, last_states, shared
-from comal_fast.oracles import Comparison, Messages, make_oracle, self_comparison
+from comal_fast.oracles import Comparison, Message, Messages, make_oracle, self_comparison
 from comal_fast.oracles.bradley_terry import BradleyTerryOracle
 from comal_fast.store.directory import RunDirectory
 from rewards import plain_reward, reward_model, save_pair_tokenizer, save_reward
@@ -30,9 +30,20 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 7},
 }
 ASKED: list[tuple[Messages, list[str]]] = [
-    ((("user", "What is two and two?"),), ["Four.", "Four", "", "Five, or so I was told.", "Fo"]),
-    ((("system", "Be brief."), ("user", "Ä?"), ("assistant", "Ö."), ("user", "?")), ["Ü", "no"]),
-    ((("user", "x"),), ["a single response"]),
+    (
+        (Message("user", "What is two and two?"),),
+        ["Four.", "Four", "", "Five, or so I was told.", "Fo"],
+    ),
+    (
+        (
+            Message("system", "Be brief."),
+            Message("user", "Ä?"),
+            Message("assistant", "Ö."),
+            Message("user", "?"),
+        ),
+        ["Ü", "no"],
+    ),
+    ((Message("user", "x"),), ["a single response"]),
 ]
 
 
@@ -148,7 +159,7 @@ def test_encoder_pairs(tmp_path: Path) -> None:
     alone = []
     for messages, responses in ASKED:
         for response in responses:
-            said = "\n".join(content for _, content in messages)
+            said = "\n".join(m.content for m in messages)
             given = reader(said, response, return_tensors="pt")
             assert bool(given["token_type_ids"].any()) == bool(response)
             with torch.no_grad():

@@ -19,13 +19,13 @@ from comal_fast.config import load_config
 from comal_fast.config.oracle import BradleyTerryConfig, MixtureConfig, PythonConfig
 from comal_fast.errors import InputError
 from comal_fast.loop import run_all
-from comal_fast.oracles import Comparison, Oracle, make_oracle, self_comparison
+from comal_fast.oracles import Comparison, Message, Oracle, make_oracle, self_comparison
 from comal_fast.store.answers import Answers
 from comal_fast.store.directory import RunDirectory
 from rewards import save_reward
 
 SEVERAL = [
-    self_comparison((("user", f"Say {i}."),), [f"{'a' * j} {i * j % 7}" for j in range(4)])
+    self_comparison((Message("user", f"Say {i}."),), [f"{'a' * j} {i * j % 7}" for j in range(4)])
     for i in range(9)
 ]
 
@@ -65,7 +65,7 @@ def test_cache_on_is_cache_off(llama: Path, tmp_path: Path) -> None:
 
 
 def test_the_whole_conversation_counts(llama: Path, tmp_path: Path) -> None:
-    same, other = (("user", "x"),), (("system", "y"), ("user", "x"))
+    same, other = (Message("user", "x"),), (Message("system", "y"), Message("user", "x"))
     oracle = make_oracle(reward(llama), tmp_path / "cache")
     list(oracle.compare([Comparison(same, ["a", "a"], ["b"]), Comparison(other, ["a"], ["b"])]))
     assert asked(oracle) == 4
@@ -145,9 +145,9 @@ DRIVER = """
 import sys
 from pathlib import Path
 from comal_fast.config.oracle import PythonConfig
-from comal_fast.oracles import make_oracle, self_comparison
+from comal_fast.oracles import Message, make_oracle, self_comparison
 
-items = [self_comparison((("user", str(i)),), ["a", "bb", "ccc"]) for i in range(200)]
+items = [self_comparison((Message("user", str(i)),), ["a", "bb", "ccc"]) for i in range(200)]
 oracle = make_oracle(PythonConfig(function=sys.argv[1], batch_size=1), Path(sys.argv[2]))
 print("ready", flush=True)
 for matrix in oracle.compare(items):

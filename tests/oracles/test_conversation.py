@@ -13,7 +13,7 @@ from comal_fast.compare.entrants import load_entrants, samples_of
 from comal_fast.compare.tournament import play
 from comal_fast.config import load_config
 from comal_fast.loop import run_all
-from comal_fast.oracles import Comparison, Messages, Oracle
+from comal_fast.oracles import Comparison, Message, Messages, Oracle
 
 TURNS = [
     {"role": "user", "content": "What is two and two?"},
@@ -49,7 +49,7 @@ def test_every_message_arrives(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) 
     config = load_config(tiny_run, [*options, "data.max_length=256"])
     run_all(config)
     whole = [
-        (("system", "Be brief."), *((m["role"], m["content"]) for m in TURNS), ("user", e))
+        (Message("system", "Be brief."), *(Message(**m) for m in TURNS), Message("user", e))
         for e in (end["content"] for end in ends)
     ]
     asked = len(oracle.heard)

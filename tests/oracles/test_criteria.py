@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comal_fast.game.nash import has_strict_cycle
-from comal_fast.oracles import Comparison, self_comparison
+from comal_fast.oracles import Comparison, Message, self_comparison
 from comal_fast.oracles.criteria import CRITERIA, CriteriaOracle, repetition
 
 PROMPT = "Give three tips for sleeping well in a noisy city."
@@ -24,7 +24,7 @@ WORSE = {
 
 
 def judge(oracle: CriteriaOracle, *responses: str) -> np.ndarray:
-    return next(iter(oracle.compare([self_comparison((("user", PROMPT),), responses)])))
+    return next(iter(oracle.compare([self_comparison((Message("user", PROMPT),), responses)])))
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -42,7 +42,9 @@ def test_is_a_preference(responses: list[str]) -> None:
 
 def test_rectangular_block_of_the_square() -> None:
     oracle, texts = CriteriaOracle(), [GOOD, *WORSE.values()]
-    block = next(iter(oracle.compare([Comparison((("user", PROMPT),), texts[:2], texts[2:])])))
+    block = next(
+        iter(oracle.compare([Comparison((Message("user", PROMPT),), texts[:2], texts[2:])]))
+    )
     np.testing.assert_allclose(block, judge(oracle, *texts)[:2, 2:])
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from comal_fast.config.oracle import GeneralPreferenceConfig
 from comal_fast.errors import InputError
 from comal_fast.game.nash import has_strict_cycle
-from comal_fast.oracles import Messages, make_oracle, self_comparison
+from comal_fast.oracles import Message, Messages, make_oracle, self_comparison
 from comal_fast.oracles.general_preference import general_preference
 from tiny import byte_tokenizer, tiny_model
 
@@ -28,8 +28,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 7},
 }
 ASKED: list[tuple[Messages, list[str]]] = [
-    ((("user", "What is two and two?"),), ["Four.", "Four", "", "Five, or so I was told.", "Fo"]),
-    ((("system", "Be brief."), ("user", "Ä?"), ("assistant", "Ö."), ("user", "?")), ["Ü", "no"]),
+    (
+        (Message("user", "What is two and two?"),),
+        ["Four.", "Four", "", "Five, or so I was told.", "Fo"],
+    ),
+    (
+        (
+            Message("system", "Be brief."),
+            Message("user", "Ä?"),
+            Message("assistant", "Ö."),
+            Message("user", "?"),
+        ),
+        ["Ü", "no"],
+    ),
 ]
 
 
@@ -61,7 +72,7 @@ def plain(folder: Path, messages: Messages, texts: list[str], normalize: bool = 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     weights = load_file(folder / "model.safetensors")
-    turns = [{"role": r, "content": c} for r, c in messages]
+    turns = [m.to_dict() for m in messages]
 
     def states(said: list[dict[str, str]], last: int | None = None) -> torch.Tensor:
         ids = tokenizer.apply_chat_template(said, return_dict=True)["input_ids"]
@@ -131,7 +142,7 @@ def test_width_two_makes_cycles(tmp_path: Path) -> None:
     assert has_strict_cycle(general_preference(rows, rows, 0.1))
     oracle = make_oracle(options(save_gpm(tmp_path, width=2, prompt=False)))
     items = [
-        self_comparison((("user", f"{i}"),), [f"{chr(97 + j)}{i * j}" * j for j in range(6)])
+        self_comparison((Message("user", f"{i}"),), [f"{chr(97 + j)}{i * j}" * j for j in range(6)])
         for i in range(30)
     ]
     assert any(has_strict_cycle(matrix) for matrix in oracle.compare(items))

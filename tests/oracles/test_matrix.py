@@ -14,7 +14,7 @@ from comal_fast.config import load_config
 from comal_fast.errors import InputError
 from comal_fast.game import duality_gap, nash_policy, paper_game
 from comal_fast.loop import run_all
-from comal_fast.oracles import Comparison, make_oracle, self_comparison
+from comal_fast.oracles import Comparison, Message, make_oracle, self_comparison
 from comal_fast.oracles.matrix import MatrixOracle, with_unknown
 
 GAME = paper_game()
@@ -27,8 +27,8 @@ def test_is_a_preference(left: list[str], right: list[str], unknown_wins: float)
     texts = [*left, *right]
     square, block = oracle.compare(
         [
-            self_comparison((("user", "any prompt"),), texts),
-            Comparison((("user", "another"),), left, right),
+            self_comparison((Message("user", "any prompt"),), texts),
+            Comparison((Message("user", "another"),), left, right),
         ]
     )
     assert np.abs(square + square.T - 1).max() <= 1e-15
@@ -58,7 +58,7 @@ def test_from_a_file(tiny_run: Path) -> None:
         )
     )
     oracle = make_oracle(load_config(tiny_run).oracle)
-    (matrix,) = oracle.compare([Comparison((("user", ""),), ["x", "y ", "z"], ["y"])])
+    (matrix,) = oracle.compare([Comparison((Message("user", ""),), ["x", "y ", "z"], ["y"])])
     assert matrix.ravel().tolist() == [0.1, 0.0, 0.9]
     other = make_oracle(load_config(tiny_run, ["oracle.unknown_wins=0.1"]).oracle)
     assert len({oracle.fingerprint(), other.fingerprint()}) == 2

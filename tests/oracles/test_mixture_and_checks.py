@@ -12,11 +12,11 @@ from scipy.special import expit
 
 from comal_fast.errors import InputError
 from comal_fast.game.nash import has_strict_cycle
-from comal_fast.oracles import Comparison, Oracle, self_comparison
+from comal_fast.oracles import Comparison, Message, Oracle, self_comparison
 from comal_fast.oracles.checked import Checked
 from comal_fast.oracles.mixture import MixtureOracle
 
-ASKED = (("user", "Which?"),)
+ASKED = (Message("user", "Which?"),)
 
 
 class Rewards(Oracle):
@@ -118,7 +118,7 @@ def test_what_is_no_preference(matrix: object, words: str) -> None:
 
 
 def test_a_long_text_is_cut() -> None:
-    long = self_comparison((("user", "word " * 500),), ["a\nb", "c" * 900])
+    long = self_comparison((Message("user", "word " * 500),), ["a\nb", "c" * 900])
     with pytest.raises(InputError) as caught:
         list(Checked(Fixed([[0.5, 2], [0, 0.5]]), "mine").compare([long]))
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)

@@ -15,10 +15,10 @@ from torch import nn
 
 from comal_fast.config.oracle import PairwiseClassifierConfig
 from comal_fast.errors import InputError
-from comal_fast.oracles import Messages, make_oracle, self_comparison
+from comal_fast.oracles import Message, Messages, make_oracle, self_comparison
 from rewards import save_pair_tokenizer
 
-MESSAGES: Messages = (("user", "What is two and two?"),)
+MESSAGES: Messages = (Message("user", "What is two and two?"),)
 TEXTS = ["Four.", "Four", "", "Five, or so I was told."]
 SIZES = {
     "vocab_size": 264,

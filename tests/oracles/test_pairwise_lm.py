@@ -14,7 +14,7 @@ from scipy.special import softmax
 from comal_fast.config import load_config
 from comal_fast.config.oracle import PairwiseLmConfig
 from comal_fast.errors import InputError
-from comal_fast.oracles import Comparison, Messages, make_oracle, self_comparison
+from comal_fast.oracles import Comparison, Message, Messages, make_oracle, self_comparison
 from comal_fast.oracles.template import load_template
 from tiny import byte_tokenizer, tiny_model
 
@@ -25,7 +25,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 300},
     "bloom": {},  # can't be packed: padded
 }
-MESSAGES: Messages = (("user", "What is {response_b}?"),)
+MESSAGES: Messages = (Message("user", "What is {response_b}?"),)
 TEXTS = ["Four.", "Four", "Five, {prompt} I was told."]
 
 
@@ -97,7 +97,12 @@ def test_own_template(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"asks for \{criteria\}; give them as oracle.criteria"):
         made()
     oracle = made(criteria="Be {brief}.", labels=["1", "2"], answer="It is ")
-    messages = (("system", "Hm."), ("user", "Why?"), ("assistant", "So."), ("user", "How?"))
+    messages = (
+        Message("system", "Hm."),
+        Message("user", "Why?"),
+        Message("assistant", "So."),
+        Message("user", "How?"),
+    )
     form = load_template(str(file), ["1", "2"], "It is ", "Be {brief}.")
     assert form.fill(messages, "a", "b") == (
         "Be {brief}.\nSystem: Hm.\n\nUser: Why?\n\nAssistant: So.\n\nUser: How?\n"
@@ -164,7 +169,7 @@ def test_smollm2_judges_real_prompts(smollm2: Any) -> None:
     }
     answers = list(asked.values())
     items = [
-        Comparison((("user", question),), [answer], [answers[i - 1], answers[i - 2]])
+        Comparison((Message("user", question),), [answer], [answers[i - 1], answers[i - 2]])
         for i, (question, answer) in enumerate(asked.items())
     ]
     wins = np.concatenate([matrix.ravel() for matrix in oracle.compare(items)])

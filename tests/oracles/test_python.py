@@ -13,7 +13,7 @@ from comal_fast.config import load_config
 from comal_fast.config.oracle import PythonConfig
 from comal_fast.errors import InputError
 from comal_fast.loop import run_all
-from comal_fast.oracles import Comparison, make_oracle, self_comparison
+from comal_fast.oracles import Comparison, Message, make_oracle, self_comparison
 
 CODE = """
 import numpy as np
@@ -47,7 +47,7 @@ def broken(comparisons):
 
 not_callable = 3
 """
-ASKED = (("user", "Say it."),)
+ASKED = (Message("user", "Say it."),)
 SEVERAL = [self_comparison(ASKED, ["a", "bb", "cccc"]), Comparison(ASKED, ["a"], ["bb", "a"])]
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from comal_fast.data.prompts import Messages
+from comal_fast.data.conversation import Messages, answered
 from tiny import byte_tokenizer, tiny_config
 
 
@@ -36,7 +36,7 @@ def plain_reward(folder: Path, messages: Messages, response: str) -> float:
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    turns = [{"role": r, "content": c} for r, c in (*messages, ("assistant", response))]
+    turns = [m.to_dict() for m in answered(messages, response)]
     ids = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)["input_ids"]
     with torch.no_grad():
         return float(model(input_ids=ids).logits[0, 0])
