@@ -21,6 +21,7 @@ from scipy.special import expit
 
 from comal_fast.config import load_config
 from comal_fast.config.oracle import EndpointConfig
+from comal_fast.data.conversation import Message
 from comal_fast.errors import InputError
 from comal_fast.loop import run_all
 from comal_fast.oracles import Comparison, make_oracle, self_comparison
@@ -30,7 +31,9 @@ from comal_fast.store.directory import RunDirectory
 from openai_server import TEMPLATE, Server, gap, serving
 
 TEXTS = ["a", "bbbb", "cccccccccc"]
-ITEMS = [self_comparison((("user", f"Say {i}."),), [f"{t}{i}" for t in TEXTS]) for i in range(6)]
+ITEMS = [
+    self_comparison((Message("user", f"Say {i}."),), [f"{t}{i}" for t in TEXTS]) for i in range(6)
+]
 ORDERS = 6 * 6
 
 
@@ -237,11 +240,12 @@ DRIVER = """
 import sys
 from pathlib import Path
 from comal_fast.config.oracle import EndpointConfig
+from comal_fast.data.conversation import Message
 from comal_fast.oracles import make_oracle, self_comparison
 
 url, template, cache = sys.argv[1:]
 options = EndpointConfig(base_url=url, model="m", template=template, max_concurrency=4)
-items = [self_comparison((("user", f"Say {i}."),), ["a", "bb", "ccc"]) for i in range(60)]
+items = [self_comparison((Message("user", f"Say {i}."),), ["a", "bb", "ccc"]) for i in range(60)]
 print("ready", flush=True)
 list(make_oracle(options, Path(cache)).compare(items))
 print("done", flush=True)
@@ -347,8 +351,10 @@ def test_vllm_serves_smollm2(smollm2: Any, tmp_path: Path) -> None:
             time.sleep(2)
         asked = EndpointConfig(base_url=f"{url}/v1", model="smollm2", max_answer_tokens=4)
         items = [
-            self_comparison((("user", "What is the capital of France?"),), ["Paris.", "A pear."]),
-            Comparison((("user", "Name a colour."),), ["Blue."], ["No.", "Seven."]),
+            self_comparison(
+                (Message("user", "What is the capital of France?"),), ["Paris.", "A pear."]
+            ),
+            Comparison((Message("user", "Name a colour."),), ["Blue."], ["No.", "Seven."]),
         ]
         theirs = make_oracle(asked)
         answers = list(theirs.compare(items))
