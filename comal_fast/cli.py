@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from comal_fast import __version__, merge
+from comal_fast import __version__, export, merge
 from comal_fast.compare import command as compare
 from comal_fast.config import command as options
 from comal_fast.errors import InputError
@@ -124,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
     compare.register(verbs)
     oracle_check.register(verbs)
     merge.register(verbs)
+    export.register(verbs)
     report.register(verbs)
     game.register(verbs)
     lm_game.register(verbs)

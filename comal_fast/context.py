@@ -8,7 +8,9 @@ from typing import Any
 import yaml
 
 from comal_fast.config import Config, to_dict
-from comal_fast.data.prompts import iteration_slice, load_prompts, split_prompts
+from comal_fast.config.validate import needs_samples
+from comal_fast.data.pairs import TokenizedPair, left_out_line, load_pairs, tokenize_pairs
+from comal_fast.data.prompts import Prompt, iteration_slice, load_prompts, split_prompts
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
 from comal_fast.model.load import pick_device
 from comal_fast.optim import check_installed
@@ -65,8 +67,38 @@ class Context:
         return max(0, iteration - 1) // interval * interval
 
     @cached_property
+    def _pairs(self) -> dict[Prompt, list[TokenizedPair]]:
+        """Those of `data.pairs` that are not left out, by prompt."""
+        data = self.config.data
+        assert data.pairs is not None
+        loaded = load_pairs(data, data.pairs)
+        new = self.config.generation.max_new_tokens if needs_samples(self.config) else 0
+        pairs, left_out = tokenize_pairs(loaded.pairs, self.tokenizer, data, new)
+        total = len(loaded.pairs) + sum(loaded.left_out.values())
+        if left_out := left_out + loaded.left_out:
+            console.print(f"  {left_out_line(left_out, total)}")
+        sure = sum(p.probability is not None for p in loaded.pairs)
+        if sure and not self.config.pairing.soft_labels:
+            console.print(
+                f"  {sure} pairs say how sure they are; pairing.soft_labels=true trains on that"
+            )
+        return pairs
+
+    def training_pairs(self, iteration: int) -> list[TokenizedPair]:
+        """Of `data.pairs` those whose prompts 1-based `iteration` visits."""
+        train = iteration_slice(self._prompts[0], self.config.data.prompts_per_iteration, iteration)
+        return [pair for prompt in train for pair in self._pairs[prompt]]
+
+    def held_out_pairs(self) -> list[TokenizedPair]:
+        """Of `data.pairs` those that are never trained on."""
+        return [pair for prompt in self._prompts[1] for pair in self._pairs[prompt]]
+
+    @cached_property
     def _prompts(self) -> tuple[list[Any], list[Any], dict[Any, TokenizedPrompt]]:
         data, new = self.config.data, self.config.generation.max_new_tokens
+        if data.pairs is not None:
+            found = {prompt: pairs[0].prompt for prompt, pairs in self._pairs.items()}
+            return *split_prompts(list(found), data.eval_prompts, self.config.seed), found
         loaded = load_prompts(data)
         tokenized, prompts, left_out = tokenize_prompts(loaded, self.tokenizer, data, new)
         if left_out:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from comal_fast.config import Config
 from comal_fast.config.plugins import sources
-from comal_fast.config.validate import check_cpu, check_ranks
+from comal_fast.config.validate import check_cpu, check_ranks, needs_samples
 from comal_fast.context import Context
 from comal_fast.distributed import collective
 from comal_fast.distributed.collective import dismiss
@@ -53,13 +53,15 @@ def run_all(config: Config) -> dict[str, Any]:
     with open_run(config) as context:
         context.directory.summary.unlink(missing_ok=True)  # of an earlier, shorter run
         phase = phase_runner(context)
-        phase("evaluate", 0)
+        if evaluate.iterates(config):
+            phase("evaluate", 0)
         evaluated = evaluate.iterates(config)
+        names = phases_of(config)
         end: Ending | None = None
         for iteration in range(1, config.algorithm.iterations + 1):
             try:
-                for name in PHASES:
-                    if name != "evaluate" or iteration in evaluated:
+                for name in names:
+                    if name != "evaluate" or iteration in evaluated or config.data.pairs:
                         phase(name, iteration)
             except Diverged as error:
                 if config.diagnostics.divergence != "rollback":
@@ -69,7 +71,8 @@ def run_all(config: Config) -> dict[str, Any]:
                 end = diagnose.ending(context, iteration)
             if end:
                 break
-        phase("evaluate", end.result if end else iteration)  # if it was not
+        if evaluated:
+            phase("evaluate", end.result if end else iteration)  # if it was not
         summary = write_summary(context, iteration, end)
         report = write_report(context.directory.path)
     print_summary(summary, config)
@@ -77,11 +80,19 @@ def run_all(config: Config) -> dict[str, Any]:
     return summary
 
 
+def phases_of(config: Config) -> list[str]:
+    """What an iteration runs: of pairs that people judged nothing is sampled or judged."""
+    judged = config.data.pairs is not None
+    return [name for name in PHASES if not (judged and name in ("generate", "judge"))]
+
+
 def run_phase(config: Config, phase: str, iteration: int | None) -> None:
     """Run one phase, of the given iteration or of the first whose model is not there yet.
 
     Raises InputError for an iteration that the run has not; 0 is for `evaluate` alone.
     """
+    if phase not in phases_of(config):
+        raise InputError(f"{phase}: people judged data.pairs already; the first phase is pair")
     with open_run(config) as context:
         last = config.algorithm.iterations
         if iteration is None:
@@ -122,7 +133,8 @@ def open_run(config: Config) -> Iterator[Context]:
     if context.device.type == "cpu":
         check_cpu(config)
     check_device(config, context.device)
-    make_oracle(config.oracle)  # says what it lacks, before anything is sampled
+    if needs_samples(config):
+        make_oracle(config.oracle)  # says what it lacks, before anything is sampled
     context.held_out_prompts()
     taken = f"output_dir {context.directory}: another comal-fast is at work in it"
     with locked(context.directory.path, taken):
@@ -146,7 +158,8 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
     cycles = [r["oracle/cycle_rate"] for r in rows if r["phase"] == "judge"]
     summary = {
         "win_rate": _win_rate(context, result),
-        "cycle_rate": sum(cycles) / len(cycles),
+        "cycle_rate": sum(cycles) / len(cycles) if cycles else None,
+        "pairs": _pairs(context, result),
         "seconds": dict(seconds),
         "seed": context.config.seed,
         "iterations": last,
@@ -161,8 +174,20 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
     return summary
 
 
-def _win_rate(context: Context, result: int) -> dict[str, Any]:
-    """The resulting iterate's win rate against the initial policy: `mean`, `ci95`, `n_prompts`."""
+def _pairs(context: Context, result: int) -> dict[str, Any] | None:
+    """Of held-out pairs, where there are `data.pairs`: accuracy and margin, None of π_0."""
+    if context.config.data.pairs is None or not result:
+        return None
+    return context.directory.iteration(result).pair_evaluation.read()
+
+
+def _win_rate(context: Context, result: int) -> dict[str, Any] | None:
+    """The resulting iterate's win rate against the initial policy: `mean`, `ci95`, `n_prompts`.
+
+    None without an oracle.
+    """
+    if not needs_samples(context.config):
+        return None
     evaluation = context.directory.iteration(result).evaluation.read()
     rate = evaluation["win_rates"].get("0", {"mean": 0.5, "ci95": [0.5, 0.5]})  # π_0 itself
     return {
@@ -175,15 +200,29 @@ def _win_rate(context: Context, result: int) -> dict[str, Any]:
 def print_summary(summary: dict[str, Any], config: Config) -> None:
     """Print the one table at the end."""
     win, seconds, ended = summary["win_rate"], summary["seconds"], summary["ended"]
+    pairs, cycles = summary["pairs"], summary["cycle_rate"]
     table = Table(title=f"{config.output_dir}: seed {summary['seed']}", show_header=False)
-    low, high = win["ci95"]
-    rows = [
-        (
-            f"held-out win rate, iterate {summary['result']} against initial",
-            f"{win['mean']:.1%}  95 % [{low:.1%}, {high:.1%}]",
-        ),
-        ("held-out prompts", str(win["n_prompts"])),
-        ("prompts with a preference cycle", f"{summary['cycle_rate']:.1%}"),
+    rows = []
+    if win:
+        low, high = win["ci95"]
+        rate = f"{win['mean']:.1%}  95 % [{low:.1%}, {high:.1%}]"
+        rows += [
+            (f"held-out win rate, iterate {summary['result']} against initial", rate),
+            ("held-out prompts", str(win["n_prompts"])),
+        ]
+    if pairs:
+        (low, high), margin = pairs["accuracy"]["ci95"], pairs["margin"]
+        rate = f"{pairs['accuracy']['mean']:.1%}  95 % [{low:.1%}, {high:.1%}]"
+        rows += [
+            (f"accuracy on {pairs['pairs']} held-out pairs", rate),
+            (
+                "their margin, nats",
+                "{:.3f}  95 % [{:.3f}, {:.3f}]".format(margin["mean"], *margin["ci95"]),
+            ),
+        ]
+    if cycles is not None:
+        rows += [("prompts with a preference cycle", f"{cycles:.1%}")]
+    rows += [
         ("prox, iterations", f"{config.algorithm.prox}, {summary['iterations']}"),
         ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())),
         ("seconds in all", f"{sum(seconds.values()):.0f}"),

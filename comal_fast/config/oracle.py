@@ -28,6 +28,14 @@ class OracleConfig(Options):
 
 
 @ORACLE_CHOICE.register
+class NoneConfig(OracleConfig):
+    """Nobody judges: there are no win rates. For `data.pairs`."""
+
+    name: Literal["none"] = "none"
+    """Nobody judges; with `data.pairs` the default."""
+
+
+@ORACLE_CHOICE.register
 class CriteriaConfig(OracleConfig):
     """A weighted mixture of written-down criteria, intransitive as people are."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationError
+from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
 from comal_fast.config.algorithm import PROX_CHOICE, AlgorithmConfig, InpoConfig
 from comal_fast.config.diagnostics import DiagnosticsConfig
@@ -58,14 +58,18 @@ class DataConfig(Options):
     prompts: str = "builtin"
     """JSON, CSV, TSV or parquet file, a folder of such, hub dataset name, or `builtin` (420 prompts
     of the package). JSON: a row a line, or one array. `.gz` and `.zst` too."""
+    pairs: str | None = Field(None, min_length=1)
+    """Pairs that people judged, in place of `prompts`, sampling and judging: files as `prompts`, of
+    TRL's preference format. One iteration, whose reference is the initial policy."""
     split: str = "train"
     """Split of a hub dataset, or of a folder whose files are named by split."""
     prompts_per_iteration: int | None = Field(None, ge=1)
     """Training prompts of one iteration: consecutive slices of a seeded order. None: all."""
     eval_prompts: int = Field(64, ge=2)
-    """Held-out prompts, never trained on."""
+    """Held-out prompts, never trained on; of `pairs` the prompts whose pairs are held out."""
     max_length: int = Field(2048, ge=2)
-    """Most tokens of prompt and response together. A prompt too long for it is an error."""
+    """Most tokens of prompt and response together. A prompt too long for it is an error; pairs are
+    left out, and counted."""
     max_prompt_length: int | None = Field(None, ge=1)
     """Prompts with more tokens are left out, and counted. None: none is left out."""
     system_prompt: str | None = None
@@ -131,6 +135,18 @@ class Config(Options):
     """Win rates on held-out prompts."""
     diagnostics: DiagnosticsConfig = Field(default_factory=DiagnosticsConfig)
     """Signs of a failing run, and what is done about each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_pairs(cls, given: Any) -> Any:
+        """With `data.pairs` there is one iteration, and nobody need judge."""
+        data = given.get("data") if isinstance(given, dict) else None
+        if not isinstance(data, dict) or data.get("pairs") is None:
+            return given
+        algorithm = given.get("algorithm", {})
+        if isinstance(algorithm, dict):
+            algorithm = {"iterations": 1, **algorithm}
+        return {"oracle": {"name": "none"}, **given, "algorithm": algorithm}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: its plugins are imported there before the tree is built anew."""

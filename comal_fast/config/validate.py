@@ -10,6 +10,7 @@ from comal_fast.config.algorithm import LABELS, STRATEGY
 from comal_fast.config.schema import Config
 from comal_fast.config.sizes import parse_bytes
 from comal_fast.errors import InputError
+from comal_kernels import PROX
 
 
 def prox_options(config: Config) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def prox_options(config: Config) -> dict[str, Any]:
 
 def validate(config: Config, given: set[str]) -> None:
     """Raise InputError for the first rule broken. `given`: the dotted names the user wrote."""
+    _pairs(config)
     _lengths(config)
     _baseline(config)
     _adapters(config)
@@ -59,11 +61,44 @@ def ignored(c: Config) -> dict[str, str]:
         name: f"prox {c.algorithm.prox} ignores it; it reads {reads}"
         for name in sorted({LABELS, STRATEGY} - set(c.algorithm.pairing))
     }
+    if c.data.pairs is not None:
+        found["data.prompts"] = "data.pairs stands in its place; leave one of the two out"
+        found["pairing.strategy"] = "people chose the pairs of data.pairs; leave it out"
+        if not needs_samples(c):
+            why = "nothing is sampled of data.pairs without an oracle; leave it out or name one"
+            found |= {f"generation.{name}": why for name in type(c.generation).model_fields}
+            found["evaluation.num_generations"] = why
     for name, limits in c.diagnostics.limits.items():
         if getattr(c.diagnostics, name) == "off":
             why = f"ignored while diagnostics.{name} is off; leave it out"
             found |= {f"diagnostics.{limit}": why for limit in limits}
     return found
+
+
+def needs_samples(c: Config) -> bool:
+    """Whether anything is sampled: with `data.pairs` for win rates alone."""
+    return c.oracle.name != "none"
+
+
+def _pairs(c: Config) -> None:
+    if c.data.pairs is None:
+        if c.oracle.name == "none":
+            raise InputError(
+                "oracle.name: none, so nobody judges what is sampled; name an oracle, or give "
+                "data.pairs that people have judged"
+            )
+        return
+    if c.algorithm.iterations != 1:
+        raise InputError(
+            f"algorithm.iterations: {c.algorithm.iterations} with data.pairs, which are judged "
+            "once and for all; leave it out, or sample from data.prompts with an oracle"
+        )
+    if not PROX[c.algorithm.prox].pairwise:
+        known = ", ".join(name for name, prox in PROX.items() if prox.pairwise)
+        raise InputError(
+            f"algorithm.prox: {c.algorithm.prox} reads win rates against the policy's own samples, "
+            f"and data.pairs has pairs; use one of {known}"
+        )
 
 
 def _ignored(c: Config, given: set[str]) -> None:
@@ -121,6 +156,8 @@ def _activations(c: Config) -> None:
 
 
 def _lengths(c: Config) -> None:
+    if not needs_samples(c):
+        return
     limit, prompt, new = c.data.max_length, c.data.max_prompt_length, c.generation.max_new_tokens
     if new >= limit:
         raise InputError(

@@ -9,6 +9,14 @@ from typing import Any, NamedTuple
 from comal_fast.errors import InputError
 
 
+class Unpaired(InputError):
+    """A row whose two texts are no two answers to one prompt; `kind`: how such rows are counted."""
+
+    def __init__(self, place: str, kind: str, advice: str = "") -> None:
+        super().__init__(f"{place}: {kind}{advice}")
+        self.kind = kind
+
+
 class Message(NamedTuple):
     """One message of a conversation."""
 
@@ -38,6 +46,8 @@ _SHAREGPT = {
 }
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _UNSAID = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+_SAME = "the same text chosen and rejected"
+_APART = "the two differ before their last answers, so they do not answer one prompt"
 _EXPECTED = "expected text or a list of role and content"
 
 
@@ -110,7 +120,7 @@ def pair(source: str, row: dict[str, Any]) -> tuple[Messages, str, str]:
         if messages != others:
             raise InputError(f"{source}, field rejected: another conversation than in chosen")
     if chosen == rejected:
-        raise InputError(f"{source}, field rejected: the same text as chosen; leave the row out")
+        raise Unpaired(f"{source}, field rejected", _SAME, "; leave the row out")
     return messages, chosen, rejected
 
 
@@ -194,7 +204,7 @@ def _implicit(source: str, row: dict[str, Any], strict: bool) -> tuple[Messages,
             prompt = prompt[:-1]
         return prompt, "", ""
     if two[0] == two[1]:
-        raise InputError(f"{source}, field rejected: the same as chosen; leave the row out")
+        raise Unpaired(f"{source}, field rejected", _SAME, "; leave the row out")
     if not length:
         raise InputError(f"{source}, field rejected: it has no prompt in common with chosen")
     answers = [
@@ -223,15 +233,12 @@ def _implicit_text(
     if not strict:
         return messages, "", ""
     if chosen == rejected:
-        raise InputError(f"{source}, field rejected: the same text as chosen; leave the row out")
+        raise Unpaired(f"{source}, field rejected", _SAME, "; leave the row out")
     if not prompt.strip():
         raise InputError(f"{source}, field rejected: it has no prompt in common with chosen")
     for field, text in (("chosen", chosen), ("rejected", rejected)):
         if _TURN.search(text, end):
-            raise InputError(
-                f"{source}, field {field}: the two differ before their last answers, so they do "
-                "not answer one prompt"
-            )
+            raise Unpaired(f"{source}, field {field}", _APART)
     return messages, chosen[end:].strip(), rejected[end:].strip()
 
 

@@ -11,10 +11,12 @@ import pyarrow as pa
 
 from comal_fast.config import Config
 from comal_fast.config.options import what
+from comal_fast.config.validate import needs_samples
 from comal_fast.context import Context
 from comal_fast.data.text import repetition
 from comal_fast.errors import InputError
 from comal_fast.oracles import Comparison, Oracle, make_oracle, oracle_key
+from comal_fast.phases import given
 from comal_fast.phases.generate import sample_table
 from comal_fast.phases.judge import responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
@@ -30,7 +32,9 @@ from comal_fast.system.terminal import console, progress
 
 
 def iterates(config: Config, last: int | None = None) -> list[int]:
-    """The iterates that a run evaluates, up to `last`; iterate 0 is the initial policy."""
+    """The iterates that get win rates, up to `last`; 0: the initial policy. No oracle, none."""
+    if not needs_samples(config):
+        return []
     interval, final = config.evaluation.interval, config.algorithm.iterations
     chosen = [t for t in range(final + 1) if t % interval == 0 or t == final]
     return [t for t in chosen if last is None or t <= last]
@@ -40,6 +44,10 @@ def run(context: Context, iteration: int) -> None:
     """Write eval_samples.parquet and evaluation.json of π_iteration (0: the initial policy)."""
     start = time.monotonic()
     config, directory, policies = context.config, context.directory, context.policies
+    if config.data.pairs is not None and iteration:
+        _held_out_pairs(context, iteration)
+    if not needs_samples(config):
+        return
     before = {t: directory.iteration(t).eval_samples for t in iterates(config) if t < iteration}
     opponents = {t: table.read() for t, table in before.items()}  # says what is missing, first
     oracle = make_oracle(config.oracle, directory.oracle_cache)
@@ -83,6 +91,29 @@ def run(context: Context, iteration: int) -> None:
         return result, row
 
     make(context, "evaluate", iteration, directory.iteration(iteration).evaluation, key, work)
+
+
+def _held_out_pairs(context: Context, iteration: int) -> None:
+    """Write pair_evaluation.json of π_iteration."""
+
+    def work() -> Made:
+        result = given.held_out(context, iteration)
+        accuracy = result["accuracy"]
+        console.print(
+            f"[green]✓[/] {f'evaluate π_{iteration}':<34} accuracy on {result['pairs']} held-out "
+            f"pairs {accuracy['mean']:.1%} [{accuracy['ci95'][0]:.1%}, {accuracy['ci95'][1]:.1%}]"
+        )
+        row = {
+            f"eval/pair_{name}{end}": value
+            for name in ("accuracy", "margin")
+            for end, value in zip(
+                ("", "_low", "_high"), (result[name]["mean"], *result[name]["ci95"]), strict=True
+            )
+        }
+        return result, row
+
+    artefact = context.directory.iteration(iteration).pair_evaluation
+    make(context, "evaluate", iteration, artefact, given.held_out_key(context, iteration), work)
 
 
 def _samples(context: Context, iteration: int) -> tuple[pa.Table, str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from comal_fast.config.options import what
 from comal_fast.context import Context
+from comal_fast.data.conversation import Message
 from comal_fast.data.tokenize import TokenizedPrompt
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
@@ -59,6 +61,11 @@ def run(context: Context, iteration: int) -> None:
     make(context, "generate", iteration, context.directory.iteration(iteration).samples, key, work)
 
 
+def message_row(message: Message) -> dict[str, Any]:
+    """A message as `messages` has it."""
+    return {**message._asdict(), "extra": message.extra or None}
+
+
 def first_rows(samples: pa.Table) -> list[int]:
     """Of each row, the first that holds the same response to the same prompt."""
     seen: dict[tuple[int, tuple[int, ...]], int] = {}
@@ -99,7 +106,7 @@ def sample_table(
             "prompt_ids": prompt.ids,
             "response_ids": response.ids,
             "finished": response.finished,
-            "messages": [{**m._asdict(), "extra": m.extra or None} for m in prompt.messages],
+            "messages": [message_row(m) for m in prompt.messages],
         }
         for number, prompt in enumerate(prompts)
         for sample, response in enumerate(responses[number])

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from comal_fast.context import Context
 from comal_fast.errors import InputError
+from comal_fast.phases import given
 from comal_fast.phases.generate import first_rows, rows_by_prompt
 from comal_fast.phases.judge import read_matrices, win_rates
 from comal_fast.phases.skeleton import Made, make
@@ -49,23 +50,30 @@ def choose_pairs(
 
 
 def run(context: Context, iteration: int) -> None:
-    """Write iterations/NNNN/pairs.parquet from the judgments.
+    """Write iterations/NNNN/pairs.parquet from the judgments, or from `data.pairs` with samples.
 
     A response that was sampled more than once goes by its first row, and never meets itself;
     an item that comes up more than once is one row with its count.
     """
     config, folder = context.config, context.directory.iteration(iteration)
+    people = config.data.pairs is not None
     pairwise, draws = PROX[config.algorithm.prox].pairwise, keeps_draws(config)
     options = [config.pairing.strategy, draws] if pairwise else None
-    key = make_key("pair", folder.judgments.key(), options)
+    key = (
+        given.pairs_key(context, iteration)
+        if people
+        else make_key("pair", folder.judgments.key(), options)
+    )
 
     def work() -> Made:
-        matrices, samples = read_matrices(context, iteration), folder.samples.read()
-        items = merged((_pairs if pairwise else _responses)(context, matrices, samples))
+        if people:
+            items = merged(given.write_samples(context, iteration))
+        else:
+            matrices, samples = read_matrices(context, iteration), folder.samples.read()
+            items = merged((_pairs if pairwise else _responses)(context, matrices, samples))
         if not items:
-            raise InputError(
-                f"iteration {iteration}: no pairs, the oracle prefers no response to another"
-            )
+            who = "people prefer" if people else "the oracle prefers"
+            raise InputError(f"iteration {iteration}: no pairs, {who} no response to another")
         columns = zip(*items, strict=True)
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, PAIRS, strict=True)], PAIRS)
         counts = table["count"].to_numpy()

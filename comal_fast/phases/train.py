@@ -14,6 +14,7 @@ from comal_fast.distributed import checkpoint
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.sharding import whole_state
 from comal_fast.model.packed import PromptResponse
+from comal_fast.phases import given
 from comal_fast.phases.generate import rows_by_prompt
 from comal_fast.phases.judge import read_matrices, win_rates
 from comal_fast.phases.logps import prompt_responses
@@ -122,6 +123,10 @@ def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResp
     folder = context.directory.iteration(iteration)
     samples, pairs, cached = folder.samples.read(), folder.pairs.read(), folder.logps.read()
     rejected = pairs["rejected"].to_pylist()
+    if context.config.data.pairs is None:
+        wins = _win_rates(read_matrices(context, iteration), rows_by_prompt(samples))
+    else:
+        wins = given.win_rates(pairs, samples.num_rows)
     items = make_items(
         context.config,
         chosen=pairs["chosen"].to_pylist(),
@@ -129,7 +134,7 @@ def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResp
         preference=pairs["preference"].to_numpy(),
         count=pairs["count"].to_numpy(),
         prompt=samples["prompt_id"].to_numpy(),
-        win_rate=_win_rates(read_matrices(context, iteration), rows_by_prompt(samples)),
+        win_rate=wins,
         ref_logp=cached["ref_logp"].to_numpy(),
         last_logp=cached["last_logp"].to_numpy(),
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from comal_fast.config import Config
 from comal_fast.config.sizes import parse_bytes
+from comal_fast.config.validate import needs_samples
 from comal_fast.plan import memory, modes
 from comal_fast.plan.count import Load, parts
 from comal_fast.plan.machines import Machine, predict
@@ -40,15 +41,16 @@ class Workload:
         data, generation, training = config.data, config.generation, config.training
         new = generation.max_new_tokens
         prompt = min(data.max_prompt_length or data.max_length, data.max_length - new)
+        people, asked = data.pairs is not None, needs_samples(config)
         return cls(
             pairs=training.train_batch_size,
             budget=training.max_tokens_per_microbatch,
-            longest=prompt + 2 * new,
+            longest=2 * data.max_length - 1 if people else prompt + 2 * new,
             prompt=prompt,
             new=new,
-            generations=generation.num_generations,
+            generations=0 if people else generation.num_generations,
             generation_batch=getattr(generation, "batch_size", generation.num_generations),
-            evaluations=config.evaluation.num_generations,
+            evaluations=config.evaluation.num_generations if asked else 0,
         )
 
     def batch(self) -> LargestPass:
@@ -105,12 +107,12 @@ def assess(shape: Shape, mode: Mode, work: Workload, machine: Machine) -> Fit:
     generated = [
         memory.peak(memory.generation(shape, mode, work.generation_batch, k, work.prompt, work.new))
         for k in (work.generations, work.evaluations)
+        if k
     ]
-    phases = {
-        "train": memory.peak(memory.training(shape, mode, batch)),
-        "generate, evaluate": max(generated, key=lambda peak: peak.bytes),
-        "logps": memory.peak(memory.log_probs(shape, mode, batch.tokens)),
-    }
+    phases = {"train": memory.peak(memory.training(shape, mode, batch))}
+    if generated:
+        phases["generate, evaluate"] = max(generated, key=lambda peak: peak.bytes)
+    phases["logps"] = memory.peak(memory.log_probs(shape, mode, batch.tokens))
     rows = predict(machine, parts(shape, load))
     seconds = sum(row["seconds"] for row in rows)
     inputs = memory.layer_cost(shape, mode).input * mode.recomputed

@@ -106,6 +106,7 @@ class IterationFolder:
         self.checkpoint = Folder(path / "checkpoint", "train")
         self.eval_samples = Table(path / "eval_samples.parquet", "evaluate")
         self.evaluation = Json(path / "evaluation.json", "evaluate")
+        self.pair_evaluation = Json(path / "pair_evaluation.json", "evaluate")
         self.diagnostics = Json(path / "diagnostics.json", "diagnose")
         self.probe = Table(path / "probe.parquet", "diagnose")
 
@@ -119,6 +120,7 @@ class IterationFolder:
             self.model,
             self.eval_samples,
             self.evaluation,
+            self.pair_evaluation,
             self.diagnostics,
         ]
         return [artefact for artefact in every if artefact.exists()]
