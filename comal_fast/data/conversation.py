@@ -227,7 +227,7 @@ def _implicit_text(
     if not prompt.strip():
         raise InputError(f"{source}, field rejected: it has no prompt in common with chosen")
     for field, text in (("chosen", chosen), ("rejected", rejected)):
-        if _TURN.search(text, end):
+        if any(turn.group(1) == "Human" for turn in _TURN.finditer(text, end)):
             raise InputError(
                 f"{source}, field {field}: the two differ before their last answers, so they do "
                 "not answer one prompt"
