@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from comal_fast.errors import InputError
@@ -213,9 +214,10 @@ def _implicit_text(
         if a != b:
             break
         length += 1
-    turns = [m for m in _TURN.finditer(chosen[:length]) if m.group(1) == "Assistant"]
-    if turns:
-        prompt, end = chosen[: turns[-1].start()], turns[-1].end()
+    turns = list(_TURN.finditer(chosen[:length]))
+    answers = [b for a, b in pairwise(turns) if (a.group(1), b.group(1)) == ("Human", "Assistant")]
+    if answers:
+        prompt, end = chosen[: answers[-1].start()], answers[-1].end()
     else:
         prompt = chosen[:length].rpartition(" ")[0]
         end = len(prompt)
