@@ -16,6 +16,7 @@ from comal_fast.compare import command as compare
 from comal_fast.config import command as options
 from comal_fast.errors import InputError
 from comal_fast.game import command as game
+from comal_fast.inspection import command as inspection
 from comal_fast.lm_game import command as lm_game
 from comal_fast.oracle_check import command as oracle_check
 from comal_fast.plan import command as plan
@@ -119,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
         )
         verb.set_defaults(run=_phase, phase=phase)
     options.register(verbs)
+    inspection.register(verbs)
     plan.register(verbs)
     sweep.register(verbs)
     compare.register(verbs)

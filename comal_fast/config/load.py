@@ -26,7 +26,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read(Path(path))
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     config = build(tree)
     validate(config, {key for key, _ in leaves(tree)})
     return config
@@ -125,7 +125,8 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set the option that `key.path=value` names. Raises InputError where that can't be."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"override {override!r}: expected key.path=value")

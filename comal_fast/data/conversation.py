@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from comal_fast.errors import InputError
@@ -223,9 +224,10 @@ def _implicit_text(
         if a != b:
             break
         length += 1
-    turns = [m for m in _TURN.finditer(chosen[:length]) if m.group(1) == "Assistant"]
-    if turns:
-        prompt, end = chosen[: turns[-1].start()], turns[-1].end()
+    turns = list(_TURN.finditer(chosen[:length]))
+    answers = [b for a, b in pairwise(turns) if (a.group(1), b.group(1)) == ("Human", "Assistant")]
+    if answers:
+        prompt, end = chosen[: answers[-1].start()], answers[-1].end()
     else:
         prompt = chosen[:length].rpartition(" ")[0]
         end = len(prompt)
@@ -237,7 +239,7 @@ def _implicit_text(
     if not prompt.strip():
         raise InputError(f"{source}, field rejected: it has no prompt in common with chosen")
     for field, text in (("chosen", chosen), ("rejected", rejected)):
-        if _TURN.search(text, end):
+        if any(turn.group(1) == "Human" for turn in _TURN.finditer(text, end)):
             raise Unpaired(f"{source}, field {field}", _APART)
     return messages, chosen[end:].strip(), rejected[end:].strip()
 

@@ -150,7 +150,7 @@ def _object(source: str, value: Any) -> dict[str, Any]:
         except UnicodeEncodeError as error:
             half = error.object[error.start].encode("ascii", "backslashreplace").decode()
             raise InputError(
-                f"{source}, field {name!a:.60}: half a surrogate pair ({half}), which is no "
+                f"{source}, field {name}: half a surrogate pair ({half}), which is no "
                 "character; a text was cut in the middle of one"
             ) from None
         except RecursionError:

@@ -203,6 +203,10 @@ def _no_continuation(tokenizer: Any, prompt: Prompt, begins: str, whole: str) ->
         if re.search(rf"\b{name}\b", str(tokenizer.chat_template))
     ]
     hint = f"; data.chat_template_kwargs={{{switches[0]}: false}} may help" if switches else ""
+    if prompt.messages[0].role == "system" and begins[place:].startswith(
+        prompt.messages[0].content.strip()[:20]
+    ):
+        hint = "; it forgets it, so leave the system message out"
     return (
         f"{prompt.source}: the chat template writes the prompt otherwise once it is answered: "
         f"{begins[place : place + 30]!r} becomes {whole[place : place + 30]!r}{hint}"

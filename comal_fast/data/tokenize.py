@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comal_fast.config.schema import DataConfig
-from comal_fast.data.conversation import Messages, last_user_text, opened
+from comal_fast.data.conversation import Message, Messages, last_user_text, opened
 from comal_fast.data.prompts import Prompt
-from comal_fast.data.template import check_variables, prompt_ids
+from comal_fast.data.template import Refused, check_variables, prompt_ids, render
 from comal_fast.errors import InputError
 
 
@@ -66,3 +66,10 @@ def check_template(tokenizer: Any, data: DataConfig) -> None:
     if not tokenizer.chat_template:
         raise InputError("model.name_or_path: its tokenizer has no chat template; use a chat model")
     check_variables(tokenizer, data.chat_template_kwargs or {}, "data.chat_template_kwargs")
+    if system := (data.system_prompt or "").strip():
+        try:
+            text = render(tokenizer, (Message("system", system), Message("user", "?")))
+        except Refused:  # said with the line of the first prompt that it refuses
+            return
+        if system not in text:
+            raise InputError("data.system_prompt: the model's chat template does not write it")

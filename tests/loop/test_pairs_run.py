@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -30,9 +29,7 @@ WORDS = ["red", "sea", "owl", "ice", "sun", "oak", "fog", "ash", "elm", "bee", "
 def pairs(tmp_path: Path) -> Path:
     """The answer in capitals is chosen."""
     file = tmp_path / "pairs.jsonl"
-    rows = [
-        {"prompt": f"Say {word}.", "chosen": word.upper(), "rejected": word} for word in WORDS
-    ]
+    rows = [{"prompt": f"Say {word}.", "chosen": word.upper(), "rejected": word} for word in WORDS]
     rows += [{"prompt": "Say red.", "chosen": "RED!", "rejected": "RED"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
@@ -56,7 +53,8 @@ evaluation: {{bootstrap: 200}}
 
 
 @pytest.mark.parametrize(
-    "prox", ["{prox: dpo}", "{prox: ipo, eta: 0.5}", "{prox: inpo, eta: 0.5}", "{prox: rebel, eta: 0.5}"]
+    "prox",
+    ["{prox: dpo}", "{prox: ipo, eta: 0.5}", "{prox: inpo, eta: 0.5}", "{prox: rebel, eta: 0.5}"],
 )
 def test_it_learns_what_people_chose(prox: str, config: Path, tmp_path: Path) -> None:
     """On words it was not trained on, and says so everywhere."""
@@ -178,7 +176,9 @@ def test_a_plan_counts_no_sampling(config: Path) -> None:
     assert work.generations == work.evaluations == 0 and work.longest == 127
 
 
-def test_export_and_back(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_and_back(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A run's judged pairs, by every suffix; then trained on as data.pairs."""
     config = load_config(tiny_run, ["algorithm.iterations=1", "pairing.soft_labels=true"])
     run_all(config)
