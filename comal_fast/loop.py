@@ -18,7 +18,7 @@ from comal_fast.distributed import collective
 from comal_fast.distributed.collective import dismiss
 from comal_fast.errors import InputError
 from comal_fast.oracles import make_oracle
-from comal_fast.phases import diagnose, evaluate, generate, judge, logps, pair, train
+from comal_fast.phases import diagnose, evaluate, generate, given, judge, logps, pair, train
 from comal_fast.phases.diagnose import Ending
 from comal_fast.plan.check import check_device
 from comal_fast.report import write_report
@@ -136,6 +136,8 @@ def open_run(config: Config) -> Iterator[Context]:
     if needs_samples(config):
         make_oracle(config.oracle)  # says what it lacks, before anything is sampled
     context.held_out_prompts()
+    if config.data.pairs is not None:
+        given.check_held_out(context)
     taken = f"output_dir {context.directory}: another comal-fast is at work in it"
     with locked(context.directory.path, taken):
         context.write_headers()

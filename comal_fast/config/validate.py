@@ -6,11 +6,10 @@ import importlib.util
 import os
 from typing import Any
 
-from comal_fast.config.algorithm import LABELS, STRATEGY
+from comal_fast.config.algorithm import LABELS, PROX_CHOICE, STRATEGY
 from comal_fast.config.schema import Config
 from comal_fast.config.sizes import parse_bytes
 from comal_fast.errors import InputError
-from comal_kernels import PROX
 
 
 def prox_options(config: Config) -> dict[str, Any]:
@@ -93,8 +92,8 @@ def _pairs(c: Config) -> None:
             f"algorithm.iterations: {c.algorithm.iterations} with data.pairs, which are judged "
             "once and for all; leave it out, or sample from data.prompts with an oracle"
         )
-    if not PROX[c.algorithm.prox].pairwise:
-        known = ", ".join(name for name, prox in PROX.items() if prox.pairwise)
+    if STRATEGY not in c.algorithm.pairing:
+        known = ", ".join(n for n, v in PROX_CHOICE.variants.items() if STRATEGY in v.pairing)
         raise InputError(
             f"algorithm.prox: {c.algorithm.prox} reads win rates against the policy's own samples, "
             f"and data.pairs has pairs; use one of {known}"

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from comal_fast.context import Context
 from comal_fast.data.pairs import TokenizedPair
+from comal_fast.errors import InputError
 from comal_fast.model.packed import PromptResponse
 from comal_fast.phases.generate import SAMPLES, message_row
 from comal_fast.phases.logps import model_logps
@@ -61,8 +62,7 @@ def held_out(context: Context, iteration: int) -> dict[str, Any]:
     A margin: log π(chosen)/π_ref(chosen) − log π(rejected)/π_ref(rejected), nats, the reference the
     initial policy; a pair is right where it is positive, and one with P = ½ is left out.
     """
-    pairs = [p for p in context.held_out_pairs() if p.probability != 0.5]
-    table, items = _tables(pairs)
+    table, items = _tables(_decided(context))
     prompts, responses = (table[c].to_pylist() for c in ("prompt_ids", "response_ids"))
     sequences = [PromptResponse(p, r) for p, r in zip(prompts, responses, strict=True)]
     logps, _ = model_logps(context, {0, iteration}, sequences, "held-out pairs' log-probs")
@@ -73,19 +73,28 @@ def held_out(context: Context, iteration: int) -> dict[str, Any]:
     config = context.config
 
     def over_prompts(values: np.ndarray) -> dict[str, Any]:
-        means = np.bincount(number, values) / np.bincount(number)
-        return bootstrap_mean(means, config.evaluation.bootstrap, config.seed)
+        means = np.bincount(number, values) / np.maximum(np.bincount(number), 1)
+        return bootstrap_mean(means[np.unique(number)], config.evaluation.bootstrap, config.seed)
 
     right = np.where(margins == 0, 0.5, (margins > 0).astype(float))
     return {
         "iterate": iteration,
         "pairs": len(items),
-        "prompts": int(number.max()) + 1,
+        "prompts": len(set(number.tolist())),
         "accuracy": over_prompts(right),
         "margin": over_prompts(margins),
         "chosen_logp_gain": over_prompts(gained[chosen]),
         "rejected_logp_gain": over_prompts(gained[rejected]),
     }
+
+
+def check_held_out(context: Context) -> None:
+    """Raise InputError where no held-out pair says which response is better."""
+    if not _tables(_decided(context))[1]:
+        raise InputError(
+            "data.eval_prompts: no held-out pair has a better response (all have P = ½, or the "
+            "same tokens twice); hold out more"
+        )
 
 
 def held_out_key(context: Context, iteration: int) -> str:
@@ -98,6 +107,10 @@ def held_out_key(context: Context, iteration: int) -> str:
         config.training.max_tokens_per_microbatch,
         [config.evaluation.bootstrap, config.seed],
     )
+
+
+def _decided(context: Context) -> list[TokenizedPair]:
+    return [p for p in context.held_out_pairs() if p.probability != 0.5]
 
 
 def _tables(pairs: Sequence[TokenizedPair]) -> tuple[pa.Table, list[Item]]:

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -57,6 +57,8 @@ def verdict(run: Run) -> Verdict:
     else:
         summary = run.summary.get("win_rate") or {}
         found = to_interval(summary)
+        if found is None and (pairs := held_out_pairs(run)):
+            return _of_pairs(run, pairs)
         if found is None:
             return Verdict(f"No verdict yet: {progress(run)}.", "none")
         rate, n_prompts = found, summary.get("n_prompts")
@@ -72,6 +74,25 @@ def verdict(run: Run) -> Verdict:
         f"(model {model_name(run)}, prox loss {prox}, seed {seed}): {meaning}."
     )
     return Verdict(text, outcome, t, rate, n_prompts)
+
+
+def held_out_pairs(run: Run) -> dict[str, Any] | None:
+    """Accuracy and margin on held-out pairs that people judged; None where there are none."""
+    found = run.summary.get("pairs")
+    return found if isinstance(found, dict) and to_interval(found.get("accuracy")) else None
+
+
+def _of_pairs(run: Run, pairs: dict[str, Any]) -> Verdict:
+    accuracy = to_interval(pairs["accuracy"])
+    assert accuracy is not None
+    outcome, meaning = _meaning(accuracy)
+    text = (
+        f"On {pairs.get('pairs')} held-out pairs the final policy has moved towards the chosen "
+        f"response in {interval_text(accuracy)} (model {model_name(run)}, prox loss "
+        f"{run.option('algorithm.prox', 'unknown')}, seed {run.option('seed', 'unknown')}): "
+        f"{meaning}. No oracle was asked, so there is no win rate."
+    )
+    return Verdict(text, outcome, pairs.get("iterate"))
 
 
 def _meaning(rate: Interval) -> tuple[Outcome, str]:
@@ -112,7 +133,9 @@ def ended(run: Run) -> str | None:
 
 def is_finished(run: Run) -> bool:
     """Whether the last iteration that the config asks for was evaluated, or a diagnostic ended."""
-    return iterations(run) in run.evaluations or ended(run) is not None
+    if ended(run) is not None or held_out_pairs(run):
+        return True
+    return iterations(run) in run.evaluations
 
 
 def win_matrix(run: Run) -> tuple[list[int], dict[tuple[int, int], Interval]]:

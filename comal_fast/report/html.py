@@ -72,7 +72,10 @@ def _sections(run: Run, pictures: dict[str, Picture]) -> list[Section]:
         )
 
     memory = tables.memory_line(run)
+    pairs = tables.held_out_pairs(run)
+    first = [section("pairs", "Held-out pairs", {}, pairs)] if pairs else []
     return [
+        *first,
         section(
             "win-rates", "Win rates",
             {"win_rate": "No trained iterate has been evaluated yet, so there is no win rate.",

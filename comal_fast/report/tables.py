@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from comal_fast.figures.page import Table
+from comal_fast.report import facts
 from comal_fast.report.facts import (
     Verdict,
     empirical_game,
@@ -21,7 +22,7 @@ from comal_fast.report.facts import (
     win_matrix,
 )
 from comal_fast.report.load import Run
-from comal_fast.statistics import Interval, number
+from comal_fast.statistics import Interval, number, to_interval
 from comal_fast.system.terminal import duration
 
 NONE = "–"
@@ -40,12 +41,41 @@ def headline(run: Run, verdict: Verdict) -> list[tuple[str, str]]:
         ("Model", model_name(run)),
         ("Prox loss", str(run.option("algorithm.prox", NONE))),
         ("Seed", str(run.option("seed", NONE))),
-        ("Iterations", f"{max(run.evaluations, default=0)} of {total if total else '?'}"),
+        ("Iterations", f"{_iterations(run)} of {total if total else '?'}"),
         ("Preference cycles", percent(cycles)),
         ("Diagnostics fired", str(len(run.diagnoses)) if run.diagnosed else NONE),
         ("Time", duration(spent) if spent else NONE),
         ("Peak memory", _gib(peak_memory(run))),
     ]
+
+
+def _iterations(run: Run) -> int:
+    if facts.held_out_pairs(run):
+        return int(number(run.summary.get("iterations")))
+    return max(run.evaluations, default=0)
+
+
+def held_out_pairs(run: Run) -> Table | None:
+    """Accuracy and margins on pairs that people judged; None without any."""
+    pairs = facts.held_out_pairs(run)
+    if pairs is None:
+        return None
+    rows = []
+    for name, key, scale in (
+        ("Accuracy", "accuracy", "percent"),
+        ("Margin, nats", "margin", ""),
+        ("Chosen: gain of log-prob, nats", "chosen_logp_gain", ""),
+        ("Rejected: gain of log-prob, nats", "rejected_logp_gain", ""),
+    ):
+        value = to_interval(pairs.get(key))
+        if value is not None:
+            text = interval_text(value) if scale else _nats(value)
+            rows.append((name, text))
+    caption = (
+        f"{pairs.get('pairs')} held-out pairs of {pairs.get('prompts')} prompts; 95 % intervals "
+        "over prompts; a margin is how much more the chosen response's log-prob rose"
+    )
+    return Table(caption, ("", "mean"), rows)
 
 
 def _cycle_rate(run: Run) -> float:
