@@ -278,6 +278,18 @@ def test_a_part_of_a_split_is_for_the_hub(tmp_path: Path) -> None:
         load_prompts(DataConfig(prompts=str(folder), split="train[:5%]"))
 
 
+def test_folders_of_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    train, test = (datasets.Dataset.from_list(rows) for rows in (ROWS, [{"prompt": "held out"}]))
+    train.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "two")
+    for name in ("one", "two"):
+        prompts = load_prompts(DataConfig(prompts=str(tmp_path / name)))
+        assert [p.text for p in prompts] == ["a", "b"]
+    with pytest.raises(InputError, match=r"two: no data\.split=dev; it has train, test"):
+        load_prompts(DataConfig(prompts=str(tmp_path / "two"), split="dev"))
+
+
 def test_a_relative_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "d", {"a.jsonl": A})
     monkeypatch.chdir(tmp_path)
