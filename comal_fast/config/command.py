@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import JsonValue
 from pydantic.fields import FieldInfo
 
 from comal_fast.config.algorithm import know_losses
@@ -181,6 +182,8 @@ def _type(field: FieldInfo) -> str:
 
 
 def _type_text(hint: Any) -> str:
+    if hint is JsonValue:
+        return "any value"
     arguments = typing.get_args(hint)
     match typing.get_origin(hint):
         case typing.Literal:

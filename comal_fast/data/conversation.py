@@ -254,7 +254,7 @@ def _answer(source: str, prompt: Messages, value: Any, field: str) -> tuple[Mess
         if not _ends_with(before, prompt):
             raise InputError(
                 f"{source}, field {field}: expected one assistant message, or the conversation of "
-                f"`prompt` with it; found {', '.join(m.role for m in messages)}"
+                f"`prompt` with it; found {_roles(messages)}"
             )
         prompt = before
     return prompt, _one_answer(source, field, messages[-1:])
@@ -270,10 +270,9 @@ def _ends_with(messages: Messages, prompt: Messages) -> bool:
 
 def _one_answer(source: str, field: str, messages: Messages) -> str:
     if len(messages) != 1 or messages[0].role != "assistant":
-        found = ", ".join(m.role for m in messages) or "none"
         raise InputError(
             f"{source}, field {field}: expected one assistant message after the prompt, found "
-            f"{found}"
+            f"{_roles(messages)}"
         )
     if said := sorted(set(json.loads(messages[0].extra or "{}")) & set(_UNSAID)):
         raise InputError(
@@ -281,6 +280,10 @@ def _one_answer(source: str, field: str, messages: Messages) -> str:
             "on; write it into the content as the model should say it"
         )
     return messages[0].content
+
+
+def _roles(messages: Messages) -> str:
+    return ", ".join(f"{m.role!r:.20}" for m in messages) or "none"
 
 
 def _dialogue(text: str) -> Messages:
@@ -296,5 +299,5 @@ def _dialogue(text: str) -> Messages:
 
 def _there(row: dict[str, Any]) -> str:
     """What the row has instead."""
-    names = ", ".join(f"`{name}`"[:40] for name in list(row)[:8])
+    names = ", ".join(f"{name!r:.40}" for name in list(row)[:8])
     return f"; it has {names}" if names else "; it is empty"

@@ -133,7 +133,7 @@ def _parsed(source: str, parse: Callable[..., Any], *given: Any) -> Any:
     except RecursionError:
         raise InputError(f"{source}: JSON that is nested too deep") from None
     except _Twice as error:
-        raise InputError(f"{source}: the field {error} twice in one object") from None
+        raise InputError(f"{source}: the field {str(error)!r:.60} twice in one object") from None
     except json.JSONDecodeError as error:
         raise InputError(f"{source}: malformed JSON ({error.msg}, column {error.colno})") from None
     except ValueError as error:  # an integer of too many digits
@@ -148,9 +148,10 @@ def _object(source: str, value: Any) -> dict[str, Any]:
         try:
             json.dumps([name, field], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
+            shown = name.encode("utf-8", "backslashreplace").decode()
             half = error.object[error.start].encode("ascii", "backslashreplace").decode()
             raise InputError(
-                f"{source}, field {name}: half a surrogate pair ({half}), which is no "
+                f"{source}, field {shown:.60}: half a surrogate pair ({half}), which is no "
                 "character; a text was cut in the middle of one"
             ) from None
         except RecursionError:

@@ -34,7 +34,8 @@ _KINDS = {
     ".ndjson": "JSON",
     ".json": "JSON",
 }
-_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SAVED = ("dataset_dict.json", "state.json")  # in folders by `save_to_disk`
+_ABOUT = ("dataset_info.json", "dataset_infos.json")
 _SPLIT_OF_A_FILE = re.compile(
     r"(?<![a-z])((train|test|validation|valid|val|dev|eval)(?:_[a-z]+)*)(?![a-z])"
 )
@@ -49,7 +50,9 @@ def rows(name: str, option: str, split: str = "train") -> Iterator[Row]:
     path = Path(name).expanduser()
     if name == "builtin":
         path = Path(str(files("comal_fast") / "data" / "prompts.jsonl"))
-    if path.is_dir():
+    if any((path / file).is_file() for file in _SAVED):
+        yield from _saved_rows(path, option, split)
+    elif path.is_dir():
         for shard in _shards(path, option, split):
             yield from _file(shard, option)
     elif path.is_file():
@@ -188,6 +191,27 @@ def _hub_rows(name: str, option: str, split: str) -> Iterator[Row]:
         raise InputError(
             f"{option} {name}: neither a file nor a loadable dataset ({_first(error)})"
         ) from None
+    yield from _numbered(name, dataset)
+
+
+def _saved_rows(folder: Path, option: str, split: str) -> Iterator[Row]:
+    """Of what `datasets` wrote by `save_to_disk`."""
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(str(folder))
+    except Exception as error:  # it raises many kinds
+        raise InputError(f"{option} {folder}: can't be read ({_first(error)})") from None
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise InputError(
+                f"{option} {folder}: no data.split={split}; it has {', '.join(dataset)}"
+            )
+        dataset = dataset[split]
+    yield from _numbered(str(folder), dataset)
+
+
+def _numbered(name: str, dataset: Any) -> Iterator[Row]:
     for number, row in enumerate(dataset, 1):
         yield f"{name}, row {number}", _without_nulls(dict(row))
 

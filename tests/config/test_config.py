@@ -65,6 +65,17 @@ def test_what_a_run_writes_down_is_a_configuration(tiny_run: Path, prox: str) ->
     assert load_config(written) == config == load_saved(written)
 
 
+def test_what_a_template_is_told(tiny_run: Path) -> None:
+    """A day may stand there as YAML reads it; whatever is written down is read again."""
+    given = ["data.template_date=2031-01-02", "data.chat_template_kwargs={a: {b: [1, x, null]}}"]
+    config = load_config(tiny_run, [*given, "data.chat_template_kwargs.think=off"])
+    assert config.data.template_date == "2031-01-02"
+    assert config.data.chat_template_kwargs == {"a": {"b": [1, "x", None]}, "think": False}
+    written = tiny_run.parent / "config.yaml"
+    written.write_text(yaml.safe_dump(to_dict(config)))
+    assert load_config(written) == config == load_saved(written)
+
+
 def test_overrides_win(tiny_run: Path) -> None:
     config = load_config(
         tiny_run, ["seed=7", "training.learning_rate=5e-7", "data.prompts=a.jsonl"]
@@ -97,6 +108,10 @@ def test_overrides_win(tiny_run: Path) -> None:
         ("training.max_grad_norm=-.inf", r"max_grad_norm: -inf is too small"),
         ("oracle.weights.brief=.inf", r"weights\.brief: inf is not a finite number"),
         ("data=3", r"data: expected a group"),
+        ("data.template_date=2024-02-30", r"template_date: '2024-02-30' is no day; write 2024-"),
+        ("data.template_date=today", r"data\.template_date: 'today' is no day"),
+        ("data.chat_template_kwargs=3", r"chat_template_kwargs: expected mapping, found int 3"),
+        ("data.chat_template_kwargs.day=2024-07-26", r"chat_template_kwargs.*day.* valid JSON"),
         ("seed.x=3", r"seed: expected int, found dict"),
         ("generation.num_generations=1", r"generation\.num_generations: 1 .* at least 2"),
         ("generation.max_new_tokens=128", r"max_new_tokens: 128 leaves no room"),
