@@ -9,7 +9,8 @@ from typing import Any
 
 DESCRIPTION = """\
 Judge the held-out samples of run directories against each other, all pairs on the same prompts.
-One run: all its iterates. Several: the initial policy and each run's result."""
+One run: all its iterates. Several: the initial policy and each run's result. oracle.NAME=value asks
+another oracle than the runs' own, a reward model that they were not trained on, say."""
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -22,7 +23,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run_dirs", nargs="+", metavar="RUN_DIR", type=Path)
+    add("run_dirs", nargs="+", metavar="RUN_DIR")
     add("--all", action="store_true", help="every iterate of every run (default with one run)")
     add("--json", metavar="OUT.json", help="write everything, intervals too")
     add("--plot", metavar="OUT.png", help="write the matrix as a picture")
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from comal_fast.compare.entrants import load_entrants, samples_of
     from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
     from comal_fast.compare.tournament import play, to_json
+    from comal_fast.errors import InputError
     from comal_fast.oracles import make_oracle
     from comal_fast.store.directory import RunDirectory
     from comal_fast.store.files import check_target, write_all
@@ -42,7 +44,11 @@ def run(args: argparse.Namespace) -> int:
     for option in ("json", "plot"):
         if getattr(args, option) is not None:
             check_target(getattr(args, option), f"--{option}")
-    samples, config = samples_of(args.run_dirs, args.all or len(args.run_dirs) == 1)
+    runs = [Path(text) for text in args.run_dirs if not text.startswith("oracle")]
+    overrides = [text for text in args.run_dirs if text.startswith("oracle")]
+    if not runs:
+        raise InputError("compare: give a run directory")
+    samples, config = samples_of(runs, args.all or len(runs) == 1, overrides)
     entrants, prompts, most = load_entrants(samples)
     oracle = make_oracle(config.oracle, RunDirectory(config.output_dir).oracle_cache)
     size = len(entrants)

@@ -9,6 +9,7 @@ import numpy as np
 
 from comal_fast.compare.tournament import Entrant
 from comal_fast.config import Config, load_saved
+from comal_fast.config.load import override
 from comal_fast.errors import InputError
 from comal_fast.oracles import Messages, conversations
 from comal_fast.store.artefacts import Table
@@ -18,14 +19,16 @@ Held = dict[tuple[int, ...], tuple[Messages, list[str], float]]
 """Prompt tokens → (conversation, responses, tokens of all)."""
 
 
-def samples_of(runs: Sequence[Path], everything: bool) -> tuple[dict[str, Table], Config]:
+def samples_of(
+    runs: Sequence[Path], everything: bool, overrides: Sequence[str] = ()
+) -> tuple[dict[str, Table], Config]:
     """(entrant → its held-out samples, configuration of the first run).
 
     Of each run the initial policy and its result, or with `everything` each iterate with held-out
     samples; initial policies with the same samples enter once. InputError for what is no run
-    directory, and for runs with different oracles.
+    directory, and for runs with different oracles. `overrides`: `oracle.name=value` of each.
     """
-    configs = [load_saved(RunDirectory(run).config) for run in runs]
+    configs = [override(load_saved(RunDirectory(run).config), overrides) for run in runs]
     for run, config in zip(runs, configs, strict=True):
         if config.oracle != configs[0].oracle:
             raise InputError(

@@ -61,6 +61,16 @@ def load_saved(path: Path) -> Config:
     return build(tree)
 
 
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """The configuration with `key.path=value` set. Raises InputError as `load_config` does."""
+    if not overrides:
+        return config
+    tree = to_dict(config)
+    for text in overrides:
+        apply_override(tree, text)
+    return build(tree)
+
+
 def to_dict(config: Config) -> dict[str, Any]:
     """The tree as plain containers, defaults included, as `load_config` takes it back.
 

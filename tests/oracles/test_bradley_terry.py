@@ -12,6 +12,7 @@ import pytest
 import torch
 from scipy.special import expit
 
+from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.config.oracle import BradleyTerryConfig
 from comal_fast.errors import InputError
@@ -259,3 +260,11 @@ def test_a_run_with_the_papers_mixture(tiny_run: Path, llama: Path, tmp_path: Pa
     before = judged.path.stat().st_mtime_ns
     run_all(load_config(run.config))  # what a run wrote down is a configuration
     assert judged.path.stat().st_mtime_ns == before
+    rates = []
+    for name, more in (("own", []), ("other", ["oracle.weights=[0.999, 0.001]"])):
+        out = tmp_path / f"{name}.json"
+        assert main(["compare", str(run), *more, "--json", str(out)]) == 0
+        (pair,) = json.loads(out.read_text())["pairs"]
+        rates.append(pair["win_rate"])
+    assert rates[0] != rates[1]
+    assert main(["compare", str(run), "oracle.wieghts=[1, 1]"]) == 2
