@@ -93,6 +93,8 @@ def run_phase(config: Config, phase: str, iteration: int | None) -> None:
     """
     if phase not in phases_of(config):
         raise InputError(f"{phase}: people judged data.pairs already; the first phase is pair")
+    if iteration == 0 and not evaluate.iterates(config):
+        raise InputError("--iteration: without an oracle there is nothing to evaluate of π_0")
     with open_run(config) as context:
         last = config.algorithm.iterations
         if iteration is None:

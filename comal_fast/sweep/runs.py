@@ -33,10 +33,16 @@ def run_cells(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
 
     A cell whose training breaks off does not keep the others from running.
     """
+    from comal_fast.config.validate import needs_samples
     from comal_fast.loop import run_all  # torch loads only once all cells are good
     from comal_fast.oracles import make_oracle
 
     for cell in cells:
+        if not needs_samples(cell.config):
+            raise InputError(
+                f"cell {cell.name}: a sweep compares win rates, and data.pairs without an oracle "
+                "has none; name an oracle"
+            )
         try:
             make_oracle(cell.config.oracle)  # says what it lacks, before any of them is run
         except InputError as error:

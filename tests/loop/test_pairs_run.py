@@ -169,6 +169,13 @@ def test_phases_that_are_not(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_needs_win_rates(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(config), "--iteration", "0"]) == 2
+    assert "nothing to evaluate of π_0" in capsys.readouterr().err
+    assert main(["sweep", str(config), "--grid", "beta=0.1,0.2"]) == 2
+    assert "a sweep compares win rates" in capsys.readouterr().err
+
+
 def test_a_plan_counts_no_sampling(config: Path) -> None:
     work = Workload.of(load_config(config))
     assert work.generations == work.evaluations == 0 and work.longest == 127
