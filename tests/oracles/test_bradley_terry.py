@@ -17,6 +17,7 @@ from comal_fast.config import load_config
 from comal_fast.config.oracle import BradleyTerryConfig
 from comal_fast.errors import InputError
 from comal_fast.loop import run_all
+from comal_fast.model.judge import conversation_ids
 from comal_fast.model.score import can_pack, last_states, shared
 from comal_fast.oracles import Comparison, Message, Messages, make_oracle, self_comparison
 from comal_fast.oracles.bradley_terry import BradleyTerryOracle
@@ -100,6 +101,26 @@ def test_padding_at_the_end_is_not_read(llama: Path, tmp_path: Path) -> None:
     rewards = BradleyTerryOracle(options(folder)).rewards(ASKED[:1])
     alone = [plain_reward(folder, ASKED[0][0], r) for r in ASKED[0][1]]
     np.testing.assert_allclose(rewards, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_four_bits(tmp_path: Path) -> None:
+    """Packed as the model alone with such weights; its head is left as it was."""
+    pytest.importorskip("bitsandbytes")
+    folder = save_reward(tmp_path, hidden_size=64, head_dim=16, intermediate_size=128)
+    oracle = BradleyTerryOracle(options(folder, quantization="nf4"))
+    rewards = oracle.rewards(ASKED)
+    assert oracle.model.score.weight.dtype == torch.float32
+    assert any("4bit" in type(module).__name__ for module in oracle.model.modules())
+    alone = []
+    for messages, responses in ASKED:
+        for response in responses:
+            ids = torch.tensor([conversation_ids(oracle.tokenizer, messages, response)])
+            with torch.no_grad():
+                alone.append(float(oracle.model(input_ids=ids).logits[0, 0]))
+    np.testing.assert_allclose(rewards, alone, atol=1e-4)
+    whole = BradleyTerryOracle(options(folder))
+    assert whole.fingerprint() != oracle.fingerprint()
+    assert np.abs(whole.rewards(ASKED) - rewards).max() > 1e-3
 
 
 def test_the_matrix(llama: Path) -> None:
