@@ -11,6 +11,7 @@ from comal_fast.config import Config, to_dict
 from comal_fast.config.validate import needs_samples
 from comal_fast.data.pairs import TokenizedPair, left_out_line, load_pairs, tokenize_pairs
 from comal_fast.data.prompts import Prompt, iteration_slice, load_prompts, split_prompts
+from comal_fast.data.template import end_of_turn
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
 from comal_fast.model.load import pick_device
 from comal_fast.optim import check_installed
@@ -105,6 +106,11 @@ class Context:
             console.print(
                 f"  {left_out} of {len(loaded)} prompts left out: more than "
                 f"data.max_prompt_length={data.max_prompt_length} tokens"
+            )
+        if end_of_turn(self.tokenizer)[1] is None:
+            console.print(
+                "  the chat template ends no turn by a token of its own; responses end at "
+                f"{self.tokenizer.eos_token}"
             )
         by_prompt = dict(zip(prompts, tokenized, strict=True))
         return *split_prompts(prompts, data.eval_prompts, self.config.seed), by_prompt

@@ -60,9 +60,16 @@ def what(options: Options) -> dict[str, Any]:
 
 
 def check_text(tree: Any, prefix: str = "") -> None:
-    """Raise InputError for a name that is no text, or a value with a NUL, in plain containers."""
+    """Raise InputError for a name that is no text, or a value with a NUL, in plain containers.
+
+    Half a surrogate pair, which YAML can write, is none either.
+    """
     if isinstance(tree, str) and "\0" in tree:
         raise InputError(f"{prefix}: {tree!r} holds a NUL character")
+    if isinstance(tree, str) and any("\ud800" <= c <= "\udfff" for c in tree):
+        raise InputError(f"{prefix}: {tree!a} holds half a surrogate pair")
+    for value in tree if isinstance(tree, list) else ():
+        check_text(value, prefix)
     for name, value in tree.items() if isinstance(tree, dict) else ():
         place = f"{prefix}.{name}" if prefix else str(name)
         if not isinstance(name, str):

@@ -128,7 +128,8 @@ def pair(source: str, row: dict[str, Any]) -> tuple[Messages, str, str]:
 def _message(place: str, number: int, value: Any) -> Message:
     if not isinstance(value, dict):
         raise InputError(f"{place}: {_EXPECTED}, message {number} is {value!r:.40}")
-    rest = {name: x for name, x in value.items() if x is not None}
+    # no calls are as none: some templates leave the content out where they find the key
+    rest = {k: x for k, x in value.items() if x is not None and (k, x) != ("tool_calls", [])}
     if "role" not in rest and "from" in rest:
         rest["role"], rest["content"] = rest.pop("from"), rest.pop("value", None)
         if isinstance(rest["role"], str):

@@ -169,6 +169,7 @@ def _opened(path: Path, stream: IO[bytes], start: bytes) -> Iterator[Row]:
 
 
 def _parquet(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
@@ -178,7 +179,7 @@ def _parquet(path: Path) -> Iterator[Row]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", _without_nulls(row)
-    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # a date too far off
         raise _Unreadable(_first(error)) from None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
 from functools import lru_cache
 from typing import Any
@@ -186,7 +186,7 @@ def _split(tokenizer: Any, prompt: Prompt, begins: str, whole: str) -> tuple[lis
         return before, both[len(before) :]
     after = _encode(tokenizer, whole[len(begins) :])
     if tokenizer.decode(before + after) != tokenizer.decode(both):
-        place = next(i for i, (a, b) in enumerate(zip(before, both, strict=False)) if a != b)
+        place = _first_difference(before, both)
         raise InputError(
             f"{prompt.source}: with the answer the prompt has other tokens, from "
             f"{tokenizer.decode(before[place:])!r:.60} on; the tokenizer can't keep the two apart"
@@ -195,8 +195,7 @@ def _split(tokenizer: Any, prompt: Prompt, begins: str, whole: str) -> tuple[lis
 
 
 def _no_continuation(tokenizer: Any, prompt: Prompt, begins: str, whole: str) -> str:
-    pairs = enumerate(zip(begins, whole, strict=False))
-    place = next((i for i, (a, b) in pairs if a != b), min(len(begins), len(whole)))
+    place = _first_difference(begins, whole)
     switches = [
         name
         for name in ("enable_thinking", "thinking")
@@ -206,11 +205,16 @@ def _no_continuation(tokenizer: Any, prompt: Prompt, begins: str, whole: str) ->
     if prompt.messages[0].role == "system" and begins[place:].startswith(
         prompt.messages[0].content.strip()[:20]
     ):
-        hint = "; it forgets it, so leave the system message out"
+        hint = "; it drops the system message of an answered conversation, so leave that out"
     return (
         f"{prompt.source}: the chat template writes the prompt otherwise once it is answered: "
         f"{begins[place : place + 30]!r} becomes {whole[place : place + 30]!r}{hint}"
     )
+
+
+def _first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _end_of_text(tokenizer: Any) -> list[int]:

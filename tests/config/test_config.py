@@ -104,6 +104,8 @@ def test_overrides_win(tiny_run: Path) -> None:
         ("plugins=''", r"plugins: empty; give a name"),
         ("plugins=.x", r"plugins: \.x: no such module"),
         ('output_dir="a\\0b"', r"output_dir: 'a\\x00b' holds a NUL"),
+        ('data.system_prompt="a \\ud83d"', r"system_prompt: 'a \\ud83d' holds half a surrogate"),
+        ('data.chat_template_kwargs={a: ["\\0"]}', r"chat_template_kwargs\.a: .* holds a NUL"),
         ("training.max_grad_norm=.nan", r"max_grad_norm: nan is not a number"),
         ("training.max_grad_norm=-.inf", r"max_grad_norm: -inf is too small"),
         ("oracle.weights.brief=.inf", r"weights\.brief: inf is not a finite number"),

@@ -100,6 +100,8 @@ def test_what_is_no_pair(row: dict[str, Any], words: str) -> None:
 
 def test_other_keys() -> None:
     """They are kept in an order of their own, so that the same message is the same."""
+    (none,) = conversation("p", [{**YES, "tool_calls": []}], "prompt")
+    assert none == Message("assistant", "Yes.")
     one = {"role": "tool", "name": "f", "content": "7", "tool_call_id": "1", "weight": None}
     two = {"tool_call_id": "1", "role": "tool", "content": [{"text": "7"}], "name": "f"}
     (first,), (second,) = (conversation("p", [m], "prompt") for m in (one, two))
