@@ -72,7 +72,9 @@ def test_saved_configurations_load(path: Path, tmp_path: Path) -> None:
     then = yaml.safe_load(path.read_text())
     for group, now in to_dict(config).items():
         kept = then.get(group, now)
-        assert now == ({n: kept[n] for n in now} if isinstance(now, dict) else kept), group
+        assert now == ({n: kept.get(n, now[n]) for n in now} if isinstance(now, dict) else kept), (
+            group
+        )
 
 
 @pytest.mark.parametrize(
