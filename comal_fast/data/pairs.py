@@ -60,16 +60,14 @@ def load_pairs(data: DataConfig, name: str, option: str = "data.pairs") -> Loade
     left_out: Counter[str] = Counter()
     for source, row in rows(name, option, data.split):
         try:
-            messages, chosen, rejected = pair(source, row)
+            made = read_pair(source, row, data)
         except Unpaired as error:
             left_out[error.kind] += 1
             continue
-        prompt = make_prompt(source, row, messages, data)
-        made = PreferencePair(prompt, chosen, rejected, _probability(source, row))
-        key = (replace(prompt, source="", split=None), chosen, rejected, made.probability)
+        key = replace(made, prompt=replace(made.prompt, source="", split=None))
         if key in found:
             left_out["the same as an earlier row"] += 1
-            if prompt.held_out:
+            if made.prompt.held_out:
                 found[key] = made
             continue
         found[key] = made
@@ -77,6 +75,13 @@ def load_pairs(data: DataConfig, name: str, option: str = "data.pairs") -> Loade
         reasons = f" but {_counted(left_out)}" if left_out else ""
         raise InputError(f"{option} {name}: no pairs in it{reasons}")
     return Loaded(list(found.values()), left_out)
+
+
+def read_pair(source: str, row: dict[str, Any], data: DataConfig) -> PreferencePair:
+    """The pair of a row. Raises Unpaired where it is none, InputError where it can't be read."""
+    messages, chosen, rejected = pair(source, row)
+    prompt = make_prompt(source, row, messages, data)
+    return PreferencePair(prompt, chosen, rejected, _probability(source, row))
 
 
 def tokenize_pairs(

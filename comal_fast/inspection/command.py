@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Show the first rows of a data file as tokens of a model's chat template, what of them is trained
 on, how long all are, how many come twice, are left out and why, and which a run would refuse.
-Rows of chosen and rejected answers are taken as pairs, others as prompts."""
+Rows of chosen and rejected answers are taken as pairs, others as prompts; those of a configuration
+as it names them."""
 _READ = ("data.", "model.", "generation.max_new_tokens")
 
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from comal_fast.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
-    found = tally(config, tokenizer, args.rows)
+    found = tally(config, tokenizer, args.rows, guess=not _is_configuration(args.file))
     if args.json:
         print(json.dumps(found.to_dict(tokenizer), ensure_ascii=False, indent=2))
     else:
@@ -62,9 +63,11 @@ def _config(args: argparse.Namespace) -> Config:
     for override in args.overrides:
         if not override.startswith(_READ):
             raise InputError(f"{override}: `data inspect` reads {', '.join(_READ)} alone")
-    if args.file.endswith((".yaml", ".yml")):
+    if _is_configuration(args.file):
         more = [f"model.name_or_path={args.model}"] if args.model else []
         return load_config(args.file, [*args.overrides, *more])
+    if any(o.startswith(("data.prompts=", "data.pairs=")) for o in args.overrides):
+        raise InputError(f"data inspect: {args.file} is what is read; leave data.prompts and pairs")
     tree: dict[str, Any] = {"data": {"prompts": args.file}}
     if args.model:
         tree["model"] = {"name_or_path": args.model}
@@ -75,9 +78,15 @@ def _config(args: argparse.Namespace) -> Config:
     return build(tree)
 
 
+def _is_configuration(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
 def _refuse(found: Tally, config: Config) -> None:
+    from comal_fast.inspection.tally import named
+
     if found.refused:
         rows = f"{len(found.refused)} of {found.rows} rows"
         raise InputError(
-            f"{config.data.prompts}: a run would refuse {rows}, the first: {found.refused[0]}"
+            f"{named(config)[0]}: a run would refuse {rows}, the first: {found.refused[0]}"
         )

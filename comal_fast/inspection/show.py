@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from comal_fast.config import Config
-from comal_fast.inspection.tally import NAMES, Example, Tally, distribution, pieces
+from comal_fast.inspection.tally import NAMES, Example, Tally, distribution, named, pieces
 from comal_fast.system.terminal import console
 
 MOST = 240  # tokens of a part that are shown, half of them from its end
@@ -60,7 +60,10 @@ def _example(tokenizer: Any, example: Example) -> Text:
     total = {part: len(ids) for part, ids in (("prompt", example.prompt), *example.answers.items())}
     counted = ", ".join(f"{part} {count}" for part, count in total.items())
     held = ", held out" if example.held_out else ""
-    text = Text(f"\n{safe(example.source)} ({counted} tokens{held})\n", "bold")
+    sure = (
+        "" if example.probability is None else f", P(chosen ≻ rejected) {example.probability:.3g}"
+    )
+    text = Text(f"\n{safe(example.source)} ({counted} tokens{held}{sure})\n", "bold")
     text.append(_part(tokenizer, "[prompt]", example.prompt, "dim"))
     for name, ids in example.answers.items():
         style = "bold green" if name == "chosen" else "bold red"
@@ -88,7 +91,7 @@ def _part(tokenizer: Any, label: str, ids: list[int], style: str) -> Text:
 
 def _counts(found: Tally, config: Config) -> Table:
     kind = "pairs" if found.pairs else "prompts"
-    table = Table(title=f"\n{safe(config.data.prompts)}: {kind}", show_header=False)
+    table = Table(title=f"\n{safe(named(config)[0])}: {kind}", show_header=False)
     rows = [("rows", found.rows), ("used", found.used)]
     rows += [("  of them held out by their split", found.held_out)] if found.held_out else []
     rows += [("the same tokens as an earlier row", found.duplicates)]

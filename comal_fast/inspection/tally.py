@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from comal_fast.config import Config
-from comal_fast.data.conversation import pair, prompt_of
+from comal_fast.config.validate import needs_samples
+from comal_fast.data.conversation import Unpaired, prompt_of
+from comal_fast.data.pairs import read_pair
 from comal_fast.data.prompts import make_prompt
 from comal_fast.data.read import rows
 from comal_fast.data.template import answer_ids, prompt_ids
@@ -30,6 +32,8 @@ class Example:
     held_out: bool
     prompt: list[int]
     answers: dict[str, list[int]]
+    probability: float | None = None
+    """P(chosen ≻ rejected), where the row says."""
 
 
 @dataclass
@@ -78,25 +82,29 @@ def distribution(lengths: list[int]) -> dict[str, Any]:
     }
 
 
-def tally(config: Config, tokenizer: Any, shown: int) -> Tally:
-    """Read `data.prompts` to its end; the first `shown` rows that are used become examples.
+def tally(config: Config, tokenizer: Any, shown: int, guess: bool = False) -> Tally:
+    """Read `data.pairs` or `data.prompts` to its end; the first `shown` rows used are examples.
 
-    Raises InputError for a file that can't be read on, and for one without rows.
+    `guess`: the first row tells whether they are pairs. Raises InputError for a file that can't be
+    read on, and for one without rows.
     """
     data = config.data
     check_template(tokenizer, data)
-    found: Tally | None = None
-    seen: set[tuple[tuple[int, ...], ...]] = set()
-    for source, row in rows(data.prompts, "data.prompts", data.split):
+    found = None if guess else Tally(data.pairs is not None)
+    seen: set[Any] = set()
+    for source, row in rows(*named(config), data.split):
         found = found or Tally(row.get("chosen") is not None and row.get("rejected") is not None)
         found.rows += 1
         try:
             example = _example(config, tokenizer, source, row, found.pairs)
             why = _left_out(config, example)
+        except Unpaired as error:
+            found.left_out[error.kind] += 1
+            continue
         except InputError as error:
             found.refused.append(str(error))
             continue
-        key = tuple(tuple(ids) for ids in _parts(example).values())
+        key = example.probability, *(tuple(ids) for ids in _parts(example).values())
         if why is not None:
             found.left_out[why] += 1
         elif key in seen:
@@ -109,9 +117,16 @@ def tally(config: Config, tokenizer: Any, shown: int) -> Tally:
             if len(found.examples) < shown:
                 found.examples.append(example)
         seen.add(key)
-    if found is None:
-        raise InputError(f"data.prompts {data.prompts}: no rows in it")
+    if found is None or not found.rows:
+        name, option = named(config)
+        raise InputError(f"{option} {name}: no rows in it")
     return found
+
+
+def named(config: Config) -> tuple[str, str]:
+    """What is read, and the option that names it."""
+    data = config.data
+    return (data.prompts, "data.prompts") if data.pairs is None else (data.pairs, "data.pairs")
 
 
 def _example(
@@ -120,13 +135,11 @@ def _example(
     if not pairs:
         prompt = make_prompt(source, row, prompt_of(source, row), config.data)
         return Example(source, prompt.held_out, prompt_ids(tokenizer, prompt), {})
-    messages, *texts = pair(source, row)
-    prompt = make_prompt(source, row, messages, config.data)
-    before: list[int] = []
-    answers: dict[str, list[int]] = {}
-    for name, text in zip(("chosen", "rejected"), texts, strict=True):
-        before, answers[name] = answer_ids(tokenizer, prompt, text)
-    return Example(source, prompt.held_out, before, answers)
+    read = read_pair(source, row, config.data)
+    before, chosen = answer_ids(tokenizer, read.prompt, read.chosen)
+    _, rejected = answer_ids(tokenizer, read.prompt, read.rejected)
+    answers = {"chosen": chosen, "rejected": rejected}
+    return Example(source, read.prompt.held_out, before, answers, read.probability)
 
 
 def _left_out(config: Config, example: Example) -> str | None:
@@ -134,11 +147,12 @@ def _left_out(config: Config, example: Example) -> str | None:
     data, length = config.data, len(example.prompt)
     if data.max_prompt_length is not None and length > data.max_prompt_length:
         return f"the prompt has more than data.max_prompt_length={data.max_prompt_length} tokens"
+    new = config.generation.max_new_tokens
     if example.answers:
-        if length + max(map(len, example.answers.values())) <= data.max_length:
+        room = new if data.pairs is not None and needs_samples(config) else 0
+        if length + max(room, *map(len, example.answers.values())) <= data.max_length:
             return None
         return f"more than data.max_length={data.max_length} tokens"
-    new = config.generation.max_new_tokens
     if length + new > data.max_length:
         raise InputError(
             f"{example.source}: the prompt has {length} tokens; with "
@@ -156,7 +170,9 @@ def _written(tokenizer: Any, example: Example) -> dict[str, Any]:
         part: {"ids": ids, "text": tokenizer.decode(ids), "trained": part != "prompt"}
         for part, ids in _parts(example).items()
     }
-    return {"source": example.source, "held_out": example.held_out, **parts}
+    about = {"source": example.source, "held_out": example.held_out}
+    sure = {} if example.probability is None else {"probability": example.probability}
+    return {**about, **sure, **parts}
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> Iterator[tuple[str, bool]]:
