@@ -70,7 +70,10 @@ def test_pairs(row: dict[str, Any], prompt: Messages) -> None:
     [
         ({"prompt": "Hi", "chosen": "Yes."}, "no field `rejected`; it has 'prompt', 'chosen'"),
         ({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "field rejected: the same text"),
-        ({"chosen": [U, YES], "rejected": [U, YES]}, "field rejected: the same as chosen"),
+        (
+            {"chosen": [U, YES], "rejected": [U, YES]},
+            "field rejected: the same text chosen and rejected",
+        ),
         ({"chosen": f"{HH} a", "rejected": f"{HH} a"}, "field rejected: the same text"),
         ({"chosen": "Yes.", "rejected": "No."}, "field chosen: empty prompt|no prompt in common"),
         ({"chosen": [U, YES], "rejected": [S, NO]}, "field rejected: it has no prompt in common"),
