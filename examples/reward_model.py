@@ -34,7 +34,9 @@ def main() -> None:
     loaded = load_pairs(DataConfig(), args.pairs, "pairs")
     pairs = [conversational(pair) for pair in loaded.pairs]
     random.Random(args.seed).shuffle(pairs)
-    held, rest = pairs[: args.hold_out], pairs[args.hold_out :]
+    held = pairs[: args.hold_out]
+    known = [pair["prompt"] for pair in held]
+    rest = [pair for pair in pairs[args.hold_out :] if pair["prompt"] not in known]
     number, parts = map(int, args.part.split("/"))
     train = rest[number - 1 :: parts]
     print(f"{len(train)} pairs to train on, {len(held)} held out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
     for option in ("json", "plot"):
         if getattr(args, option) is not None:
             check_target(getattr(args, option), f"--{option}")
-    runs = [Path(text) for text in args.run_dirs if not text.startswith("oracle")]
-    overrides = [text for text in args.run_dirs if text.startswith("oracle")]
+    overrides = [text for text in args.run_dirs if re.match(r"oracle(\.[\w.]+)?=", text)]
+    runs = [Path(text) for text in args.run_dirs if text not in overrides]
     if not runs:
         raise InputError("compare: give a run directory")
     samples, config = samples_of(runs, args.all or len(runs) == 1, overrides)
     entrants, prompts, most = load_entrants(samples)
-    oracle = make_oracle(config.oracle, RunDirectory(config.output_dir).oracle_cache)
+    oracle = make_oracle(config.oracle, RunDirectory(runs[0]).oracle_cache)
     size = len(entrants)
     total = size * (size - 1) // 2 * len(prompts)
     with progress(f"{size} entrants", total, "comparisons") as advance:

@@ -10,8 +10,9 @@ import numpy as np
 from comal_fast.compare.tournament import Entrant
 from comal_fast.config import Config, load_saved
 from comal_fast.config.load import override
+from comal_fast.config.oracle import OracleConfig
 from comal_fast.errors import InputError
-from comal_fast.oracles import Messages, conversations
+from comal_fast.oracles import Messages, conversations, make_oracle, oracle_key
 from comal_fast.store.artefacts import Table
 from comal_fast.store.directory import RunDirectory
 
@@ -30,7 +31,9 @@ def samples_of(
     """
     configs = [override(load_saved(RunDirectory(run).config), overrides) for run in runs]
     for run, config in zip(runs, configs, strict=True):
-        if config.oracle != configs[0].oracle:
+        if config.oracle == configs[0].oracle:
+            continue
+        if _judges(config.oracle) != _judges(configs[0].oracle):
             raise InputError(
                 f"{run}: its oracle differs from that of {runs[0]}; "
                 "only runs under one oracle can be compared"
@@ -47,6 +50,11 @@ def samples_of(
                 initial.add(key)
             found[label] = table
     return found, configs[0]
+
+
+def _judges(options: OracleConfig) -> str:
+    """What tells judgements: options that change only how they are got are no part of it."""
+    return oracle_key(make_oracle(options), options)
 
 
 def load_entrants(samples: Mapping[str, Table]) -> tuple[list[Entrant], list[Messages], int]:

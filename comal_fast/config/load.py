@@ -66,6 +66,11 @@ def override(config: Config, overrides: Sequence[str]) -> Config:
     if not overrides:
         return config
     tree = to_dict(config)
+    for group, choice in CHOICES.items():  # another variant has options of its own
+        name = f"{group}.{choice.tag}"
+        chosen = [t.partition("=")[2] for t in overrides if t.partition("=")[0] == name]
+        if chosen and chosen[-1] != tree[group][choice.tag]:
+            tree[group] = {}
     for text in overrides:
         apply_override(tree, text)
     return build(tree)

@@ -76,6 +76,12 @@ class AskingConfig(OracleConfig):
     """SQLite file of its answers, so that nothing is asked twice: `auto` is `oracle_cache.sqlite`
     in the run directory; runs on one machine may share one. None: nothing is kept."""
 
+    @field_validator("cache")
+    @classmethod
+    def _whole_cache(cls, cache: str | None) -> str | None:
+        """A run is read from other folders too."""
+        return cache if cache in ("auto", None) else str(Path(cache or "").expanduser().resolve())
+
 
 class JudgeConfig(AskingConfig):
     """An oracle that is a model, run here."""
@@ -101,6 +107,13 @@ class JudgeConfig(AskingConfig):
     """Token budget of one pass, a prompt counted once for all responses in it."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Needed by some, ArmoRM among them."""
+
+    @field_validator("model")
+    @classmethod
+    def _whole_folder(cls, model: str) -> str:
+        """A run is read from other folders too, where a hub may have another model of the name."""
+        folder = Path(model).expanduser()
+        return str(folder.resolve()) if folder.is_dir() else model
 
 
 @ORACLE_CHOICE.register
@@ -219,15 +232,19 @@ class EndpointConfig(QuestionConfig):
     @classmethod
     def _an_address(cls, base_url: str) -> str:
         """Without a key in it: it is written down."""
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError(
-                f"oracle.base_url: {base_url!r} is no address such as http://localhost:8000/v1"
-            )
-        if url.username or url.query:
+        try:
+            url = urlsplit(base_url)
+            good = url.scheme in ("http", "https") and url.hostname and url.port != 0
+        except ValueError:  # of a port
+            good = False
+        if "@" in base_url.partition("://")[2].partition("/")[0] or "?" in base_url:
             raise ValueError(
                 "oracle.base_url: a name, password or query in it would be written down; name an "
                 "environment variable by oracle.api_key_env"
+            )
+        if not good:
+            raise ValueError(
+                f"oracle.base_url: {base_url!r} is no address such as http://localhost:8000/v1"
             )
         return base_url.rstrip("/")
 

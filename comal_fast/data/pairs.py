@@ -130,7 +130,7 @@ def _counted(left_out: Counter[str]) -> str:
 
 
 def _probability(source: str, row: dict[str, Any]) -> float | None:
-    given = [name for name in ("probability", "margin") if row.get(name) is not None]
+    given = [n for n in ("probability", "margin") if row.get(n) not in (None, "")]
     if not given:
         return None
     if len(given) == 2:

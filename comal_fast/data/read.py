@@ -15,7 +15,7 @@ from typing import IO, Any
 from comal_fast.data.parse import BOM, Row, array, lines, table
 from comal_fast.errors import InputError
 
-HELD_OUT = ("heldout", "test", "validation")
+HELD_OUT = ("heldout", "held-out", "held_out", "test", "validation", "valid", "val", "dev", "eval")
 """What a row's `split` says where it must not be trained on."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _FOREIGN = {
@@ -56,6 +56,11 @@ def rows(name: str, option: str, split: str = "train") -> Iterator[Row]:
         for shard in _shards(path, option, split):
             yield from _file(shard, option)
     elif path.is_file():
+        if split != "train":
+            raise InputError(
+                f"data.split: {split!r} can't be taken of one file, {path}; give the file of that "
+                "split, or a folder"
+            )
         yield from _file(path, option)
     elif path.exists():
         raise InputError(f"{option} {name}: neither a file nor a folder")
@@ -72,7 +77,7 @@ def split_of(source: str, row: dict[str, Any]) -> str | None:
         raise InputError(
             f"{source}, field split: expected text such as train or heldout, found {split!r:.60}"
         )
-    return split or None
+    return split.lower() if split else None
 
 
 def _kind(path: Path) -> str | None:

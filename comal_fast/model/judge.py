@@ -39,7 +39,9 @@ def source_key(options: JudgeConfig) -> str:
     """What tells the weights: a hash of a folder's files, or a hub name and its revision."""
     source = find_source(options.model, OPTION)
     files = weight_files(source, _gguf(options))
-    return hash_files(files) if files else f"{source}@{options.revision or 'main'}"
+    if files:
+        return hash_files(files)
+    return " ".join([f"{source}@{options.revision or 'main'}", *filter(None, [_gguf(options)])])
 
 
 def is_folder(options: JudgeConfig) -> bool:
@@ -107,6 +109,19 @@ def load_headed(
     if absent := [name for name in wanted if name not in heads]:
         raise InputError(f"{OPTION} {options.model}: no weights {', '.join(absent)} in it")
     return Headed(model, {name: t.to(model.device) for name, t in heads.items()})
+
+
+def positions(model: Any) -> int | None:
+    """Most tokens of a sequence for a model that learned a vector for each position; else None."""
+    model = model.model if isinstance(model, Headed) else model
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if last in ("position_embeddings", "wpe", "embed_positions") and isinstance(
+            module, torch.nn.Embedding
+        ):
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            return int(module.num_embeddings) - before
+    return None
 
 
 def template_text(

@@ -37,6 +37,10 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     check.set_defaults(run=run)
 
 
+def _device(options: Any) -> str:
+    return str(getattr(options, "device", "cpu"))
+
+
 def run(args: argparse.Namespace) -> int:
     """Execute it; returns 0, or raises InputError before anything is written."""
     from comal_fast.config import load_config
@@ -71,12 +75,14 @@ def run(args: argparse.Namespace) -> int:
     oracle = make_oracle(config.oracle, RunDirectory(config.output_dir).oracle_cache)
     with progress(f"oracle {config.oracle.name}", len(pairs), "pairs") as advance:
         judged = judge(pairs, oracle, advance)
-    device = getattr(config.oracle, "device", "cpu")
+    devices = {_device(options) for options in getattr(config.oracle, "members", [config.oracle])}
     result = {
         "oracle": config.oracle.name,
         "source": args.pairs,
         **measures(judged, config.evaluation.bootstrap, config.seed),
-        "device": device_name(pick_device(device, "oracle.device")),
+        "device": " and ".join(
+            sorted({device_name(pick_device(name, "oracle.device")) for name in devices})
+        ),
         "versions": versions(),
     }
     table = Table(title=f"{config.oracle.name} on {len(pairs)} pairs", show_header=False)

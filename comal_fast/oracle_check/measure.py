@@ -16,6 +16,7 @@ from comal_fast.oracles import Comparison, Oracle, self_comparison
 from comal_fast.statistics import DRAW, Array, bootstrap_interval, bootstrap_mean, bootstrap_weights
 
 BINS = 10
+_ECE_RESAMPLES = 1000
 _FLOOR = 1e-6  # of a probability in the log loss
 
 
@@ -94,8 +95,8 @@ def measures(judged: Judged, resamples: int, seed: int) -> dict[str, Any]:
     wins, n = judged.wins, len(judged.wins)
     likely = np.clip(wins, _FLOOR, 1 - _FLOOR)
     ece = expected_error(wins)
-    weights = np.concatenate(list(bootstrap_weights(n, resamples, seed)))
-    spread = [expected_error(wins, w) for w in weights[:1000]]
+    some = min(_ECE_RESAMPLES, resamples)  # each sorts all pairs anew
+    spread = [expected_error(wins, w) for part in bootstrap_weights(n, some, seed) for w in part]
     result: dict[str, Any] = {
         "pairs": n,
         "accuracy": mean(correct(wins)),

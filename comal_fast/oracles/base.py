@@ -34,6 +34,7 @@ class Oracle(ABC):
     """A judge that says P(y ≻ y' | x), with P(y≻y') + P(y'≻y) = 1."""
 
     sees_order: bool = False  # True: asked in both orders, and averaged
+    is_model: bool = False  # True: it needs the room that policies take
 
     @abstractmethod
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:

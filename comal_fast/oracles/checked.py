@@ -22,7 +22,7 @@ class Checked(Oracle):
 
     def __init__(self, oracle: Oracle, name: str, *, complementary: bool = True) -> None:
         self.oracle, self.name, self.complementary = oracle, name, complementary
-        self.sees_order = oracle.sees_order
+        self.sees_order, self.is_model = oracle.sees_order, oracle.is_model
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
         """Yield the oracle's matrices. Raises InputError for the first that is none."""

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import random
+import re
 from typing import Any
 
 from comal_fast.config.oracle import EndpointConfig
@@ -15,6 +16,7 @@ from comal_fast.oracles.checked import short
 from comal_fast.store.answers import Answers
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 60.0  # seconds before the first retry, and at most
+_READ = 2000  # characters of what a server says
 _AGAIN = {408, 409, 425, 429}  # statuses that may be another's next time; and all from 500 on
 
 
@@ -26,7 +28,7 @@ class Refused(InputError):
     """The server will not have this request, however often it is sent."""
 
     def __init__(self, status: int, said: str, place: str) -> None:
-        super().__init__(f"{place}: {status} ({said})")
+        super().__init__(f"{place}: {status} ({short(said)})")
         self.status, self.said = status, said
 
 
@@ -46,27 +48,35 @@ class Client:
 
     def open(self) -> None:
         """Get ready within a new event loop."""
+        self._client = None
         limit = self.options.max_concurrency
         limits = self._http.Limits(max_connections=limit, max_keepalive_connections=limit)
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = self._http.AsyncClient(
             base_url=self.options.base_url, headers=headers, timeout=None, limits=limits
         )
-        if self.answers:
-            self.note()
-            requests, tokens = self.answers.spent(self._name)
-            self._before = requests - self._noted[0], tokens - self._noted[1]
+        self.note()
 
     async def close(self) -> None:
         """Let go of the connections."""
-        await self._client.aclose()
+        if self._client is not None:
+            await self._client.aclose()
 
     def note(self) -> None:
-        """Write down what was spent since the last time."""
-        now = int(self.counts["oracle/requests"]), int(self.counts["oracle/tokens"])
-        if self.answers and now != self._noted:
-            self.answers.spend(self._name, now[0] - self._noted[0], now[1] - self._noted[1])
+        """Write down what was spent since the last time, and read what others have."""
+        now = self._spent_here()
+        if self.answers and (now != self._noted or self._limited):
+            more = now[0] - self._noted[0], now[1] - self._noted[1]
+            spent = self.answers.spend(self._name, *more)
             self._noted = now
+            self._before = spent[0] - now[0], spent[1] - now[1]
+
+    def _spent_here(self) -> tuple[int, int]:
+        return int(self.counts["oracle/requests"]), int(self.counts["oracle/tokens"])
+
+    @property
+    def _limited(self) -> bool:
+        return (self.options.max_requests or self.options.max_tokens) is not None
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """The server's answer to a chat completion of this body, with at least one choice.
@@ -79,8 +89,7 @@ class Client:
             if attempt:
                 self.counts["oracle/retries"] += 1
                 await asyncio.sleep(max(wait, _backoff(attempt)))
-            self._check_budget()
-            self.counts["oracle/requests"] += 1
+            self._take_request()
             wait = 0.0
             try:
                 send = self._client.post("/chat/completions", json=body)
@@ -92,17 +101,17 @@ class Client:
                 problem = f"{type(error).__name__} {self._safe(str(error))}".strip()
                 continue
             if response.status_code in _AGAIN or response.status_code >= 500:
-                problem = f"{response.status_code} {self._said(response)}"
+                problem = f"{response.status_code} {short(self._said(response))}"
                 wait = _retry_after(response.headers.get("retry-after"))
                 continue
             if response.status_code != 200:
                 raise Refused(response.status_code, self._said(response), self._place)
             answer = _answer(response)
             if answer is None:
-                problem = f"an answer that is no chat completion: {self._said(response)}"
+                said = short(self._said(response))
+                problem = f"an answer that is no chat completion: {said}"
                 continue
-            usage = answer.get("usage") or {}
-            self.counts["oracle/tokens"] += float(usage.get("total_tokens") or 0)
+            self.counts["oracle/tokens"] += self._tokens(answer)
             return answer
         raise InputError(
             f"{self._place}: given up after {self.options.max_retries + 1} attempts, the last one "
@@ -113,29 +122,54 @@ class Client:
     def _place(self) -> str:
         return f"oracle.base_url {self.options.base_url}"
 
+    def _take_request(self) -> None:
+        """Count one request, in the file too where there is a budget; Spent where it is spent.
+
+        Counted before it is sent, so that runs at the same time keep one budget together.
+        """
+        self._check_budget()
+        self.counts["oracle/requests"] += 1
+        if self._limited:
+            self.note()
+        o, taken = self.options, self._before[0] + self.counts["oracle/requests"]
+        if o.max_requests is not None and taken > o.max_requests:
+            self.counts["oracle/requests"] -= 1  # another run was faster
+            self.note()
+            self._check_budget()
+
     def _check_budget(self) -> None:
-        o = self.options
-        requests = self._before[0] + self.counts["oracle/requests"]
-        tokens = self._before[1] + self.counts["oracle/tokens"]
+        o, here = self.options, self._spent_here()
         for name, limit, spent in (
-            ("max_requests", o.max_requests, requests),
-            ("max_tokens", o.max_tokens, tokens),
+            ("max_requests", o.max_requests, self._before[0] + here[0]),
+            ("max_tokens", o.max_tokens, self._before[1] + here[1]),
         ):
             if limit is not None and spent >= limit:
                 raise Spent(
-                    f"oracle.{name}: {spent:.0f} of {limit} are spent; what was answered is kept, "
+                    f"oracle.{name}: {spent} of {limit} are spent; what was answered is kept, "
                     "and the same command goes on from there once it is raised"
                 )
 
+    def _tokens(self, answer: dict[str, Any]) -> float:
+        usage = answer.get("usage")
+        total = usage.get("total_tokens") if isinstance(usage, dict) else None
+        if isinstance(total, int | float):
+            return float(total)
+        if self.options.max_tokens is not None:
+            raise InputError(
+                f"{self._place}: it does not say how many tokens it used, so oracle.max_tokens "
+                "can't be kept; use max_requests"
+            )
+        return 0.0
+
     def _said(self, response: Any) -> str:
-        """What the server said, in few words and without the key."""
+        """What the server said, on one line and without the key."""
         try:
             content = response.json()
             error = content.get("error", content)
             text = error.get("message", str(error)) if isinstance(error, dict) else str(error)
         except (ValueError, AttributeError):
             text = response.text
-        return short(self._safe(" ".join(str(text).split())))
+        return self._safe(" ".join(str(text)[:_READ].split()))
 
     def _safe(self, text: str) -> str:
         return text.replace(self._key, "…") if self._key else text
@@ -149,6 +183,11 @@ def api_key(options: EndpointConfig) -> str | None:
     if not key:
         raise InputError(
             f"oracle.api_key_env: the environment variable {options.api_key_env} is not set"
+        )
+    if not re.fullmatch(r"[!-~]+", key):
+        raise InputError(
+            f"oracle.api_key_env: what {options.api_key_env} holds is no key: it has blanks, line "
+            "ends or letters beyond ASCII"
         )
     return key
 

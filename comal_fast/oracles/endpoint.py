@@ -43,6 +43,7 @@ class EndpointOracle(Orders):
                 f"oracle.labels: {self.template.labels} are told apart by punctuation alone, which "
                 "is not read in an answer; give words or letters"
             )
+        self._seen = False  # log-probs, so that the server has them
         self._singly = False  # a server that takes no `n`
         self._logprobs: bool | None = {"logprobs": True, "verdicts": False}.get(o.ask)
         self._undecided = 0
@@ -116,13 +117,18 @@ class EndpointOracle(Orders):
             try:
                 answer = await self.client.complete(self._body(question, 1, logprobs=True))
             except Refused as error:
-                if self.options.ask == "logprobs" or "logprob" not in error.said:
+                known = self._seen or self.options.ask == "logprobs"
+                if known or "logprob" not in error.said.lower():
                     raise
                 answer = None  # the server says that it has none
-            given = answer and (answer["choices"][0].get("logprobs") or {}).get("content")
+            choice = answer["choices"][0] if answer else {}
+            given = _tokens(choice)
             if given:
-                self._logprobs = True
+                self._logprobs = self._seen = True
+            if given or self._seen:  # an empty answer later names no label, and shows nothing
                 return self._counted(label_probability(given, self.template, self._sharpness))
+            if answer and not str(choice["message"].get("content") or "").strip():
+                return self._counted(None)
             if self.options.ask == "logprobs":
                 raise InputError(
                     f"oracle.base_url {self.options.base_url}: it gives no log-probs; sample "
@@ -193,6 +199,26 @@ def label_probability(
             return first / (first + second) if first + second > 0 else None
         said += token["token"]
     return None
+
+
+def _tokens(choice: dict[str, Any]) -> list[dict[str, Any]]:
+    """`logprobs.content` of a choice; none where it is not of that shape."""
+    listed = choice.get("logprobs")
+    content = listed.get("content") if isinstance(listed, dict) else None
+    tokens = content if isinstance(content, list) else []
+    return tokens if all(_is_token(token) for token in tokens) else []
+
+
+def _is_token(token: Any) -> bool:
+    if not isinstance(token, dict):
+        return False
+    entries = [token, *(token.get("top_logprobs") or [])]
+    return all(
+        isinstance(e, dict)
+        and isinstance(e.get("token"), str)
+        and isinstance(e.get("logprob"), int | float)
+        for e in entries
+    )
 
 
 def verdict(text: str, template: Template) -> float | None:

@@ -20,7 +20,7 @@ from comal_fast.data.conversation import Messages, last_user_text
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
 from comal_fast.errors import InputError
-from comal_fast.model.judge import is_folder, load_reader, source_key
+from comal_fast.model.judge import OPTION, is_folder, load_reader, positions, source_key
 from comal_fast.oracles.asking import Asking, Known, Question
 from comal_fast.oracles.checked import short
 from comal_fast.system.ranks import rank, world
@@ -29,11 +29,14 @@ from comal_fast.system.ranks import rank, world
 class Judge(Asking):
     """A model, loaded when it is first asked and held until `release`."""
 
+    is_model = True
+
     def __init__(self, options: JudgeConfig) -> None:
         super().__init__()
         self.options: Any = options
         self.window, self.ways = options.batch_size, world()
         self._model: Any = None
+        self._room: int | None = None  # positions that the model has learned
 
     @abstractmethod
     def load(self) -> Any:
@@ -49,6 +52,7 @@ class Judge(Asking):
         """The model; loaded now if it is not there."""
         if self._model is None:
             self._model = self.load()
+            self._room = positions(self._model)
         return self._model
 
     def ask_windows(self, windows: Sequence[Sequence[Question]]) -> Iterator[Known]:
@@ -80,7 +84,13 @@ class Judge(Asking):
 
     def check_length(self, ids: Sequence[int], messages: Messages, *responses: str) -> None:
         """Raise InputError for more tokens than `max_length`."""
-        limit = self.options.max_length
+        limit, room = self.options.max_length, self._room
+        if room is not None and len(ids) > room:
+            raise InputError(
+                f"{OPTION} {self.options.model}: it has {room} positions, fewer than the "
+                f"{len(ids)} tokens of the prompt {short(last_user_text(messages))} with "
+                f"{' and '.join(map(short, responses))}"
+            )
         if len(ids) > limit:
             raise InputError(
                 f"oracle.max_length: {limit} is less than the {len(ids)} tokens of the prompt "

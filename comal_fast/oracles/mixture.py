@@ -28,6 +28,7 @@ class MixtureOracle(Oracle):
         self, members: Sequence[Oracle], weights: Sequence[float], names: Sequence[str]
     ) -> None:
         self.members, self.names = members, names
+        self.is_model = any(member.is_model for member in members)
         self.weights = [weight / sum(weights) for weight in weights]
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:

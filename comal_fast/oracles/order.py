@@ -17,7 +17,7 @@ class BothOrders(Oracle):
     """
 
     def __init__(self, oracle: Oracle) -> None:
-        self.oracle = oracle
+        self.oracle, self.is_model = oracle, oracle.is_model
 
     def compare(self, comparisons: Iterable[Comparison]) -> Iterator[np.ndarray]:
         """Yield the (len(left), len(right)) float64 mean of both orders for each, in order."""

@@ -18,7 +18,7 @@ from comal_fast.errors import InputError
 from comal_fast.oracles import Comparison, Oracle, make_oracle, oracle_key
 from comal_fast.phases import given
 from comal_fast.phases.generate import sample_table
-from comal_fast.phases.judge import responses_by_prompt
+from comal_fast.phases.judge import make_room, responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.statistics import (
@@ -67,6 +67,8 @@ def run(context: Context, iteration: int) -> None:
 
     def work() -> Made:
         result: dict[str, Any] = {"iterate": iteration, **_text_measures(samples)}
+        if opponents:
+            make_room(context, oracle)
         result["win_rates"] = _win_rates(context, oracle, iteration, opponents, samples)
         oracle.release()  # before the policies are loaded
         result |= _divergences(context, iteration, reference, samples)

@@ -8,8 +8,16 @@ import numpy as np
 import pyarrow as pa
 
 from comal_fast.context import Context
+from comal_fast.distributed.collective import collective
 from comal_fast.game.nash import has_strict_cycle
-from comal_fast.oracles import Messages, conversations, make_oracle, oracle_key, self_comparison
+from comal_fast.oracles import (
+    Messages,
+    Oracle,
+    conversations,
+    make_oracle,
+    oracle_key,
+    self_comparison,
+)
 from comal_fast.phases.generate import rows_by_prompt
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
@@ -26,6 +34,7 @@ def run(context: Context, iteration: int) -> None:
     def work() -> Made:
         groups = responses_by_prompt(samples)
         comparisons = [self_comparison(*group) for group in groups.values()]
+        make_room(context, oracle)
         matrices = []
         with progress(f"judge iteration {iteration}", len(groups), "prompts") as advance:
             for matrix in oracle.compare(comparisons):
@@ -47,6 +56,17 @@ def run(context: Context, iteration: int) -> None:
         }
 
     make(context, "judge", iteration, folder.judgments, key, work)
+
+
+def make_room(context: Context, oracle: Oracle) -> None:
+    """Let go of the policies where the oracle is a model: the two are never held together."""
+    if oracle.is_model:
+        _forget(context)
+
+
+@collective
+def _forget(context: Context) -> None:
+    context.policies.forget()
 
 
 def responses_by_prompt(samples: pa.Table) -> dict[int, tuple[Messages, list[str]]]:

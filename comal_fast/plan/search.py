@@ -39,9 +39,10 @@ class Workload:
     def of(cls, config: Config) -> Workload:
         """The workload of a run."""
         data, generation, training = config.data, config.generation, config.training
-        new = generation.max_new_tokens
+        asked = needs_samples(config)
+        new = generation.max_new_tokens if asked else data.max_length // 2
         prompt = min(data.max_prompt_length or data.max_length, data.max_length - new)
-        people, asked = data.pairs is not None, needs_samples(config)
+        people = data.pairs is not None
         return cls(
             pairs=training.train_batch_size,
             budget=training.max_tokens_per_microbatch,
@@ -183,14 +184,16 @@ def _budgets(mode: Mode, work: Workload) -> list[Workload]:
 def _smaller_batches(mode: Mode, work: Workload, shape: Shape, space: float) -> Workload:
     """The workload with generation in batches that fit, and a step in one pass where it must be."""
     batch = work.generation_batch
-    while batch > work.generations:
+    counts = [k for k in (work.generations, work.evaluations) if k]  # of pairs none
+    step = max(counts, default=batch)
+    while batch > step:
         peaks = [
             memory.peak(memory.generation(shape, mode, batch, k, work.prompt, work.new)).bytes
-            for k in (work.generations, work.evaluations)
+            for k in counts
         ]
         if max(peaks) <= space:
             break
-        batch = max(work.generations, batch // 2 // work.generations * work.generations)
+        batch = max(step, batch // 2 // step * step)
     work = replace(work, generation_batch=batch)
     if mode.one_pass:
         work = replace(work, pairs=min(work.pairs, max(1, work.budget // work.longest)))

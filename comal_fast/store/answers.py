@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,21 +47,18 @@ class Answers:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
-    def spent(self, name: str) -> tuple[int, int]:
-        """(requests, tokens) that were spent under that name by all who share the file."""
-        with self._open() as connection:
-            query = "SELECT requests, tokens FROM spent WHERE name = ?"
-            row = connection.execute(query, [name]).fetchone()
-        return row or (0, 0)
-
-    def spend(self, name: str, requests: int, tokens: int) -> None:
-        """Add to what was spent."""
-        with self._open() as connection:
+    def spend(self, name: str, requests: int, tokens: int) -> tuple[int, int]:
+        """Add to what was spent; returns the (requests, tokens) of all by now."""
+        with self._open() as connection, connection:
+            connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET "
                 "requests = requests + excluded.requests, tokens = tokens + excluded.tokens",
                 [name, requests, tokens],
             )
+            query = "SELECT requests, tokens FROM spent WHERE name = ?"
+            requests, tokens = connection.execute(query, [name]).fetchone()
+        return requests, tokens
 
     def close(self) -> None:
         """Let go of the file; it is opened again where it must."""
@@ -76,9 +74,13 @@ class Answers:
             yield self._connection
         except (sqlite3.DatabaseError, OSError) as error:
             self.close()
-            raise InputError(
-                f"oracle.cache {self.path}: {error}; name a file of this program's, or a new one"
-            ) from None
+            foreign = type(error) is sqlite3.DatabaseError
+            advice = (
+                "name a file of this program's, or a new one"
+                if foreign
+                else ("name another file that can be written, or keep nothing by oracle.cache=null")
+            )
+            raise InputError(f"oracle.cache {self.path}: {error}; {advice}") from None
 
     def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,9 +101,25 @@ class Answers:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if (made_by, version) != (_APPLICATION, _VERSION):
                 raise sqlite3.DatabaseError("another program's database, or another version's")
-            connection.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(connection)
             connection.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
             connection.close()
             raise
         return connection
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Let readers and a writer go on beside each other; the file remembers it.
+
+    Unlike other statements this one does not wait where another process is at work in the file.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.02)

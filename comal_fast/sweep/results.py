@@ -18,7 +18,6 @@ from comal_fast.lm_game.measure import measure
 from comal_fast.oracles import make_oracle
 from comal_fast.statistics import Array, Interval, bootstrap_interval, to_interval
 from comal_fast.store.artefacts import Table, read_json
-from comal_fast.store.directory import RunDirectory
 from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.runs import is_finished, spent_seconds
 from comal_fast.system.terminal import progress
@@ -164,8 +163,8 @@ def _head_to_head(results: Sequence[Result]) -> Tournament:
     """The round robin of the cells' resulting policies."""
     samples = {r.cell.name: r.samples for r in results}
     entrants, prompts, _ = load_entrants(samples)
-    config = results[0].cell.config
-    oracle = make_oracle(config.oracle, RunDirectory(config.output_dir).oracle_cache)
+    cell = results[0].cell
+    oracle = make_oracle(cell.config.oracle, cell.directory.oracle_cache)
     total = len(results) * (len(results) - 1) // 2 * len(prompts)
     with progress("cells against each other", total, "comparisons") as advance:
         return play(entrants, prompts, oracle, advance)
