@@ -33,6 +33,7 @@ from comal_fast.system.terminal import progress
 
 OURS, PADDED, SORTED = "comal-fast", "transformers, padded", "transformers, sorted by length"
 SIZES = (1, 2, 4, 8, 16, 32)
+LONGEST_PROMPT = 160  # tokens of the last user message, as in configs/demo.yaml
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # of rewards of spread 1
 Asked = list[tuple[Messages, list[str]]]
 
@@ -70,7 +71,11 @@ def run(args: argparse.Namespace) -> Record:
     for size in args.sizes:
         jobs[f"{PADDED}/{size}"] = lambda size=size: plain.rewards(asked, size, True)  # type: ignore[misc]
         jobs[f"{SORTED}/{size}"] = lambda size=size: plain.rewards(asked, size, False)  # type: ignore[misc]
-    gaps = {job: float(np.abs(work() - alone).max()) for job, work in jobs.items()}
+    with progress("checking", len(jobs), "runs") as advance:
+        gaps = {}
+        for job, work in jobs.items():
+            gaps[job] = float(np.abs(work() - alone).max())
+            advance()
     right = {j: w for j, w in jobs.items() if gaps[j] <= TOLERANCE[name] * max(1.0, alone.std())}
     repeat = options.default(args, "repeat", 3, 10)
     with progress("judging", repeat * len(right), "runs") as advance:
@@ -94,7 +99,11 @@ def run(args: argparse.Namespace) -> Record:
 
 def make_asked(tokenizer: Any, prompts: str, count: int, responses: int, longest: int) -> Asked:
     """Prompts, each with texts of people as responses: ¼ to 1 times `longest` tokens."""
-    loaded = load_prompts(DataConfig(prompts=prompts))
+    loaded = [
+        prompt
+        for prompt in load_prompts(DataConfig(prompts=prompts))
+        if len(tokenizer(prompt.text)["input_ids"]) <= LONGEST_PROMPT
+    ]
     if len(loaded) < 2 * count:
         raise InputError(f"--count: {count} prompts and as many others are more than {len(loaded)}")
     pick = random.Random(0)

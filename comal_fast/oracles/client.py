@@ -65,7 +65,8 @@ class Client:
     def note(self) -> None:
         """Write down what was spent since the last time, and read what others have."""
         now = self._spent_here()
-        if self.answers and (now != self._noted or self._limited):
+        limited = self.options.max_requests is not None or self.options.max_tokens is not None
+        if self.answers and (now != self._noted or limited):
             more = now[0] - self._noted[0], now[1] - self._noted[1]
             spent = self.answers.spend(self._name, *more)
             self._noted = now
@@ -73,10 +74,6 @@ class Client:
 
     def _spent_here(self) -> tuple[int, int]:
         return int(self.counts["oracle/requests"]), int(self.counts["oracle/tokens"])
-
-    @property
-    def _limited(self) -> bool:
-        return (self.options.max_requests or self.options.max_tokens) is not None
 
     async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
         """The server's answer to a chat completion of this body, with at least one choice.
@@ -128,14 +125,14 @@ class Client:
         Counted before it is sent, so that runs at the same time keep one budget together.
         """
         self._check_budget()
+        most = self.options.max_requests
+        if self.answers and most is not None:
+            self.note()
+            if not self.answers.take(self._name, most):  # another run was faster
+                self.note()
+                self._check_budget()
+            self._noted = self._noted[0] + 1, self._noted[1]
         self.counts["oracle/requests"] += 1
-        if self._limited:
-            self.note()
-        o, taken = self.options, self._before[0] + self.counts["oracle/requests"]
-        if o.max_requests is not None and taken > o.max_requests:
-            self.counts["oracle/requests"] -= 1  # another run was faster
-            self.note()
-            self._check_budget()
 
     def _check_budget(self) -> None:
         o, here = self.options, self._spent_here()

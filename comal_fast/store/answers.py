@@ -47,6 +47,13 @@ class Answers:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
+    def take(self, name: str, most: int) -> bool:
+        """Add one request to what was spent, unless it is `most` already; whether it was added."""
+        self.spend(name, 0, 0)
+        with self._open() as connection:
+            query = "UPDATE spent SET requests = requests + 1 WHERE name = ? AND requests < ?"
+            return connection.execute(query, [name, most]).rowcount == 1
+
     def spend(self, name: str, requests: int, tokens: int) -> tuple[int, int]:
         """Add to what was spent; returns the (requests, tokens) of all by now."""
         with self._open() as connection, connection:

@@ -156,3 +156,14 @@ def test_no_double_special_tokens(tmp_path: Path) -> None:
     ((tokenized,), _, _) = tokenize_prompts([prompt], tokenizer, DataConfig(), 10)
     text = tokenizer.decode(tokenized.ids)
     assert text == "<|system|>be brief<|end|><|user|>abc<|end|><|assistant|>"
+
+
+def test_what_holds_out_and_a_split_of_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    splits = ["Test", "dev", "held-out", "VALIDATION", "train", None]
+    rows = [{"prompt": f"Say {i}.", "split": split} for i, split in enumerate(splits)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    loaded = load_prompts(DataConfig(prompts=str(file)))
+    assert [prompt.held_out for prompt in loaded] == [True] * 4 + [False] * 2
+    with pytest.raises(InputError, match="data.split: 'test' can't be taken of one file"):
+        load_prompts(DataConfig(prompts=str(file), split="test"))

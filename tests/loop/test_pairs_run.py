@@ -179,6 +179,8 @@ def test_what_needs_win_rates(config: Path, capsys: pytest.CaptureFixture[str]) 
 def test_a_plan_counts_no_sampling(config: Path) -> None:
     work = Workload.of(load_config(config))
     assert work.generations == work.evaluations == 0 and work.longest == 127
+    for more in ([], ["oracle={name: criteria}", "generation={max_new_tokens: 8}"]):
+        assert main(["plan", str(config), *more, "--gpu-memory", "80GiB"]) == 0
 
 
 def test_export_and_back(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -14,10 +15,10 @@ from scipy.special import expit
 
 from comal_fast.cli import main
 from comal_fast.config import load_config
-from comal_fast.config.oracle import BradleyTerryConfig
+from comal_fast.config.oracle import BradleyTerryConfig, PairwiseLmConfig
 from comal_fast.errors import InputError
 from comal_fast.loop import run_all
-from comal_fast.model.judge import conversation_ids
+from comal_fast.model.judge import conversation_ids, source_key
 from comal_fast.model.score import can_pack, last_states, shared
 from comal_fast.oracles import Comparison, Message, Messages, make_oracle, self_comparison
 from comal_fast.oracles.bradley_terry import BradleyTerryOracle
@@ -121,6 +122,58 @@ def test_weights_of_four_bits(tmp_path: Path) -> None:
     whole = BradleyTerryOracle(options(folder))
     assert whole.fingerprint() != oracle.fingerprint()
     assert np.abs(whole.rewards(ASKED) - rewards).max() > 1e-3
+
+
+def test_a_gguf_file_is_told_from_another() -> None:
+    given = {"model": "someone/judge", "gguf_file": "q2.gguf"}
+    one, two = (
+        source_key(PairwiseLmConfig(**{**given, "gguf_file": f"{q}.gguf"})) for q in ("q2", "q8")
+    )
+    assert one != two
+
+
+def test_paths_are_whole(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is read from other folders, where a hub may have a model of that name."""
+    monkeypatch.chdir(llama.parent)
+    found = options(Path(llama.name), cache="~/judge.sqlite")
+    assert found.model == str(llama)
+    assert found.cache == str(Path.home() / "judge.sqlite")
+    assert BradleyTerryConfig(model="someone/rm").model == "someone/rm"
+
+
+def test_more_tokens_than_positions(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"vocab_size": 261, "hidden_size": 32, "intermediate_size": 64, "num_labels": 1}
+    config = BertConfig(
+        **sizes, num_hidden_layers=1, num_attention_heads=4, max_position_embeddings=40
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    save_pair_tokenizer(tmp_path)
+    with pytest.raises(InputError, match="it has 40 positions, fewer than the .* tokens of"):
+        BradleyTerryOracle(options(tmp_path)).rewards(ASKED)
+
+
+def test_policy_and_judge_are_never_held_together(
+    tiny_run: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    load, held = BradleyTerryOracle.load, []
+
+    def counted(self: BradleyTerryOracle) -> Any:
+        gc.collect()
+        held.append(sum(isinstance(x, LlamaForCausalLM) for x in gc.get_objects()))
+        return load(self)
+
+    monkeypatch.setattr(BradleyTerryOracle, "load", counted)
+    gc.collect()
+    before = sum(isinstance(x, LlamaForCausalLM) for x in gc.get_objects())
+    oracle = json.dumps({"name": "bradley_terry", "model": str(llama), "dtype": "float32"})
+    text = tiny_run.read_text().replace("oracle: {target_words: 2}", f"oracle: {oracle}")
+    tiny_run.write_text(text)
+    run_all(load_config(tiny_run, ["algorithm.iterations=1"]))
+    assert held == [before, before]  # judge, evaluate
 
 
 def test_the_matrix(llama: Path) -> None:
@@ -289,3 +342,9 @@ def test_a_run_with_the_papers_mixture(tiny_run: Path, llama: Path, tmp_path: Pa
         rates.append(pair["win_rate"])
     assert rates[0] != rates[1]
     assert main(["compare", str(run), "oracle.wieghts=[1, 1]"]) == 2
+    alone = ["oracle.name=bradley_terry", f"oracle.model={llama}", "oracle.dtype=float32"]
+    assert main(["compare", str(run), *alone]) == 0  # options of the mixture are not its own
+    named = shutil.copytree(run.path, tmp_path / "oracle-of-mine")
+    text = (named / "config.yaml").read_text()
+    (named / "config.yaml").write_text(text.replace("batch_size: 64", "batch_size: 7"))
+    assert main(["compare", str(run), str(named)]) == 0  # asked in another way alone

@@ -104,6 +104,33 @@ def test_processes_share_it(llama: Path, tmp_path: Path) -> None:
     assert asked(oracle) == 0
 
 
+MAKER = """
+import sys
+from pathlib import Path
+from comal_fast.store.answers import Answers
+
+cache = Answers(Path(sys.argv[1]))
+sys.stdin.readline()
+cache.read([b"key"])
+cache.spend("who", 1, 2)
+"""
+
+
+def test_processes_make_it_at_once(tmp_path: Path) -> None:
+    for round_ in range(5):
+        command = [sys.executable, "-c", MAKER, str(tmp_path / str(round_))]
+        started = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for _ in range(5)
+        ]
+        for process in started:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert [p.communicate(timeout=60)[1] for p in started] == [""] * 5
+        assert Answers(tmp_path / str(round_)).spend("who", 0, 0) == (5, 10)
+
+
 def test_what_is_no_cache(tmp_path: Path) -> None:
     def say(path: Path) -> str:
         with pytest.raises(InputError, match="oracle.cache") as caught:

@@ -123,6 +123,18 @@ def test_undecided_is_a_draw(template: Path) -> None:
     assert oracle.counts()["oracle/undecided"] == 2 and len(server.asked) == 2
 
 
+@pytest.mark.parametrize("ask", ["auto", "logprobs"])
+@pytest.mark.parametrize("script", [["blank"], ["ok"] * 9 + ["blank", "odd", "blank"]])
+def test_an_empty_answer_is_a_draw(ask: str, script: list[str], template: Path) -> None:
+    """It shows nothing of the server: the others are log-probs still."""
+    with serving(*script) as server:
+        oracle = make_oracle(options(server, template, ask=ask))
+        list(oracle.compare(ITEMS))
+    assert all("logprobs" in body for body in server.bodies)
+    assert oracle.counts()["oracle/undecided"] == sum(word != "ok" for word in script)
+    assert len(server.asked) == ORDERS
+
+
 @pytest.mark.parametrize(
     "trouble",
     ["stall", "trickle", "close", "half", "garbage", "shape", "empty", "429", "500", "503"],
@@ -199,6 +211,53 @@ def test_budget(limit: str, template: Path, tmp_path: Path) -> None:
     assert len(server.asked) == len(set(server.asked)) == ORDERS
 
 
+BUDGET = """
+import sys
+from pathlib import Path
+from comal_fast.config.oracle import EndpointConfig
+from comal_fast.data.conversation import Message
+from comal_fast.errors import InputError
+from comal_fast.oracles import make_oracle, self_comparison
+
+url, template, cache, name = sys.argv[1:]
+options = EndpointConfig(base_url=url, model="m", template=template, max_requests=40)
+items = [self_comparison((Message("user", f"{name} {i}"),), ["a", "bb"]) for i in range(60)]
+try:
+    list(make_oracle(options, Path(cache)).compare(items))
+except InputError as error:
+    print(error)
+"""
+
+
+def test_runs_at_the_same_time_keep_one_budget(template: Path, tmp_path: Path) -> None:
+    with serving(delay=0.02) as server:
+        command = [sys.executable, "-c", BUDGET, server.url, str(template), f"{tmp_path}/cache"]
+        runs = [
+            subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "abc"
+        ]
+        said = [run.communicate(timeout=60)[0] for run in runs]
+    assert all("of 40 are spent" in text for text in said)
+    assert len(server.asked) == 40
+
+
+def test_tokens_that_nobody_counts(template: Path) -> None:
+    with serving(*["unused"] * 9) as server:
+        oracle = make_oracle(options(server, template, max_tokens=100))
+        with pytest.raises(InputError, match="does not say how many tokens it used"):
+            list(oracle.compare(ITEMS))
+
+
+@pytest.mark.parametrize("key", ["sk-abc\nsk-def", "sk abc", "clé"])
+def test_what_is_no_key(key: str, template: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", key)
+    with (
+        pytest.raises(InputError, match="what JUDGE_KEY holds is no key") as caught,
+        serving() as s,
+    ):
+        make_oracle(options(s, template, api_key_env="JUDGE_KEY"))
+    assert "sk" not in str(caught.value) and "cl" not in str(caught.value).replace("oracle", "")
+
+
 def test_options(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def say(text: str) -> str:
         file = tmp_path / "c.yaml"
@@ -212,6 +271,9 @@ def test_options(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "'localhost:8000' is no address such as" in say("base_url: 'localhost:8000'")
     assert "would be written down" in say("base_url: 'http://me:key@host/v1'")
     assert "would be written down" in say("base_url: 'http://host/v1?key=3'")
+    assert "would be written down" in say("base_url: 'http://:secret@host/v1'")
+    assert "is no address" in say("base_url: 'http://host:99999/v1'")
+    assert "is no address" in say("base_url: 'http://host:port/v1'")
     monkeypatch.delenv("NO_SUCH", raising=False)
     assert "variable NO_SUCH is not set" in say("base_url: 'http://h/v1', api_key_env: NO_SUCH")
     assert "punctuation alone" in say("base_url: 'http://h/v1', labels: ['A', 'A.']")

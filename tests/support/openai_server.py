@@ -25,6 +25,7 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, script: list[str], logprobs: bool, delay: float) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -105,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             key = self.headers.get("Authorization", "")
             text = f"status {what}, you sent {key}"
             if what == "400" and "logprobs" in body:
-                text = "this model does not support logprobs"
+                text = f"{'no ' * 50} does not support parameters: ['LogProbs']"
             content = json.dumps({"error": {"message": text}}).encode()
             self.say(int(what), content, {"Retry-After": "0.05"} if what == "429" else {})
         else:
@@ -124,6 +125,9 @@ class Handler(BaseHTTPRequestHandler):
             if body.get("n", 1) > 1:  # three of four as it thinks
                 label = label if number % 4 else "AB"[label == "A"]
             text = "Both are fine." if what == "neither" else f" {label}"
+            if what == "blank":
+                choices.append({"message": {"content": None}, "logprobs": {"content": []}})
+                continue
             choice: dict[str, Any] = {"message": {"role": "assistant", "content": text}}
             if body.get("logprobs") and self.server.logprobs:
                 first = -math.log1p(math.exp(-logit))
@@ -133,9 +137,12 @@ class Handler(BaseHTTPRequestHandler):
                 else:
                     top = [{"token": t, "logprob": p} for t, p in listed.items()]
                     entries = [{"token": f" {label}", "logprob": -0.1, "top_logprobs": top}]
+                if what == "odd":
+                    entries[0]["top_logprobs"] = [{"token": "A", "logprob": None}]
                 choice["logprobs"] = {"content": entries}
             choices.append(choice)
-        return {"choices": choices, "usage": {"total_tokens": 10}}
+        usage = {} if what == "unused" else {"usage": {"total_tokens": 10}}
+        return {"choices": choices, **usage}
 
     def say(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
