@@ -9,7 +9,9 @@ import pytest
 
 from comal_fast.config import Config, load_config
 from comal_fast.config.options import how_names, what
+from comal_fast.config.oracle import EndpointConfig
 from comal_fast.loop import run_all
+from comal_fast.oracles import make_oracle, oracle_key
 from comal_fast.store.directory import RunDirectory
 from comal_fast.training.trainer import Trainer
 
@@ -32,6 +34,16 @@ OTHERS = {
     "training.save_steps": ["training.save_steps=3"],
 }
 
+# of an oracle: what it is asked stays the same
+ASKED: dict[str, Any] = {
+    "oracle.cache": "mine.sqlite",
+    "oracle.max_concurrency": 3,
+    "oracle.timeout": 9.0,
+    "oracle.max_retries": 2,
+    "oracle.max_requests": 7,
+    "oracle.max_tokens": 8,
+}
+
 
 def artefacts(config: Config) -> dict[str, bytes]:
     """Path in the run directory → content, of everything that carries a key, and of the weights."""
@@ -47,7 +59,15 @@ def times(config: Config) -> dict[str, int]:
 
 
 def test_each_of_them_is_tried() -> None:
-    assert set(OTHERS) == set(how_names(Config))
+    assert set(OTHERS) | set(ASKED) == set(how_names(Config))
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_an_oracle_asked_otherwise_says_the_same(name: str) -> None:
+    options = EndpointConfig(base_url="http://localhost:1/v1", model="judge")
+    other = options.model_copy(update={name.partition(".")[2]: ASKED[name]})
+    assert other != options
+    assert len({oracle_key(make_oracle(o), o) for o in (options, other)}) == 1
 
 
 def test_keys_hold_the_others_alone(tiny_run: Path) -> None:
