@@ -233,5 +233,5 @@ BENCH = Bench(
     records=("judge",),
     show=show,
     markdown=markdown,
-    in_all=(Call("cpu", 6), Call("cuda", 6, "--count 200 --tokens 512 --sizes 8 16 32 64 128")),
+    in_all=(Call("cpu", 6, "--repeat 1 --sizes 4 16"),),
 )
