@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 
@@ -16,11 +16,10 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # not allowed in HTML
 
 @dataclass(frozen=True)
 class Verdict:
-    """The sentence at the top; `outcome` colours it."""
+    """The sentence at the top, and what colours it."""
 
-    outcome: str
-    """better, worse, open or none."""
     text: str
+    outcome: Literal["better", "worse", "open", "none"]
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,14 @@ class Section:
 def render_page(
     title: str,
     heading: str,
-    verdict: Any,
+    verdict: Verdict,
     facts: Sequence[tuple[str, str]],
     sections: Sequence[Section],
     notes: Sequence[str] = (),
     template: str | None = None,
     **values: Any,
 ) -> str:
-    """The page; all text is escaped. `verdict` has `outcome` and `text`.
+    """The page; all text is escaped.
 
     `template`: the source of one that extends `page.html`, for which `values` are.
     """

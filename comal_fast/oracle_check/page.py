@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -74,16 +74,18 @@ def render(result: dict[str, Any]) -> str:
     """The HTML page."""
     accuracy = result["accuracy"]
     low, high = accuracy["ci95"]
-    outcome = "better" if low > 0.5 else "worse" if high < 0.5 else "open"
+    outcome: Literal["better", "worse", "open"] = (
+        "better" if low > 0.5 else "worse" if high < 0.5 else "open"
+    )
     says = {
         "better": "It agrees with them more often than chance would",
         "worse": "It agrees with them less often than chance would",
         "open": "Whether it agrees with them more often than chance is open",
     }[outcome]
     verdict = Verdict(
-        outcome,
         f"Of {result['pairs']} pairs that people judged, the oracle prefers the chosen response in "
         f"{rate(accuracy)}. {says}.",
+        outcome,
     )
     pictures = [Picture.of(to_png(draw(result, LIGHT)), to_png(draw(result, DARK)), ALT)]
     table = Table("95 % bootstrap intervals over pairs", ("", "", ""), rows(result), prose=True)

@@ -60,6 +60,10 @@ class Asking(Oracle):
     def asked(self) -> str:
         """A text that changes whenever an answer could."""
 
+    def fingerprint(self) -> str:
+        """What is asked, where nothing else makes a preference of the answers."""
+        return self.asked()
+
     def ask_windows(self, windows: Sequence[Sequence[Question]]) -> Iterator[Known]:
         """Yield the answers to at most `ways` windows as they come."""
         for window in windows:

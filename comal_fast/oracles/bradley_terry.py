@@ -18,13 +18,12 @@ from torch import Tensor
 from torch.nn import Linear
 
 from comal_fast.config.oracle import BradleyTerryConfig
-from comal_fast.data.conversation import Messages, last_user_text
+from comal_fast.data.conversation import Messages
 from comal_fast.errors import InputError
-from comal_fast.model.judge import OPTION, conversation_ids, load_classifier
+from comal_fast.model.judge import conversation_ids, load_classifier
 from comal_fast.model.score import Encoded, can_pack, last_states, padded
 from comal_fast.oracles.asking import Known, Question, Scores
 from comal_fast.oracles.base import Oracle
-from comal_fast.oracles.checked import short
 from comal_fast.oracles.judge import Judge
 
 Texts = tuple[Messages, Sequence[str]]  # a conversation, and distinct responses to it
@@ -48,13 +47,7 @@ class BradleyTerryOracle(Judge, Scores):
         groups = groupby(questions, key=lambda q: q.messages)
         asked = [(messages, [q.left[0] for q in some]) for messages, some in groups]
         rewards = self.rewards(asked)
-        for question, reward in zip(questions, rewards, strict=True):
-            if not np.isfinite(reward):
-                raise InputError(
-                    f"{OPTION} {self.options.model}: its reward is {reward:g} for the prompt "
-                    f"{short(last_user_text(question.messages))}, response "
-                    f"{short(question.left[0])}"
-                )
+        self.check_finite(questions, rewards, "reward")
         yield {q: rewards[i : i + 1] for i, q in enumerate(questions)}
 
     def preferences(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -93,14 +93,9 @@ class EndpointOracle(Orders):
 
     def asked(self) -> str:
         """A text of the server, the model and what it is asked."""
-        o, t = self.options, self.template
-        said = [t.text, t.labels, t.answer, t.criteria]
+        o, said = self.options, self.template.key
         how = [o.ask, o.verdicts, o.temperature, o.max_answer_tokens, o.extra]
         return "endpoint/1 " + json.dumps([o.base_url, o.model, *said, *how], sort_keys=True)
-
-    def fingerprint(self) -> str:
-        """What is asked: probabilities are kept as they are."""
-        return self.asked()
 
     def counts(self) -> dict[str, float]:
         """Also requests, retries, tokens, and answers that name neither."""

@@ -52,13 +52,7 @@ class GeneralPreferenceOracle(Judge, Scores):
     def ask(self, questions: Sequence[Question]) -> Iterator[Known]:
         """Yield (width + width/2,) of each question: v, then λ."""
         answers = self.embed(questions)
-        for question, finite in zip(questions, np.isfinite(answers).all(axis=1), strict=True):
-            if not finite:
-                raise InputError(
-                    f"{OPTION} {self.options.model}: its vector is not finite for the prompt "
-                    f"{short(last_user_text(question.messages))}, response "
-                    f"{short(question.left[0])}"
-                )
+        self.check_finite(questions, answers, "vector")
         yield dict(zip(questions, answers, strict=True))
 
     @torch.inference_mode()

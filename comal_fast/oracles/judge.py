@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import torch
 
 from comal_fast.config.oracle import JudgeConfig
@@ -96,6 +97,19 @@ class Judge(Asking):
                 f"oracle.max_length: {limit} is less than the {len(ids)} tokens of the prompt "
                 f"{short(last_user_text(messages))} with {' and '.join(map(short, responses))}"
             )
+
+    def check_finite(self, questions: Sequence[Question], values: np.ndarray, what: str) -> None:
+        """Raise InputError, `what` named, for the first question of which a value is not finite.
+
+        values (n,) or (n, d), one row a question.
+        """
+        for question, row in zip(questions, values, strict=True):
+            if not np.isfinite(row).all():
+                texts = " and ".join(map(short, (*question.left, *question.right)))
+                raise InputError(
+                    f"{OPTION} {self.options.model}: its {what} is not finite for the prompt "
+                    f"{short(last_user_text(question.messages))}, response {texts}"
+                )
 
     def checked(self) -> Self:
         """This judge. Raises InputError for a folder without a tokenizer, before it is asked."""

@@ -19,13 +19,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from comal_fast.config.oracle import PairwiseClassifierConfig
-from comal_fast.data.conversation import last_user_text
 from comal_fast.errors import InputError
 from comal_fast.model.judge import OPTION, Headed, load_classifier, load_headed, read_config
 from comal_fast.model.score import Encoded, padded
 from comal_fast.oracles.asking import Known, Orders, Question
 from comal_fast.oracles.base import Oracle
-from comal_fast.oracles.checked import short
 from comal_fast.oracles.judge import Judge
 from comal_fast.oracles.template import conversation_text
 
@@ -47,13 +45,7 @@ class PairwiseClassifierOracle(Judge, Orders):
     def ask(self, questions: Sequence[Question]) -> Iterator[Known]:
         """Yield the (1,) P(first ≻ second) of each question, all together."""
         logits = self.logits(questions)
-        for question, logit in zip(questions, logits, strict=True):
-            if not np.isfinite(logit):
-                raise InputError(
-                    f"{OPTION} {self.options.model}: its logit is {logit:g} for the prompt "
-                    f"{short(last_user_text(question.messages))}, responses "
-                    f"{short(question.left[0])} and {short(question.right[0])}"
-                )
+        self.check_finite(questions, logits, "logit")
         first = expit(logits[:, None] / self.options.temperature)
         yield dict(zip(questions, first, strict=True))
 
@@ -77,10 +69,6 @@ class PairwiseClassifierOracle(Judge, Orders):
     def asked(self) -> str:
         """A text of the weights and the temperature."""
         return self.named("pairwise_classifier/1", self.options.temperature)
-
-    def fingerprint(self) -> str:
-        """What is asked: probabilities are kept as they are."""
-        return self.asked()
 
     def _marked(self, question: Question, config: Any) -> Encoded:
         """Three texts, each with its marker, as PairRM was trained on them."""

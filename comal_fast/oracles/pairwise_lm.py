@@ -18,14 +18,13 @@ from scipy.special import expit
 from torch import Tensor
 
 from comal_fast.config.oracle import PairwiseLmConfig
-from comal_fast.data.conversation import Message, last_user_text
+from comal_fast.data.conversation import Message
 from comal_fast.errors import InputError
 from comal_fast.model.head import head_arguments
-from comal_fast.model.judge import OPTION, load_language_model, template_text
+from comal_fast.model.judge import load_language_model, template_text
 from comal_fast.model.score import last_states
 from comal_fast.oracles.asking import Known, Orders, Question
 from comal_fast.oracles.base import Oracle
-from comal_fast.oracles.checked import short
 from comal_fast.oracles.judge import Judge
 from comal_fast.oracles.template import load_template
 
@@ -66,13 +65,7 @@ class PairwiseLmOracle(Judge, Orders):
     def ask(self, questions: Sequence[Question]) -> Iterator[Known]:
         """Yield the (1,) P(first ≻ second) of each question, all together."""
         logits = self.logits(questions)
-        for question, row in zip(questions, logits, strict=True):
-            if not np.isfinite(row).all():
-                raise InputError(
-                    f"{OPTION} {self.options.model}: the logits of its labels are {row[0]:g} and "
-                    f"{row[1]:g} for the prompt {short(last_user_text(question.messages))}, "
-                    f"responses {short(question.left[0])} and {short(question.right[0])}"
-                )
+        self.check_finite(questions, logits, "logit of a label")
         first = expit((logits[:, :1] - logits[:, 1:]) / self.options.temperature)
         yield dict(zip(questions, first, strict=True))
 
@@ -88,13 +81,7 @@ class PairwiseLmOracle(Judge, Orders):
 
     def asked(self) -> str:
         """A text of the weights, the template and the temperature."""
-        t = self.template
-        said = [t.text, t.labels, t.answer, t.criteria]
-        return self.named("pairwise_lm/1", *said, self.options.temperature)
-
-    def fingerprint(self) -> str:
-        """What is asked: probabilities are kept as they are."""
-        return self.asked()
+        return self.named("pairwise_lm/1", *self.template.key, self.options.temperature)
 
     def _ids(self, question: Question) -> list[int]:
         first, second = question.left[0], question.right[0]

@@ -58,10 +58,6 @@ class PythonOracle(Asking):
         name = o.function.rpartition(":")[2]
         return f"python/1 {self.source} {name} {[o.returns, o.temperature]}"
 
-    def fingerprint(self) -> str:
-        """What is asked; `debiased` says whether in both orders."""
-        return self.asked()
-
     def _matrix(self, item: Comparison, answer: Any) -> np.ndarray:
         try:
             values = np.asarray(answer, dtype=np.float64)

@@ -27,6 +27,11 @@ class Template:
     answer: str
     criteria: str = ""
 
+    @property
+    def key(self) -> list[object]:
+        """All that it says, for what tells answers."""
+        return [self.text, self.labels, self.answer, self.criteria]
+
     def fill(self, messages: Messages, first: str, second: str) -> str:
         """The question; what stands in braces inside the texts themselves stays as it is."""
         values: Mapping[str, str] = {

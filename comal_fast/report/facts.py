@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from comal_fast.compare.tournament import Standing, standings
+from comal_fast.figures import page
 from comal_fast.report.load import Row, Run
 from comal_fast.statistics import Array, Interval, number, to_interval
 from comal_fast.store.directory import PHASES
@@ -19,11 +20,9 @@ Outcome = Literal["better", "worse", "open", "none"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(page.Verdict):
     """Whether the trained policy beats the initial one."""
 
-    text: str
-    outcome: Outcome
     iterate: int | None = None
     win_rate: Interval | None = None
     n_prompts: int | None = None

@@ -20,34 +20,11 @@ from comal_fast.errors import InputError
 from comal_fast.loop import run_all
 from comal_fast.model.judge import conversation_ids, source_key
 from comal_fast.model.score import can_pack, last_states, shared
-from comal_fast.oracles import Comparison, Message, Messages, make_oracle, self_comparison
+from comal_fast.oracles import Comparison, make_oracle, self_comparison
 from comal_fast.oracles.bradley_terry import BradleyTerryOracle
 from comal_fast.store.directory import RunDirectory
-from rewards import plain_reward, reward_model, save_pair_tokenizer, save_reward
+from rewards import ASKED, FAMILIES, plain_reward, reward_model, save_pair_tokenizer, save_reward
 from tiny import byte_tokenizer
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 3.0},
-    "mistral": {"sliding_window": 7},
-}
-ASKED: list[tuple[Messages, list[str]]] = [
-    (
-        (Message("user", "What is two and two?"),),
-        ["Four.", "Four", "", "Five, or so I was told.", "Fo"],
-    ),
-    (
-        (
-            Message("system", "Be brief."),
-            Message("user", "Ä?"),
-            Message("assistant", "Ö."),
-            Message("user", "?"),
-        ),
-        ["Ü", "no"],
-    ),
-    ((Message("user", "x"),), ["a single response"]),
-]
 
 
 def options(folder: Path, **given: Any) -> BradleyTerryConfig:
@@ -299,7 +276,7 @@ def test_what_is_no_reward_model(tiny_folder: Path, llama: Path, tmp_path: Path)
     broken.score.weight.data.fill_(torch.nan)
     broken.save_pretrained(tmp_path / "nan")
     byte_tokenizer().save_pretrained(tmp_path / "nan")
-    assert "its reward is nan for the prompt 'What is two and two?'" in say(tmp_path / "nan")
+    assert "its reward is not finite for the prompt 'What is two and two?'" in say(tmp_path / "nan")
 
 
 def test_a_refusing_template(llama: Path, tmp_path: Path) -> None:

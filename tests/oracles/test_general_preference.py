@@ -19,29 +19,8 @@ from comal_fast.errors import InputError
 from comal_fast.game.nash import has_strict_cycle
 from comal_fast.oracles import Message, Messages, make_oracle, self_comparison
 from comal_fast.oracles.general_preference import general_preference
+from rewards import ASKED, FAMILIES
 from tiny import byte_tokenizer, tiny_model
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "qwen2": {},
-    "gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 3.0},
-    "mistral": {"sliding_window": 7},
-}
-ASKED: list[tuple[Messages, list[str]]] = [
-    (
-        (Message("user", "What is two and two?"),),
-        ["Four.", "Four", "", "Five, or so I was told.", "Fo"],
-    ),
-    (
-        (
-            Message("system", "Be brief."),
-            Message("user", "Ä?"),
-            Message("assistant", "Ö."),
-            Message("user", "?"),
-        ),
-        ["Ü", "no"],
-    ),
-]
 
 
 def save_gpm(folder: Path, family: str = "llama", width: int = 6, prompt: bool = True, **o: Any):

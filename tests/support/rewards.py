@@ -1,4 +1,4 @@
-"""Tiny reward models in folders, and the reward that transformers itself gives."""
+"""Tiny reward models in folders, what they are asked, and what transformers itself says."""
 
 from __future__ import annotations
 
@@ -6,8 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
-from comal_fast.data.conversation import Messages, answered
+from comal_fast.data.conversation import Message, Messages, answered
 from tiny import byte_tokenizer, tiny_config
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "gemma2": {"sliding_window": 7, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 3.0},
+    "mistral": {"sliding_window": 7},
+}
+ASKED: list[tuple[Messages, list[str]]] = [
+    (
+        (Message("user", "What is two and two?"),),
+        ["Four.", "Four", "", "Five, or so I was told.", "Fo"],
+    ),
+    (
+        (
+            Message("system", "Be brief."),
+            Message("user", "Ä?"),
+            Message("assistant", "Ö."),
+            Message("user", "?"),
+        ),
+        ["Ü", "no"],
+    ),
+    ((Message("user", "x"),), ["a single response"]),
+]
 
 
 def reward_model(family: str = "llama", *, seed: int = 0, **options: Any) -> Any:
