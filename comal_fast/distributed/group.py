@@ -56,8 +56,18 @@ def run_rank(work: Callable[[], int]) -> int:
         sys.stderr.flush()
         os._exit(status)
     wait()
-    dist.destroy_process_group()
+    _leave()
     return status
+
+
+def _leave() -> None:
+    """Leave the group and let go of it, which joins its threads.
+
+    One that frees a tensor while the interpreter ends would abort the process.
+    """
+    global _control, _store
+    dist.destroy_process_group()
+    _control = _store = None
 
 
 def wait() -> None:

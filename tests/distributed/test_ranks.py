@@ -169,6 +169,34 @@ def test_checkpoint_resumes_on_another_number(
     assert not (killed / "iterations/0001/checkpoint").exists()
 
 
+THREADS = """
+from pathlib import Path
+
+import torch
+
+from comal_fast.distributed.group import run_rank
+
+
+def threads() -> list[str]:
+    return sorted(path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+
+
+torch.set_num_threads(1)
+before = threads()
+assert run_rank(lambda: 0) == 0
+assert threads() == before, threads()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """One that frees a tensor while the interpreter ends would abort the process."""
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    ended = torchrun(script)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.slow
 def test_error_of_one_rank_ends_all(prepared: Path, tmp_path: Path) -> None:
     """Rank 1 lacks the model: one line, its status 2, and rank 0 does not wait for ever."""
