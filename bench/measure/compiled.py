@@ -22,7 +22,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from comal_kernels.engines.triton import tuning
-from comal_kernels.engines.triton.forward_kernels import combine_kernel, partial_kernel
+from comal_kernels.engines.triton.forward_kernels import (
+    combine_kernel,
+    partial_kernel,
+    pick_kernel,
+)
 from comal_kernels.engines.triton.training_kernels import (
     gradient_kernel,
     reduce_kernel,
@@ -68,7 +72,13 @@ def cases(arch: int) -> Iterator[Case]:
         every = set(ELEMENT)
         yield from _products(partial_kernel, tuning.FORWARD, every, flags, label, arch)
         softened = tuning.SOFT[tuning.nearest(arch)]
-        yield from _products(soften_kernel, tuning.SOFTEN, softened, flags, label, arch)
+        for store, some in ((False, False), (True, False), (True, True)):
+            for even in (False, True):
+                ways: dict[str, object] = {"STORE": store, "SOME": some, "EVEN_V": even}
+                name = f"{label} store={int(store)} some={int(some)} words={int(even)}"
+                dtypes = softened if store else every
+                options = {**flags, **ways, "GROUP": tuning.GROUP}
+                yield from _products(soften_kernel, tuning.SOFTEN, dtypes, options, name, arch)
         yield from _epilogue(flags, label)
     constants: dict[str, object] = {
         "BLOCK_N": tuning.COMBINE_ROWS,
@@ -88,14 +98,16 @@ def _products(
 ) -> Iterator[Case]:
     """The cases of a kernel that holds the head's product: every tile of its table."""
     for (dtype, fit), tile in tables[tuning.nearest(arch)].items():
-        if dtype not in dtypes or (fit == "wide" and any(flags.values())):
+        if dtype not in dtypes or (fit == "wide" and (flags["HAS_BIAS"] or flags["SOFTCAP"])):
             continue
         element, h = ELEMENT[dtype], tile.block_h
+        if "SOME" in flags:
+            flags = {**flags, "FLATTEN": tile.persistent and not flags["SOME"]}
         types = _types(function, element)
         if tile.tma:
             types["x"] = f"tensordesc<{element}[{tile.block_n}, {h}]>"
             types["weight"] = f"tensordesc<{element}[{tile.block_v}, {h}]>"
-            if "soft" in types:
+            if flags.get("STORE"):
                 types["soft"] = f"tensordesc<{element}[{tile.block_n}, {tile.block_v // 2}]>"
         yield Case(
             function.__name__,
@@ -118,6 +130,17 @@ def _products(
 
 
 def _epilogue(flags: dict[str, object], label: str) -> Iterator[Case]:
+    for dtype, aligned in itertools.product(ELEMENT, (True, False)):
+        yield Case(
+            "pick_kernel",
+            f"{ELEMENT[dtype]} {label} {'aligned' if aligned else 'odd'}",
+            pick_kernel,
+            _types(pick_kernel, ELEMENT[dtype]),
+            {**flags, "BLOCK_H": tuning.PICK_BLOCK},
+            4,
+            3,
+            aligned,
+        )
     kernels = (reduce_kernel, gradient_kernel)
     for dtype, kernel, aligned in itertools.product(ELEMENT, kernels, (True, False)):
         yield Case(
@@ -132,7 +155,7 @@ def _epilogue(flags: dict[str, object], label: str) -> Iterator[Case]:
         )
 
 
-_WIDE = {"target": "*i64", "due": "*i32", "inner": "fp32", "outer": "fp32"}
+_WIDE = {"target": "*i64", "due": "*i32", "any_due": "*i32", "inner": "fp32", "outer": "fp32"}
 _NARROW = {"x", "weight", "bias", "grads", "soft"}  # in the inputs' dtype
 _FLOAT = {"logits", "lse", "coef", "logp", "shift", "tops", "rests", "totals", "picks"}
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,11 @@ from comal_kernels.head import Head
 
 BACKENDS = ("auto", "torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def triton_installed() -> bool:
+    """Whether the package is there."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def interpreted() -> bool:
@@ -42,39 +47,46 @@ class Execution:
         """The same with "auto" decided; ValueError where "triton" is asked for and cannot run."""
         return replace(self, backend=_resolve(self.backend, hidden))
 
-    def rows(self, head: Head) -> int:
-        """Rows of logits that a chunk may hold, once resolved."""
+    def rows(self, head: Head, count: int, weight_grad: bool) -> int:
+        """Rows of logits that a chunk may hold of `count` in all, once resolved.
+
+        Where one chunk holds them all, dW needs no float32 sums; what those would take may hold
+        logits instead, so that no memory is lost by it, and products are larger.
+        """
         weight = head.weight
         itemsize = 8 if weight.dtype == torch.float64 else 4
+        spare = 0
         if self.backend == "triton":
             from comal_kernels.engines.triton.engine import softened
 
             if softened(head, self.grad_filter):
                 itemsize = weight.dtype.itemsize
-        return chunk_rows(self.workspace, weight.shape[0], itemsize, weight.device)
+            if weight_grad and self.grad_filter is None and weight.dtype != torch.float32:
+                spare = weight.numel() * 4
+        vocab, device = weight.shape[0], weight.device
+        rows = chunk_rows(self.workspace, vocab, itemsize, device)
+        return max(rows, count) if count <= rows + spare // (vocab * itemsize) else rows
 
     def engine(self, head: Head, count: int, needs: Sequence[bool] = (False,) * 3) -> Engine:
         """An engine for `count` rows in all, once resolved; its memory is made on first use.
 
         needs: gradients of hidden, weight, bias.
         """
-        if self.backend == "triton":
-            from comal_kernels.engines.triton.engine import TritonEngine as Chosen
-        else:
-            from comal_kernels.engines.torch import TorchEngine as Chosen  # type: ignore[assignment]
         need_x, need_weight, need_bias = needs
-        return Chosen(
-            head,
-            min(self.rows(head), max(1, count)),
-            need_x=need_x,
-            need_weight=need_weight,
-            need_bias=need_bias,
-            grad_filter=self.grad_filter,
-        )
+        options: dict[str, Any] = {"need_x": need_x, "need_weight": need_weight}
+        options |= {"need_bias": need_bias, "grad_filter": self.grad_filter}
+        capacity = min(self.rows(head, count, need_weight), max(1, count))
+        if self.backend == "triton":
+            from comal_kernels.engines.triton.engine import TritonEngine
+
+            return TritonEngine(head, capacity, single=count <= capacity, **options)
+        from comal_kernels.engines.torch import TorchEngine
+
+        return TorchEngine(head, capacity, **options)
 
 
 def _resolve(backend: str, hidden: Tensor) -> str:  # → "torch" or "triton"
-    installed = importlib.util.find_spec("triton") is not None
+    installed = triton_installed()
     if backend == "auto":
         fits = hidden.is_cuda and installed and hidden.dtype in TRITON_DTYPES
         return "triton" if fits else "torch"

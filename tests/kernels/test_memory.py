@@ -25,18 +25,20 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def inputs(length: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    hidden = torch.randn(length, WIDTH, requires_grad=True)
-    weight = torch.randn(VOCAB, WIDTH, requires_grad=True)
-    return hidden, weight, torch.randint(0, VOCAB, (length,))
+def inputs(
+    length: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden = torch.randn(length, WIDTH, requires_grad=True, device=device)
+    weight = torch.randn(VOCAB, WIDTH, requires_grad=True, device=device)
+    return hidden, weight, torch.randint(0, VOCAB, (length,), device=device)
 
 
 @pytest.mark.parametrize("options", [{}, {"softcap": 3.0}])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_log_probs(backend, options) -> None:
+def test_log_probs(backend, options, device) -> None:
     if backend == "triton" and options:
         pytest.skip("interpreted: the same buffers")
-    hidden, weight, target = inputs(60)
+    hidden, weight, target = inputs(60, device)
     with Largest() as seen:
         logp = linear_logprob(
             hidden, weight, target, backend=backend, workspace=WORKSPACE, **options
@@ -52,8 +54,8 @@ def test_log_probs(backend, options) -> None:
 
 @pytest.mark.parametrize("lengths", [[5] * 12, [30, 30]], ids=["whole pairs", "a long pair"])
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-def test_prox_loss(backend, lengths) -> None:
-    hidden, weight, target = inputs(60)
+def test_prox_loss(backend, lengths, device) -> None:
+    hidden, weight, target = inputs(60, device)
     cu = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
     seqs = torch.arange(len(lengths))
     with Largest() as seen:

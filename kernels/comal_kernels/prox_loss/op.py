@@ -16,6 +16,7 @@ from comal_kernels.head import compute_dtype
 from comal_kernels.prox import PROX
 from comal_kernels.prox_loss.passes import ProxPass, Work
 from comal_kernels.prox_loss.step import Inputs, ProxStep
+from comal_kernels.scale import scaled
 
 
 @torch.library.custom_op(
@@ -68,7 +69,7 @@ def prox_loss_op(
         first,
         second,
         ignore_index=ignore_index,
-        capacity=execution.rows(head),
+        capacity=execution.rows(head, int((host != ignore_index).sum()), needs[1]),
         grad=any(needs),
         group=None if group is None else to_host(group),
     )
@@ -155,7 +156,7 @@ def _backward(ctx: Any, grad: Maybe, *_: Maybe) -> tuple[Any, ...]:
     # on the host the usual factor 1 is known without waiting, and spares a sweep over dW
     one = type(grad) is Tensor and grad.device.type == "cpu" and grad.item() == 1.0
     grads = (
-        None if not need else x if one else x * grad.to(x.dtype)
+        None if not need else x if one else scaled(x, grad)
         for x, need in zip(ctx.saved_tensors, ctx.needs, strict=True)
     )
     return flat.with_grads(ctx.none, grads)

@@ -45,9 +45,8 @@ def reference_prox(
             numbers[name] = 0.0 if value is None else float(value)
     count = len(chosen)
     if preference is None:
-        preference = torch.ones(count)
-    weight = torch.full((count,), 1.0 / count, dtype=dtype) if pair_weight is None else pair_weight
-    weight = weight.to(dtype)
+        preference = logp.new_ones(count)
+    weight = logp.new_full((count,), 1.0 / count) if pair_weight is None else pair_weight.to(dtype)
     terms = Terms(
         pairwise(ref_logp),
         pairwise(last_logp),

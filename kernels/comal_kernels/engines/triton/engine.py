@@ -13,19 +13,12 @@ from torch import Tensor
 
 from comal_kernels.engines import products
 from comal_kernels.engines.triton import tuning
-from comal_kernels.engines.triton.forward_kernels import partial_kernel
 from comal_kernels.engines.triton.held_logits import RawLogits, SoftLogits
-from comal_kernels.engines.triton.launch import (
-    architecture,
-    choose_tile,
-    combine,
-    epilogue_arguments,
-    processors,
-    product_arguments,
-)
+from comal_kernels.engines.triton.launch import architecture, pick, scale, settle
+from comal_kernels.engines.triton.training_kernels import soften_kernel
 from comal_kernels.head import Head
 
-LOGP_ROWS = 1 << 16  # bounds the partial results, (splits, n)
+LOGP_ROWS = 1 << 14  # bounds the partial sums, (tiles, n)
 
 
 def softened(head: Head, grad_filter: float | None) -> bool:
@@ -48,9 +41,10 @@ class TritonEngine:
         need_x: bool,
         need_weight: bool,
         need_bias: bool,
+        single: bool = False,  # all rows come in one chunk: dW is rounded once, as it is made
         grad_filter: float | None = None,
     ) -> None:
-        if not head.weight.is_cuda and isinstance(partial_kernel, triton.JITFunction):
+        if not head.weight.is_cuda and isinstance(soften_kernel, triton.JITFunction):
             raise ValueError(
                 "backend: the Triton kernels were loaded before TRITON_INTERPRET=1 was set; "
                 "expected it in the environment before the first use"
@@ -59,29 +53,19 @@ class TritonEngine:
             head = replace(head, weight=head.weight.contiguous())
         self.head, self.capacity, self.logp_rows = head, capacity, LOGP_ROWS
         self.need_x, self.need_weight, self.grad_filter = need_x, need_weight, grad_filter
+        self.single = single
         self.held: RawLogits | SoftLogits | None = None  # made on first use, as is dweight
-        self.dweight: Tensor | None = None  # (V, H) float32
+        self.dweight: Tensor | None = None  # (V, H) float32, or finished where `single`
         self.dbias: Tensor | None = None  # (V,) float32
         if need_bias:
             self.dbias = head.weight.new_zeros(head.weight.shape[0], dtype=torch.float32)
 
     def logp(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        n, x = x.shape[0], x.contiguous()
-        tile, even = choose_tile(tuning.FORWARD, self.head, x)
-        blocks = triton.cdiv(n, tile.block_n)
-        tiles = triton.cdiv(self.head.weight.shape[0], tile.block_v)
-        splits, each = tuning.split_vocabulary(blocks, tiles, processors(x.device))
-        partial = x.new_empty(3, splits, n, dtype=torch.float32).unbind(0)
-        partial_kernel[(blocks, splits)](
-            target=target,
-            tops=partial[0],
-            totals=partial[1],
-            picks=partial[2],
-            split_tiles=each,
-            **product_arguments(self.head, x, tile, even),
-            **epilogue_arguments(self.head),
-        )
-        return combine(*partial)
+        x = x.contiguous()
+        picked = pick(self.head, x, target)
+        shift, total = settle(self.head, x, picked, None)
+        rest = total.log()
+        return (picked - shift) - rest, shift + rest
 
     def load(self, x: Tensor, target: Tensor, lse: Tensor | None = None) -> Tensor | None:
         if self.held is None:
@@ -92,20 +76,26 @@ class TritonEngine:
 
     def backward(self, coef: Tensor) -> Tensor | None:
         assert self.held is not None
-        x, coef = self.x, coef.float().contiguous()
+        x, coef = self.x.contiguous(), coef.float().contiguous()
         grad, factor = self.held.gradient(coef)
         if self.grad_filter is not None:
             return self._filtered(grad, self.grad_filter * float(coef.abs().max()))
         if self.dbias is not None:
-            self.dbias += (grad if factor is None else grad.float() * factor).sum(0).float()
+            self.dbias += (
+                (grad if factor is None else grad.float() * factor[:, None]).sum(0).float()
+            )
         if self.need_weight:
-            scaled = x if factor is None else (x * factor).to(x.dtype)
-            self.dweight = products.accumulate(self.dweight, grad.t(), scaled)
+            scaled = x if factor is None else scale(x, factor, x.dtype)
+            if self.single:
+                assert self.dweight is None, "a second chunk"
+                self.dweight = products.back(grad.t(), scaled, self.head.weight.dtype)
+            else:
+                self.dweight = products.accumulate(self.dweight, grad.t(), scaled)
         if not self.need_x:
             return None
         if factor is None:
             return products.back(grad, self.head.weight)
-        return (products.back(grad, self.head.weight, torch.float32) * factor).to(x.dtype)
+        return scale(products.back(grad, self.head.weight, torch.float32), factor, x.dtype)
 
     def _filtered(self, grad: Tensor, least: float) -> Tensor | None:  # (n, V)
         if self.dbias is not None:

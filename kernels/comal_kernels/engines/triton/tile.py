@@ -51,6 +51,19 @@ def product(
 
 
 @triton.jit
+def place(at, blocks, tiles, GROUP: tl.constexpr, BLOCK_N: tl.constexpr):
+    """First row and vocabulary tile of the at-th of blocks × tiles.
+
+    Neighbours share rows and words: a group of blocks goes through all words, one tile after
+    another, so that both factors come from the L2 cache.
+    """
+    group = at // (GROUP * tiles)
+    within = at % (GROUP * tiles)
+    size = tl.minimum(blocks - group * GROUP, GROUP)
+    return (group * GROUP + within % size) * BLOCK_N, within // size
+
+
+@triton.jit
 def halves(tile, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr):
     """Left and right half, (BLOCK_N, BLOCK_V / 2) each: what follows needs half the registers."""
     return tl.split(tl.permute(tl.reshape(tile, (BLOCK_N, 2, BLOCK_V // 2)), (0, 2, 1)))
@@ -90,6 +103,7 @@ def finished(
     outer,
     HAS_BIAS: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    EVEN_V: tl.constexpr,  # all v words are inside
     WORDS: tl.constexpr,  # v
 ):
     """Raw products (n, v) → final logits (n, v), −inf beyond V."""
@@ -99,4 +113,4 @@ def finished(
     if HAS_BIAS:
         add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
     z = final_logits(z, add[None, :], inner, outer, SOFTCAP)
-    return tl.where(inside[None, :], z, float("-inf"))
+    return z if EVEN_V else tl.where(inside[None, :], z, float("-inf"))

@@ -11,21 +11,19 @@ remains between that and the gradient is one factor per row and one entry at the
 import triton
 import triton.language as tl
 
-from comal_kernels.engines.triton.tile import final_logits, finished, fold, halves, product
+from comal_kernels.engines.triton.tile import final_logits, finished, fold, halves, place, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def soften_kernel(
     x,  # (n, H), or its descriptor
     weight,  # (V, H), or its descriptor
     bias,  # (V,) or unused
-    target,  # (n,) int64
     shift,  # (n,) float32: what a row's logits are measured from
-    due,  # (n,) int32: blocks of rows with none due are left alone
+    due,  # (n,) int32, or unused: blocks of rows with none due are left alone
+    any_due,  # (1,) int32: where that is 0, all of them
     soft,  # (n, V) out, or its descriptor: exp(z − shift), times 1 − tanh² where there is a cap
-    tops,  # (tiles, n) float32 out: largest logits
     totals,  # (tiles, n) float32 out: Σ exp(z − shift)
-    picks,  # (n,) float32 out: logits of the targets
     n,
     vocab,
     width,
@@ -42,47 +40,53 @@ def soften_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_V: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    FLATTEN: tl.constexpr,  # the next tile's loads go on while this one's logits are softened
+    GROUP: tl.constexpr,  # blocks of rows whose tiles run together
+    EVEN_V: tl.constexpr,  # BLOCK_V divides V
+    STORE: tl.constexpr,  # or only the totals are asked for
+    SOME: tl.constexpr,  # only blocks with a row that is due
 ):
-    # neighbours share words: the head is read once, the rows stay in the L2 cache
-    blocks = tl.cdiv(n, BLOCK_N)
-    tile = tl.program_id(0) // blocks
-    first_row = tl.program_id(0) % blocks * BLOCK_N
-    first = tile * BLOCK_V
-    row = first_row + tl.arange(0, BLOCK_N)
-    live = row < n
-    if tl.max(tl.load(due + row, mask=live, other=0), 0) == 0:
+    if SOME and tl.load(any_due) == 0:
         return
-    acc = product(
-        x, weight, first_row, first, n, vocab, width, stride_x, stride_w,
-        EVEN, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
-    )  # fmt: skip
-    wanted = tl.load(target + row, mask=live, other=0).to(tl.int32)
-    base = tl.load(shift + row, mask=live, other=0.0)
-    top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    total = tl.zeros((BLOCK_N,), tl.float32)
-    parts = halves(acc, BLOCK_N, BLOCK_V)
-    for i in tl.static_range(2):
-        col = first + i * (BLOCK_V // 2)
-        z = finished(parts[i], col, bias, vocab, inner, outer, HAS_BIAS, SOFTCAP, BLOCK_V // 2)
-        words = col + tl.arange(0, BLOCK_V // 2)
-        mine = live[:, None] & (words[None, :] == wanted[:, None])
-        tl.store(tl.broadcast_to((picks + row)[:, None], (BLOCK_N, BLOCK_V // 2)), z, mask=mine)
-        top = tl.maximum(top, tl.max(z, 1))
-        e = tl.exp(z - base[:, None])
-        total += tl.sum(e, 1)
-        if SOFTCAP:
-            t = z / outer
-            e = e * (1.0 - tl.minimum(t * t, 1.0))  # beyond V t is −inf
-        if TMA:
-            soft.store([first_row, col], e.to(soft.dtype))
-        else:
-            at = tl.arange(0, BLOCK_N)[:, None] * stride + words[None, :]  # 32 bits
-            corner = soft + tl.cast(first_row, tl.int64) * stride
-            inside = live[:, None] & (words < vocab)[None, :]
-            tl.store(corner + at, e.to(soft.dtype.element_ty), mask=inside)
-    at = tl.cast(tile, tl.int64) * n + row
-    tl.store(tops + at, top, mask=live)
-    tl.store(totals + at, total, mask=live)
+    blocks = tl.cdiv(n, BLOCK_N)
+    count = blocks * tl.cdiv(vocab, BLOCK_V)
+    for at in tl.range(tl.program_id(0), count, tl.num_programs(0), flatten=FLATTEN):
+        first_row, tile = place(at, blocks, tl.cdiv(vocab, BLOCK_V), GROUP, BLOCK_N)
+        first = tile * BLOCK_V
+        row = first_row + tl.arange(0, BLOCK_N)
+        live = row < n
+        wanted = True
+        if SOME:
+            wanted = tl.max(tl.load(due + row, mask=live, other=0), 0) > 0
+        if wanted:
+            acc = product(
+                x, weight, first_row, first, n, vocab, width, stride_x, stride_w,
+                EVEN, TMA, PRECISION, BLOCK_N, BLOCK_V, BLOCK_H,
+            )  # fmt: skip
+            base = tl.load(shift + row, mask=live, other=0.0)
+            total = tl.zeros((BLOCK_N,), tl.float32)
+            parts = halves(acc, BLOCK_N, BLOCK_V)
+            for i in tl.static_range(2):
+                col = first + i * (BLOCK_V // 2)
+                z = finished(
+                    parts[i], col, bias, vocab, inner, outer,
+                    HAS_BIAS, SOFTCAP, EVEN_V, BLOCK_V // 2,
+                )  # fmt: skip
+                e = tl.exp(z - base[:, None])
+                total += tl.sum(e, 1)
+                if STORE:
+                    if SOFTCAP:
+                        t = z / outer
+                        e = e * (1.0 - tl.minimum(t * t, 1.0))  # beyond V t is −inf
+                    if TMA:
+                        soft.store([first_row, col], e.to(soft.dtype))
+                    else:
+                        words = col + tl.arange(0, BLOCK_V // 2)
+                        away = tl.arange(0, BLOCK_N)[:, None] * stride + words[None, :]  # 32 bits
+                        corner = soft + tl.cast(first_row, tl.int64) * stride
+                        inside = live[:, None] & (words < vocab)[None, :]
+                        tl.store(corner + away, e.to(soft.dtype.element_ty), mask=inside)
+            tl.store(totals + tl.cast(tile, tl.int64) * n + row, total, mask=live)
 
 
 @triton.jit
@@ -169,3 +173,19 @@ def gradient_kernel(
         tl.debug_barrier()
         tl.store(out + col, g.to(grads.dtype.element_ty), mask=inside)
         tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["factor_stride"])
+def scale_kernel(
+    x,  # (rows, width)
+    factor,  # (rows,), or () with a stride of 0
+    out,  # (rows, width), in a dtype of its own
+    width,
+    factor_stride,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    times = tl.load(factor + row * factor_stride).to(tl.float32)
+    value = tl.load(x + row * width + col, mask=col < width, other=0.0).to(tl.float32) * times
+    tl.store(out + row * width + col, value.to(out.dtype.element_ty), mask=col < width)

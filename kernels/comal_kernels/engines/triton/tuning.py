@@ -21,6 +21,7 @@ class Tile:
     warps: int
     stages: int
     tma: bool = False  # loads by tensor descriptors (sm_90 and newer; strides multiples of 16)
+    persistent: bool = False  # a program a processor: loads go on while a tile is finished
 
 
 Table = dict[tuple[torch.dtype, str], Tile]
@@ -50,9 +51,11 @@ def _table(even: Tile, aligned: Tile, odd: Tile, wide: Tile | None = None) -> Ta
 
 
 _NARROW = Tile(128, 128, 64, 8, 4, tma=True)
+_STEADY = Tile(128, 128, 64, 8, 4, tma=True, persistent=True)
 _ODD = Tile(64, 64, 32, 4, 2)
 _AMPERE = _table(Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4), _ODD)
-_HOPPER = _table(_NARROW, _NARROW, _ODD, wide=Tile(128, 256, 64, 8, 4, tma=True))
+_WIDE = Tile(128, 256, 64, 8, 3, tma=True, persistent=True)
+_HOPPER = _table(_STEADY, _STEADY, _ODD, wide=_WIDE)
 _BLACKWELL = _table(_NARROW, _NARROW, Tile(64, 32, 32, 4, 2))
 # compute capability × 10 → table: A100; H100 and H200; B200
 FORWARD: dict[int, Table] = {80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
@@ -63,6 +66,8 @@ SOFT = {arch: {torch.bfloat16} for arch in SOFTEN}
 BASIS = {80: "static", 90: "static", 100: "static"}
 EPILOGUE_BLOCK = 2048  # columns that one program handles at a time
 EPILOGUE_WARPS = 8
+GROUP = 8  # blocks of rows whose tiles run together
+PICK_BLOCK = 1024  # words' coordinates that one program handles at a time
 COMBINE_ROWS = 32
 COMBINE_SPLITS = 32  # partial results of a row that are read at a time
 MAX_SPLITS = 32  # of the vocabulary
