@@ -55,7 +55,7 @@ class Packed:
     position_ids: Tensor  # (1, T)
     layout: Layout
     predictors: Tensor  # (N,)
-    target: Tensor  # (N,) int64
+    target: Tensor  # (N,) int64, on the host: the head plans from it, and would wait for it
     response_cu_seqlens: Tensor  # (S + 1,) int32, on the CPU
 
     @property
@@ -97,7 +97,7 @@ def pack(sequences: Sequence[PromptResponse], device: torch.device) -> Packed:
         torch.tensor([positions], device=device),
         Layout(segments, device),
         torch.tensor([p for row in predictors for p in row], dtype=torch.int64, device=device),
-        torch.tensor(target, dtype=torch.int64, device=device),
+        torch.tensor(target, dtype=torch.int64),
         torch.tensor(bounds, dtype=torch.int32),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from comal_kernels import checks, flat
-from comal_kernels.chunks import make_plan, to_device, to_host
+from comal_kernels.chunks import make_plan, to_host
 from comal_kernels.flat import Maybe
 from comal_kernels.head import compute_dtype
 from comal_kernels.prox import PROX
@@ -78,8 +79,8 @@ def prox_loss_op(
         if ref_hidden is not None and ref_weight is not None:
             live = head.over(ref_weight, ref_bias), ref_hidden
         inputs = Inputs(
-            chosen=to_device(first, device),
-            rejected=None if second is None else to_device(second, device),
+            chosen=first,
+            rejected=second,
             ref=None if ref_logp is None else ref_logp.to(device),
             last=last_logp,
             reward=reward,
@@ -89,9 +90,10 @@ def prox_loss_op(
             average_log_prob=average_log_prob,
             live_ref=live is not None,
         )
-        step = ProxStep(prox, inputs, plan, device)
-        run = ProxPass(Work(head, execution, plan, step, needs, live), hidden)
+        make_step = functools.partial(ProxStep, prox, inputs, plan, device)
+        run = ProxPass(Work(head, execution, plan, make_step, needs, live), hidden)
         run.run()
+        step = run.step
         results = (
             step.total().to(dtype),
             step.logp.to(dtype),

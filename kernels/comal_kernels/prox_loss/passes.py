@@ -5,13 +5,14 @@ At most 3 products with the head (4 for a component longer than the workspace), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from comal_kernels.chunks import Chunk, Plan, pieces, to_device
+from comal_kernels.chunks import Chunk, Plan, pieces, to_devices
 from comal_kernels.engines.base import Engine
 from comal_kernels.execution import Execution
 from comal_kernels.head import Head, compute_dtype
@@ -26,7 +27,7 @@ class Work:
     head: Head
     execution: Execution  # resolved
     plan: Plan
-    step: ProxStep
+    step: Callable[[], ProxStep]  # made once the device has the first chunk's product to do
     needs: Sequence[bool]  # gradients of hidden, weight, bias
     ref: tuple[Head, Tensor] | None = None  # the reference's head and states (T, H'), if live
 
@@ -38,10 +39,13 @@ class ProxPass:
         self.work, self.hidden = work, hidden
         self.engine: Engine = work.execution.engine(work.head, len(work.plan.row), work.needs)
         self.ref_engine = None if work.ref is None else self.engine.reader(work.ref[0])
-        self.row = to_device(work.plan.row, hidden.device)  # (N,)
-        self.target = to_device(work.plan.target, hidden.device)  # (N,)
-        self.lengths = to_device(work.plan.seq_rows, hidden.device)  # (S,)
+        arrays = (work.plan.row, work.plan.target, work.plan.seq_rows)  # (N,), (N,), (S,)
+        self.row, self.target, self.lengths = to_devices(arrays, hidden.device)
         self.dhidden = torch.zeros_like(hidden) if work.needs[0] else None
+
+    @functools.cached_property
+    def step(self) -> ProxStep:
+        return self.work.step()
 
     def run(self) -> None:
         for chunk in self.work.plan.chunks:
@@ -55,13 +59,13 @@ class ProxPass:
         if self.work.ref is not None and self.ref_engine is not None:
             # first, since both projections use the same memory
             ref_logp, _ = self._logp(rows, self.ref_engine, self.work.ref[1])
-            self.work.step.refer(chunk, segment_sum(ref_logp.double(), lengths))
+            self.step.refer(chunk, segment_sum(ref_logp.double(), lengths))
         if held:
             logp, lse = self._load(rows), None
         else:
             logp, lse = self._logp(rows, self.engine, self.hidden)
         seq_logp = segment_sum(logp.double(), lengths)
-        coef = self.work.step.run(chunk, seq_logp)
+        coef = self.step.run(chunk, seq_logp)
         if not grad:
             return
         coef = coef.repeat_interleave(lengths, output_size=n)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_kernels.chunks import Chunk, Plan, to_device
+from comal_kernels.chunks import Chunk, Ints, Plan, to_device, to_devices
 from comal_kernels.row import Prox, Terms
 from comal_kernels.segment import segment_sum
 
@@ -17,8 +17,8 @@ from comal_kernels.segment import segment_sum
 class Inputs:
     """What the caller gave besides the head, in the caller's order."""
 
-    chosen: Tensor  # (P,) int64
-    rejected: Tensor | None  # (P,) int64
+    chosen: Ints  # (P,), on the host
+    rejected: Ints | None  # (P,), on the host
     ref: Tensor | None  # (S,); None too where it comes with each chunk (live_ref)
     last: Tensor | None  # (S,)
     reward: Tensor | None  # (S,)
@@ -34,19 +34,16 @@ class ProxStep:
 
     def __init__(self, prox: Prox, inputs: Inputs, plan: Plan, device: torch.device) -> None:
         self.prox, self.device = prox, device
-        self.pair = to_device(plan.pair, device)
-        self.seq = to_device(plan.seq, device)
-        self.link_pair = to_device(plan.link_pair, device)
-        self.link_sign = to_device(plan.link_sign, device).double()
-        self.seq_links = to_device(plan.seq_links, device)
-        self.group_pairs = to_device(plan.group_pairs, device)
+        arrays = [plan.pair, plan.seq, plan.link_pair, plan.link_sign, plan.seq_links]
+        listed = [inputs.chosen] if inputs.rejected is None else [inputs.chosen, inputs.rejected]
+        arrays += [plan.group_pairs, *(x[plan.pair] for x in listed)]
+        self.pair, self.seq, self.link_pair, sign, *rest = to_devices(arrays, device)
+        self.seq_links, self.group_pairs, self.chosen, *others = rest
+        self.rejected = others[0] if others else None
+        self.link_sign = sign.double()
         self.share: Tensor | None = None  # (S,) in plan order: 1 / tokens of each sequence
         if inputs.average_log_prob:
             self.share = 1.0 / to_device(np.maximum(plan.seq_rows, 1), device).double()
-        self.chosen = inputs.chosen.index_select(0, self.pair)
-        self.rejected = (
-            None if inputs.rejected is None else inputs.rejected.index_select(0, self.pair)
-        )
         count = len(plan.pair)
         weight = self._per_pair(inputs.weight)
         if weight is None:
