@@ -37,4 +37,4 @@ class TransformersConfig(GenerationConfig):
     engine: Literal["transformers"] = "transformers"
     """In this process, by the model in memory."""
     batch_size: int = Field(32, ge=1)
-    """Responses generated together. A batch seeds itself, so another size draws other samples."""
+    """Responses decoded together; samples of another size differ by rounding at most."""

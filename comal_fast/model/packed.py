@@ -123,7 +123,7 @@ def predictor_states(model: Any, packed: Packed) -> Tensor:
 
     Call it inside `packed_attention`.
     """
-    _refuse_moving_rope(model, packed)
+    refuse_moving_rope(model, max(s.keys for s in packed.layout.segments) + 1)
     output = model.base_model(
         input_ids=packed.input_ids,
         position_ids=packed.position_ids,
@@ -133,13 +133,28 @@ def predictor_states(model: Any, packed: Packed) -> Tensor:
     return output.last_hidden_state[0].index_select(0, packed.predictors)
 
 
-def _refuse_moving_rope(model: Any, packed: Packed) -> None:
-    """Raise InputError where a long sequence would change the positions of its short neighbours."""
+def pack_prompts(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor, Layout, Tensor]:
+    """ids (1, T), positions (1, T), layout, and the last position of each prompt (P,)."""
+    ends = list(accumulate(map(len, prompts)))
+    segments = [Segment(end - len(p), end) for p, end in zip(prompts, ends, strict=True)]
+    ids = [token for p in prompts for token in p]
+    positions = [i for p in prompts for i in range(len(p))]
+    return (
+        torch.tensor([ids], device=device),
+        torch.tensor([positions], device=device),
+        Layout(segments, device),
+        torch.tensor(ends, device=device) - 1,
+    )
+
+
+def refuse_moving_rope(model: Any, longest: int) -> None:
+    """Raise InputError where a sequence so long would change the positions of its neighbours."""
     rope = getattr(model.config, "rope_parameters", None) or {}
     if rope.get("rope_type") not in MOVING_ROPES:
         return
     limit = rope.get("original_max_position_embeddings") or model.config.max_position_embeddings
-    longest = max(s.keys for s in packed.layout.segments) + 1
     if longest > limit:
         raise InputError(
             f"packed attention can't do {rope['rope_type']} positions beyond {limit} tokens, where "

@@ -160,7 +160,7 @@ def test_broken_off_while_training_ends_the_same(
                 *LORA,
                 "model.lora.dropout=0.2",
                 f"model.quantization={quantization}",
-                "training.num_train_epochs=1",
+                "training.num_train_epochs=2",
                 f"output_dir={tmp_path / name}",
             ],
         )

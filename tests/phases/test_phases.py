@@ -110,39 +110,6 @@ def test_sampling_is_seeded_and_padding_is_invisible(tiny_run: Path) -> None:
         assert all(r.finished == (r.ids[-1] == 0) and 0 not in r.ids[:-1] for r in responses)
 
 
-def test_left_padded_prefill_samples_the_models_distribution(tiny_run: Path) -> None:
-    """Greedy in the limit of temperature 0: what a padded batch says is what the model says."""
-    config = load_config(tiny_run)
-    cold = config.generation.model_copy(update={"temperature": 1e-4, "batch_size": 64})
-    model, tokenizer = load_model(config.model), load_tokenizer(config.model)
-    prompts = [[5, 6, 7], [9, 8] * 9, [30], [40, 41, 42, 43]]
-    (batch,) = TransformersEngine(cold, model, tokenizer).sample(prompts, 2, "s")
-    for index, responses in batch.items():
-        ids = list(prompts[index])
-        import torch
-
-        for token in responses[0].ids:
-            with torch.inference_mode():
-                assert token == model(torch.tensor([ids])).logits[0, -1].argmax().item()
-            ids.append(token)
-        assert responses[0] == responses[1]
-
-
-def test_draw_follows_the_distribution() -> None:
-    """Frequencies within five standard deviations; what has probability 0 is never drawn."""
-    import torch
-
-    from comal_fast.generation.transformers import Draw
-
-    logits = torch.tensor([0.0, -torch.inf, 2.0, 1.0, -3.0, -torch.inf])
-    wanted, count = logits.softmax(-1), 20000
-    torch.manual_seed(0)
-    drawn = Draw()(torch.zeros(count, 1), logits.repeat(count, 1)).argmax(-1)
-    seen = torch.bincount(drawn, minlength=len(logits)) / count
-    assert seen[1] == seen[5] == 0
-    assert ((seen - wanted).abs() <= 5 * (wanted * (1 - wanted) / count).sqrt()).all()
-
-
 def test_sampled_tokens_have_finite_logps(tiny_run: Path) -> None:
     config = load_config(tiny_run)
     model = load_model(config.model)

@@ -28,6 +28,23 @@ REFUSED = {"s_aux": "sinks", "position_bias": "position biases"}
 KINDS = {"full_attention", "sliding_attention", "attention"}  # of layers, in transformers' configs
 
 
+def asked(
+    module: torch.nn.Module,
+    query: Tensor,  # (…, D)
+    scaling: float | None,
+    dropout: float,
+    others: dict[str, Any],
+) -> Options:
+    """What a layer asks of its attention. Raises InputError for what no engine here does."""
+    for option, what in REFUSED.items():
+        if others.get(option) is not None:
+            raise _inexact(f"attention {what}", module)
+    if not getattr(module, "is_causal", True):
+        raise _inexact("attention to what follows", module)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return Options(scale, others.get("softcap"), others.get("sliding_window"), dropout)
+
+
 def register(implementation: str, engine: Engine) -> None:
     """Make an engine an attention implementation of transformers."""
 
@@ -41,17 +58,9 @@ def register(implementation: str, engine: Engine) -> None:
         dropout: float = 0.0,
         *,
         layout: Layout,
-        softcap: float | None = None,
-        sliding_window: int | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:  # (1, T, heads, D)
-        for option, what in REFUSED.items():
-            if kwargs.get(option) is not None:
-                raise _inexact(f"attention {what}", module)
-        if not getattr(module, "is_causal", True):
-            raise _inexact("attention to what follows", module)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        options = Options(scale, softcap, sliding_window, dropout)
+        options = asked(module, query, scaling, dropout, kwargs)
         return engine(query, key, value, layout, options), None
 
     # without an entry in its mask interface, transformers makes no mask, nor waits for the GPU to
@@ -59,10 +68,14 @@ def register(implementation: str, engine: Engine) -> None:
     AttentionInterface.register(implementation, packed_attention)
 
 
-register(ENGINES["flash_attention_2"], varlen(flash))
-register(ENGINES["torch_varlen"], varlen(torch_varlen))
-register(ENGINES["flex_attention"], flex(compiled))
-register(ENGINES["sdpa"], sdpa)
+CALLS: dict[str, Engine] = {
+    "flash_attention_2": varlen(flash),
+    "torch_varlen": varlen(torch_varlen),
+    "flex_attention": flex(compiled),
+    "sdpa": sdpa,
+}
+for _name, _engine in CALLS.items():
+    register(ENGINES[_name], _engine)
 
 
 def choose_engine(requested: str, model: Any) -> str:
