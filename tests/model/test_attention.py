@@ -30,6 +30,7 @@ from comal_fast.model.attention.varlen import (
 )
 from comal_fast.model.packed import PromptResponse, pack
 from plain import plain_kernel
+from tiny import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -194,9 +195,8 @@ def test_shared_keys_add_up_in_float32() -> None:
 
 
 def model_like(device: str, dtype: torch.dtype, **config: Any) -> Any:
-    return SimpleNamespace(
-        device=torch.device(device), dtype=dtype, config=SimpleNamespace(**config)
-    )
+    found = tiny_config(**{"head_dim": 64} | config)
+    return SimpleNamespace(device=torch.device(device), dtype=dtype, config=found)
 
 
 def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,6 +213,8 @@ def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
         names = {"f": "flash_attention_2", "v": "torch_varlen", "x": "flex_attention"}
         assert chosen == [names[m] for m in models]
     assert choose_engine("auto", model_like("cpu", torch.float32)) == "sdpa"
+    narrow = model_like("cuda", torch.float32, head_dim=8)
+    assert choose_engine("auto", narrow) == "sdpa"
     for requested, model, words in (
         ("flash_attention_2", llama, "flash_attention_2 needs the package flash-attn"),
         (
@@ -222,6 +224,11 @@ def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("torch_varlen", gemma, "torch_varlen has no attention soft-capping"),
         ("flex_attention", model_like("cpu", torch.bfloat16), "flex_attention needs CUDA"),
+        (
+            "flex_attention",
+            narrow,
+            "flex_attention needs heads of 16 numbers, and the model's have 8",
+        ),
     ):
         with pytest.raises(ValueError, match=f"model.attn_implementation: {words}"):
             choose_engine(requested, model)

@@ -25,6 +25,7 @@ ENGINES = {
 }
 # what a layer may ask for beside `Options`, none of which packing keeps exact
 REFUSED = {"s_aux": "sinks", "position_bias": "position biases"}
+LEAST_FLEX_WIDTH = 16  # its compiled kernels multiply by matrix instructions
 KINDS = {"full_attention", "sliding_attention", "attention"}  # of layers, in transformers' configs
 
 
@@ -102,13 +103,24 @@ def refuse(model: Any) -> None:
         raise _inexact("an attention of the model's own", model)
 
 
+def head_width(config: Any) -> int:
+    """Numbers of an attention head's query."""
+    config = config.get_text_config()
+    width: int = getattr(config, "head_dim", None) or (
+        config.hidden_size // config.num_attention_heads
+    )
+    return width
+
+
 def _why_not(engine: str, model: Any) -> str | None:
     if engine == "sdpa":
         return None
     if model.device.type != "cuda":
         return "needs CUDA"
     if engine == "flex_attention":
-        return None
+        width = head_width(model.config)
+        wanted = f"needs heads of {LEAST_FLEX_WIDTH} numbers, and the model's have {width}"
+        return wanted if width < LEAST_FLEX_WIDTH else None
     if model.dtype not in (torch.bfloat16, torch.float16):
         return f"computes in bfloat16 or float16, the model in {str(model.dtype).split('.')[1]}"
     if engine == "flash_attention_2":
