@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -54,11 +54,14 @@ def joint_logps(
     backend: str = "auto",
     advance: Callable[[int], None] = lambda tokens: None,
     part: tuple[int, int] = (0, 1),
+    done: Mapping[int, list[list[float]]] | None = None,
+    keep: Callable[[Mapping[int, list[list[float]]]], None] = lambda values: None,
 ) -> np.ndarray:
     """(M, S) float64: `response_logps` under each of M models that share one head.
 
     Each batch goes through every model, and once through the head for all of them. `part` (r, n):
-    only the passes whose number is r modulo n; 0 elsewhere.
+    only every n-th of the passes from the r-th on; 0 elsewhere. `done`: the values of passes, by
+    their numbers, that are not to be run again; `keep` is told those of each that is.
     """
     result = np.zeros((len(models), len(sequences)))
     head = head_arguments(models[0])
@@ -68,7 +71,12 @@ def joint_logps(
     with ExitStack() as attention:
         for model in models:
             attention.enter_context(packed_attention(model, attn_implementation))
-        for numbers in _passes(sequences, max_tokens)[part[0] :: part[1]]:
+        passes = _passes(sequences, max_tokens)
+        for number, values in (done or {}).items():
+            result[:, passes[number]] = values
+        left = [number for number in range(len(passes)) if number not in (done or {})]
+        for number in left[part[0] :: part[1]]:
+            numbers = passes[number]
             packed = pack([sequences[i] for i in numbers], device)
             bounds, tokens = packed.response_cu_seqlens, len(packed.target)
             logp = linear_logprob(
@@ -80,7 +88,9 @@ def joint_logps(
                 backend=backend,
                 **head,
             )
-            result[:, numbers] = logp.double().cpu().numpy().reshape(len(models), -1)
+            values = logp.double().cpu().numpy().reshape(len(models), -1).tolist()
+            result[:, numbers] = values
+            keep({number: values})
             advance(packed.tokens)
     return result
 

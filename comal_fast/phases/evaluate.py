@@ -130,9 +130,11 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, str]:
         config.evaluation.num_generations,
         config.seed,
     )
-    artefact = context.directory.iteration(iteration).eval_samples
+    folder = context.directory.iteration(iteration)
+    artefact = folder.eval_samples
     if artefact.key() == key:
         return artefact.read(), key
+    shards = folder.shards(artefact, key)
     table, _ = sample_table(
         context,
         iteration,
@@ -140,8 +142,10 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, str]:
         config.evaluation.num_generations,
         f"evaluate {iteration}",
         f"held-out samples of π_{iteration}",
+        shards,
     )
     artefact.write(table, key)
+    shards.discard()
     return table, key
 
 

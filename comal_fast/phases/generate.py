@@ -17,8 +17,9 @@ from comal_fast.distributed.group import gather
 from comal_fast.generation.engine import Response, Sampled, make_engine
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
+from comal_fast.store.shards import Shards
 from comal_fast.system.ranks import rank, world
-from comal_fast.system.terminal import progress
+from comal_fast.system.terminal import console, progress
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])
 SAMPLES = pa.schema(
@@ -47,18 +48,23 @@ def run(context: Context, iteration: int) -> None:
         config.seed,
     )
 
+    folder = context.directory.iteration(iteration)
+    shards = folder.shards(folder.samples, key)
+
     def work() -> Made:
         count, stream = config.generation.num_generations, f"generate {iteration}"
-        table, seconds = sample_table(context, last, prompts, count, stream, f"generate π_{last}")
+        name = f"generate π_{last}"
+        table, speed = sample_table(context, last, prompts, count, stream, name, shards)
         tokens = sum(map(len, table["response_ids"].to_pylist()))
         return table, {
             "generation/responses": table.num_rows,
             "generation/response_length": tokens / table.num_rows,
             "generation/finished": float(np.mean(table["finished"].to_pylist())),
-            "perf/tokens_per_s": tokens / seconds,
+            "perf/tokens_per_s": speed,
         }
 
-    make(context, "generate", iteration, context.directory.iteration(iteration).samples, key, work)
+    make(context, "generate", iteration, folder.samples, key, work)
+    shards.discard()
 
 
 def message_row(message: Message) -> dict[str, Any]:
@@ -92,10 +98,21 @@ def sample_table(
     count: int,
     stream: str,
     description: str,
+    shards: Shards,
 ) -> tuple[pa.Table, float]:
-    """(samples of π_iterate in SAMPLES' columns, seconds). `stream` separates random streams."""
-    ids = [p.ids for p in prompts]
-    responses, seconds = _sample(context, iterate, ids, count, stream, description)
+    """(samples of π_iterate in SAMPLES' columns, tokens a second of those sampled now).
+
+    `stream` separates random streams. Responses go into `shards` as they end, and those that are
+    there are not sampled again.
+    """
+    found = {i: [Response(*r) for r in row] for i, row in shards.read().items()}
+    left = [i for i in range(len(prompts)) if i not in found]
+    if found:
+        console.print(f"  {description}: the responses to {len(found)} prompts are there already")
+    ids = [prompts[i].ids for i in left]
+    sampled, seconds = _sample(context, iterate, ids, left, count, stream, description, shards)
+    new = sum(len(r.ids) for responses in sampled.values() for r in responses)
+    found |= sampled
     tokenizer = context.tokenizer
     rows = [
         {
@@ -109,9 +126,9 @@ def sample_table(
             "messages": [message_row(m) for m in prompt.messages],
         }
         for number, prompt in enumerate(prompts)
-        for sample, response in enumerate(responses[number])
+        for sample, response in enumerate(found[number])
     ]
-    return pa.Table.from_pylist(rows, schema=SAMPLES), seconds
+    return pa.Table.from_pylist(rows, schema=SAMPLES), new / max(seconds, 1e-9)
 
 
 @collective
@@ -119,20 +136,29 @@ def _sample(
     context: Context,
     iterate: int,
     prompts: list[list[int]],
+    numbers: list[int],
     count: int,
     stream: str,
     description: str,
+    shards: Shards,
 ) -> tuple[dict[int, list[Response]], float]:
-    """({prompt: its responses}, seconds); each rank samples a share of the prompts."""
+    """({number of a prompt: its responses}, seconds); each rank samples a share of the prompts."""
     config = context.config
     responses: dict[int, list[Response]] = {}
+    if not prompts:
+        return responses, 0.0
     with progress(description, len(prompts) * count, "responses") as advance:
         policy = Sampled(lambda: context.policies.load(iterate), context.tokenizer)
         engine = make_engine(config.generation, policy)
         part = (rank(), world())
-        for batch in engine.sample(prompts, count, f"{config.seed} {stream}", part):
-            responses |= batch
-            advance(count * len(batch))
+        try:
+            for batch in engine.sample(prompts, count, f"{config.seed} {stream}", part):
+                named = {numbers[i]: row for i, row in batch.items()}
+                responses |= named
+                shards.add({i: [[r.ids, r.finished] for r in row] for i, row in named.items()})
+                advance(count * len(batch))
+        finally:  # whatever went wrong
+            shards.write()
         for theirs in gather(responses):
             responses |= theirs
         advance(count * len(responses) - advance.done)

@@ -15,6 +15,7 @@ from comal_fast.model.packed import PromptResponse
 from comal_fast.phases.generate import first_rows
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
+from comal_fast.store.shards import Shards
 from comal_fast.system.ranks import is_main, rank, world
 from comal_fast.system.terminal import progress
 
@@ -33,11 +34,14 @@ def run(context: Context, iteration: int) -> None:
         context.config.training.max_tokens_per_microbatch,
     )
 
+    shards = folder.shards(folder.logps, key)
+
     def work() -> Made:
         columns = (pairs[c].to_pylist() for c in ("chosen", "rejected"))
         used = sorted({row for column in columns for row in column if row is not None})
         sequences = prompt_responses(samples, used)
-        logps, seconds = model_logps(context, {last, reference}, sequences, "log-probs")
+        iterates = {last, reference}
+        logps, speed = model_logps(context, iterates, sequences, "log-probs", shards)
         firsts = first_rows(samples)
         spread = {
             name: _spread(logps[t], used, firsts)
@@ -46,10 +50,11 @@ def run(context: Context, iteration: int) -> None:
         table = pa.table({f"{n}_logp": pa.array(x, from_pandas=True) for n, x in spread.items()})
         return table, {
             "comal/kl_to_reference": float(np.nanmean(spread["last"] - spread["ref"])),
-            "perf/tokens_per_s": len(logps) * _tokens(context, sequences) / seconds,
+            "perf/tokens_per_s": speed,
         }
 
     make(context, "logps", iteration, folder.logps, key, work)
+    shards.discard()
 
 
 def prompt_responses(samples: pa.Table, rows: Sequence[int]) -> list[PromptResponse]:
@@ -58,22 +63,46 @@ def prompt_responses(samples: pa.Table, rows: Sequence[int]) -> list[PromptRespo
     return [PromptResponse(prompts[row], responses[row]) for row in rows]
 
 
-@collective
 def model_logps(
-    context: Context, iterates: Iterable[int], sequences: list[PromptResponse], description: str
+    context: Context,
+    iterates: Iterable[int],
+    sequences: list[PromptResponse],
+    description: str,
+    shards: Shards | None = None,
 ) -> tuple[dict[int, np.ndarray], float]:
-    """({iterate: (S,) sums of log-probs under it}, seconds); ranks take every so many passes each.
+    """({iterate: (S,) sums of log-probs under it}, tokens a second of those computed now).
 
-    Policies on one frozen base (LoRA) have one head: a pass over it serves them all.
+    Policies on one frozen base (LoRA) have one head: a pass over it serves them all. The passes'
+    values go into `shards` as they come, and those that are there are not computed again.
     """
     config, wanted = context.config, sorted(set(iterates))
     result: dict[int, np.ndarray] = {}
-    seconds = 0.0
-    tokens = _tokens(context, sequences)
+    seconds, tokens = 0.0, 0.0
     for together in [wanted] if config.model.lora else [[t] for t in wanted]:
-        names = " and ".join(f"π_{t}" for t in together)
-        models = [context.policies.load(t) for t in together]
-        with progress(f"{description} of {names}", tokens, "tokens") as advance:
+        part = None if shards is None else shards.part("-".join(map(str, together)))
+        done = {} if part is None else part.read()
+        values, took, passed = _model_logps(context, together, sequences, description, part, done)
+        result |= zip(together, values, strict=True)
+        seconds += took
+        tokens += passed
+    return result, tokens / max(seconds, 1e-9)
+
+
+@collective
+def _model_logps(
+    context: Context,
+    together: list[int],
+    sequences: list[PromptResponse],
+    description: str,
+    shards: Shards | None,
+    done: dict[int, list[list[float]]],
+) -> tuple[np.ndarray, float, float]:
+    """((M, S) of M iterates with one head, seconds, tokens); ranks take every so many passes."""
+    config, tokens = context.config, _tokens(context, sequences)
+    names = " and ".join(f"π_{t}" for t in together)
+    models = [context.policies.load(t) for t in together]
+    with progress(f"{description} of {names}", tokens, "tokens") as advance:
+        try:
             values = joint_logps(
                 models,
                 sequences,
@@ -82,14 +111,16 @@ def model_logps(
                 backend=config.training.backend,
                 advance=advance,
                 part=(rank(), world()),
+                done=done if is_main() else dict.fromkeys(done, [[0.0]] * len(models)),
+                keep=(lambda values: None) if shards is None else shards.add,
             )
-            parts = gather(values)
-            advance(tokens - advance.done)
-        if is_main():
-            result |= zip(together, np.sum(parts, axis=0), strict=True)
-        seconds += advance.seconds
-        del models  # before the next is loaded
-    return result, seconds
+        finally:
+            if shards is not None:
+                shards.write()
+        parts = gather(values)
+        passed = sum(gather(advance.done))
+        advance(tokens - advance.done)
+    return np.sum(parts, axis=0), advance.seconds, passed * len(together)
 
 
 def _tokens(context: Context, sequences: list[PromptResponse]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 from comal_fast.errors import InputError
 from comal_fast.store.artefacts import Artefact, Folder, Json, Table, read_json, write_json
 from comal_fast.store.metrics import Row, read_metrics
+from comal_fast.store.shards import Shards
 
 PHASES = {
     "generate": "sample K responses per prompt from the current policy",
@@ -109,6 +110,10 @@ class IterationFolder:
         self.pair_evaluation = Json(path / "pair_evaluation.json", "evaluate")
         self.diagnostics = Json(path / "diagnostics.json", "diagnose")
         self.probe = Table(path / "probe.parquet", "diagnose")
+
+    def shards(self, artefact: Artefact, key: str) -> Shards:
+        """What there is so far of an artefact that is being made."""
+        return Shards(self.path / f"{artefact.path.stem}.shards", key)
 
     def finished(self) -> list[Artefact]:
         """The artefacts that are there, in the order of the phases."""

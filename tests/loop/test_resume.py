@@ -15,8 +15,8 @@ from resume import comparable, start
 # (where, which call): the middle of every phase of both iterations, and the moments between a
 # phase's work and its artefact. In order: each start gets a little further than the last.
 KILLS = [
-    ("comal_fast.generation.transformers:_generate", 2),  # held-out samples of π_0
-    ("comal_fast.generation.transformers:_generate", 2),  # generate, with π_0 evaluated
+    ("comal_fast.generation.decode:Decoder._step", 2),  # held-out samples of π_0
+    ("comal_fast.generation.decode:Decoder._step", 10),  # generate, with π_0 evaluated
     ("comal_fast.store.artefacts:Table.write", 1),
     ("comal_fast.phases.judge:has_strict_cycle", 3),
     ("comal_fast.phases.pair:choose_pairs", 2),
@@ -38,6 +38,7 @@ KILLS = [
 @pytest.mark.slow
 def test_killed_in_each_phase_ends_the_same(tiny_run: Path, tmp_path: Path) -> None:
     calm, killed = tmp_path / "calm", tmp_path / "killed"
+    tiny_run.write_text(tiny_run.read_text() + "seed: 1\n")  # with many steps in both iterations
     assert start(tiny_run, calm) == 0
     for target, count in KILLS:
         assert start(tiny_run, killed, target, count) == -9, f"{target} was not reached"
