@@ -87,6 +87,7 @@ def test_it_takes_its_place_in_all(echo: Path) -> None:
         "scaling --tokens 256 1024 2048",
         "profile step",
         "judge --repeat 1 --sizes 4 16",
+        "generate --count 16 --tokens 24 --repeat 1",
         "model",
     ]
     assert all(bench.verb != "echo" for bench, _ in run_all.calls("cuda"))

@@ -1,0 +1,264 @@
+"""Sampling: this library's decode loop against transformers' `generate`.
+
+Every response has the same number of tokens: nothing ends one. What is sampled must be as likely
+under the model, on average, as what plain `generate` samples, or there is no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench import models, options, record
+from bench.bench import Bench, Call
+from bench.measure import hardware
+from bench.measure.timing import interleaved, summary
+from bench.models import MODELS, SMOLLM2
+from bench.record import Record, Row, reason
+from bench.render import plots, terminal
+from bench.render.formats import Rows, device_text, spread
+from bench.render.markdown import section
+from comal_fast.config.generation import TransformersConfig
+from comal_fast.config.schema import DataConfig
+from comal_fast.data.prompts import load_prompts
+from comal_fast.errors import InputError
+from comal_fast.generation.decode import Decoder
+from comal_fast.generation.engine import Response
+from comal_fast.model.logps import response_logps
+from comal_fast.model.packed import PromptResponse
+from comal_fast.plan.shapes import Shape
+from comal_fast.system.allocator import keep_freed_memory
+from comal_fast.system.terminal import progress
+
+OURS, PLAIN, STATIC, FLOOR = (
+    "comal-fast",
+    "transformers generate",
+    "transformers generate, static cache",
+    "floor",
+)
+LONGEST = 160  # tokens of a prompt, as in configs/demo.yaml
+SURPRISE = 5.0  # standard errors by which two means of log-probs may differ
+Sampled = list[tuple[list[int], list[int]]]  # prompt and response of each row
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add those of `generate`."""
+    options.add(parser, "device", "dtype", "repeat")
+    parser.add_argument("--model", choices=tuple(MODELS), help="default: what suits the device")
+    parser.add_argument("--count", type=options.positive, default=40, help="prompts")
+    parser.add_argument("--responses", type=options.positive, default=4, help="to each prompt")
+    parser.add_argument("--tokens", type=options.positive, default=48, help="of each response")
+
+
+def run(args: argparse.Namespace) -> Record:
+    """Times of all contenders, in turns, and the floor."""
+    cuda, dtype = args.device.type == "cuda", options.dtype(args)
+    if not cuda:
+        keep_freed_memory()  # as every run on a CPU does
+    name = options.default(args, "model", SMOLLM2, "llama3-8b")
+    model = models.load(name, args.device, dtype)
+    model.generation_config.eos_token_id = None
+    prompts = make_prompts(name, args.count)
+    each, new = args.responses, args.tokens
+    jobs: dict[str, Callable[[], Sampled]] = {
+        OURS: lambda: ours(model, prompts, each, new),
+        PLAIN: lambda: theirs(model, prompts, each, new),
+        STATIC: lambda: theirs(
+            model, prompts, each, new, cache_implementation="static", disable_compile=True
+        ),
+    }
+    rows = {job: Row(name=job) for job in jobs}
+    with progress("checking", len(jobs), "runs") as advance:
+        told = {}
+        for job, work in jobs.items():
+            try:
+                told[job] = likelihood(model, work(), new)
+            except Exception as error:  # out of memory, a version that can't
+                rows[job]["why"] = reason(error)
+            advance()
+    agree(rows, told)
+    right = {job: work for job, work in jobs.items() if "why" not in rows[job]}
+    repeat = options.default(args, "repeat", 3, 5)
+    with progress("sampling", repeat * len(right), "runs") as advance:
+        times = interleaved(right, repeat, args.device, advance)
+    for job, seconds in times.items():
+        rows[job]["seconds"] = summary(seconds)
+    machine = hardware.measure(args.device, dtype, 0.0)
+    least = floor(MODELS[name], prompts, each, new, dtype.itemsize, machine)
+    return record.new(
+        "generate",
+        args.device,
+        model=name,
+        shape={
+            "dtype": str(dtype).removeprefix("torch."),
+            "prompts": len(prompts),
+            "responses": each,
+            "tokens": new,
+            "prompt_tokens": sum(map(len, prompts)),
+        },
+        machine={"flops": machine.flops, "bandwidth": machine.bandwidth},
+        rows=[{"name": FLOOR, "seconds": summary([least])}, *rows.values()],
+    )
+
+
+def make_prompts(name: str, count: int) -> list[list[int]]:
+    """The built-in prompts in SmolLM2's chat template; of another shape, random words as long."""
+    tokenizer = models.load_smollm2_tokenizer()
+    found = []
+    for prompt in load_prompts(DataConfig()):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt.text}], tokenize=False, add_generation_prompt=True
+        )
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(ids) <= LONGEST:
+            found.append(ids)
+    if count > len(found):
+        raise InputError(f"--count: {count} prompts are more than the {len(found)} there are")
+    if name == SMOLLM2:
+        return found[:count]
+    draw = np.random.default_rng(0)
+    return [draw.integers(3, MODELS[name].vocab, len(ids)).tolist() for ids in found[:count]]
+
+
+def ours(model: Any, prompts: list[list[int]], each: int, new: int) -> Sampled:
+    """By this library's decode loop, all rows at once."""
+    config = TransformersConfig(max_new_tokens=new, batch_size=len(prompts) * each)
+    found: dict[int, list[Response]] = {}
+    for ended in Decoder(model, config, [], "bench", prompts, each).run():
+        found |= ended
+    return [(p, r.ids) for i, p in enumerate(prompts) for r in found[i]]
+
+
+def theirs(model: Any, prompts: list[list[int]], each: int, new: int, **arguments: Any) -> Sampled:
+    """By `generate`, all rows at once, padded on the left."""
+    longest = max(map(len, prompts))
+    rows = [p for p in prompts for _ in range(each)]
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in rows])
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask.to(model.device),
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+            max_new_tokens=new,
+            pad_token_id=0,
+            use_cache=True,
+            **arguments,
+        )
+    return list(zip(rows, output[:, longest:].tolist(), strict=True))
+
+
+def likelihood(model: Any, sampled: Sampled, new: int) -> tuple[float, float]:
+    """(mean log-prob of a token, its standard error). ValueError for responses of other lengths."""
+    if any(len(response) != new for _, response in sampled):
+        raise ValueError(f"not every response has {new} tokens")
+    sequences = [PromptResponse(*pair) for pair in sampled]
+    means = response_logps(model, sequences, max_tokens=4096) / new
+    return float(means.mean()), float(means.std(ddof=1) / math.sqrt(len(means)))
+
+
+def agree(rows: dict[str, Row], told: dict[str, tuple[float, float]]) -> None:
+    """Say why in the rows of those that sample another distribution than plain `generate`."""
+    if PLAIN not in told:
+        return
+    plain, about = told[PLAIN]
+    for job, (mean, error) in told.items():
+        rows[job]["logp"] = mean
+        off = abs(mean - plain) / math.hypot(error, about)
+        if job != PLAIN and not off <= SURPRISE:
+            rows[job]["why"] = (
+                f"wrong result, not timed: mean log-prob {mean:.4f}, plain generate's {plain:.4f}, "
+                f"{off:.1f} standard errors apart"
+            )
+
+
+def floor(
+    shape: Shape, prompts: list[list[int]], each: int, new: int, itemsize: int, machine: Any
+) -> float:
+    """Seconds that none can do without: products at the measured rate, or bytes at that of a copy.
+
+    A prompt is read once for all its responses, and its last word only needs the head.
+    """
+    tokens, rows = sum(map(len, prompts)), len(prompts) * each
+    head, blocks = shape.head_parameters, shape.block_parameters
+    seconds = 2 * (tokens * blocks + len(prompts) * head) / machine.flops
+    word = 2 * shape.layers * shape.keys * itemsize  # of a token's keys and values
+    pairs = 4 * shape.layers * shape.queries  # FLOP of a query and a key
+    for held in range(1, new):
+        flops = rows * 2 * (blocks + head) + pairs * (each * tokens + rows * held)
+        read = (blocks + head) * itemsize + word * (tokens + rows * held)
+        seconds += max(flops / machine.flops, read / machine.bandwidth)
+    return seconds
+
+
+def generate_rows(found: Record) -> Rows:
+    """A row a contender, fastest first."""
+    shape = found["shape"]
+    told = shape["prompts"] * shape["responses"] * shape["tokens"]
+    timed = [row for row in found["rows"] if "seconds" in row]
+    timed.sort(key=lambda row: row["seconds"]["median"])
+    base = next(row["seconds"]["median"] for row in timed if row["name"] == FLOOR)
+    plain = next((r["seconds"]["median"] for r in timed if r["name"] == PLAIN), None)
+    cells = [
+        [
+            row["name"],
+            spread(row["seconds"], "s"),
+            f"{told / row['seconds']['median']:.0f}",
+            f"{row['seconds']['median'] / base:.2f}",
+            f"{plain / row['seconds']['median']:.2f} ×" if plain else "",
+            f"{row['logp']:.3f}" if "logp" in row else "",
+        ]
+        for row in timed
+    ]
+    columns = ["contender", "s (quartiles)", "tokens/s", "× floor", "speed", "mean log-prob"]
+    return columns, cells
+
+
+def about(found: Record) -> str:
+    """What was sampled."""
+    shape = found["shape"]
+    return (
+        f"{shape['prompts']} prompts ({shape['prompt_tokens']} tokens) × {shape['responses']} "
+        f"responses × {shape['tokens']} tokens by {found['model']}, {shape['dtype']}"
+    )
+
+
+def show(found: Record) -> None:
+    """Print the table."""
+    terminal.table(f"{about(found)}; {device_text(found)}", generate_rows(found))
+    terminal.refused(found)
+
+
+def markdown(found: Record, tokens: int) -> str:
+    """The table as a section of a document."""
+    return section(found, f"{about(found)}:", generate_rows(found))
+
+
+def draw(found: Record) -> bytes:
+    """A picture: a bar a contender."""
+    return plots.bars(found["rows"], lambda tokens: f"{about(found)}, {found['device']['name']}")
+
+
+BENCH = Bench(
+    verb="generate",
+    help="sampling, against transformers' generate",
+    add_options=add_options,
+    run=run,
+    records=("generate",),
+    show=show,
+    markdown=markdown,
+    draw=draw,
+    failed=lambda found: any(r["name"] == OURS and r.get("why") for r in found["rows"]),
+    in_all=(
+        Call("cpu", 7, "--count 16 --tokens 24 --repeat 1"),
+        Call("cuda", 6, "--count 32 --tokens 128"),
+    ),
+)
