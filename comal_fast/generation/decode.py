@@ -63,17 +63,17 @@ class Decoder:
         refuse_moving_rope(model, self.longest + self.new)
 
     def run(self) -> Iterator[dict[int, list[Response]]]:
-        """Yield {prompt index: its responses} as they end."""
-        with decoding(self.model), torch.inference_mode():
-            while True:
+        """Yield {prompt index: its responses} as they end.
+
+        Between two of them the model is as it was, and so is the mode of autograd.
+        """
+        while self.waiting or self.alive.any():
+            with decoding(self.model), torch.inference_mode():
                 self._enter()
-                yield from self._leave()
-                if not self.alive.any():
-                    if not self.waiting:
-                        return
-                    continue
-                self._steps()
-                yield from self._leave()
+                if self.alive.any():
+                    self._steps()
+                ended = list(self._leave())
+            yield from ended
 
     def _enter(self) -> None:
         """Let waiting prompts into the groups that are free."""

@@ -131,12 +131,15 @@ def test_logits_that_are_no_numbers_are_one_line(device: torch.device) -> None:
 
 
 def test_a_model_is_left_as_it_was(device: torch.device) -> None:
+    """Between two batches too, and by whoever stops early."""
     model = tiny_model().to(device)
     before = model.config._attn_implementation
-    for _ in TransformersEngine(
-        TransformersConfig(max_new_tokens=3), model, byte_tokenizer()
-    ).sample(PROMPTS, 2, "s"):
-        break  # whoever stops early closes the loop
+    engine = TransformersEngine(TransformersConfig(max_new_tokens=3), model, byte_tokenizer())
+    for _ in engine.sample(PROMPTS, 2, "s"):
+        assert model.config._attn_implementation == before
+        assert not torch.is_inference_mode_enabled()
+        model(torch.tensor([[5]], device=device)).logits.sum().backward()
+        break
     assert model.config._attn_implementation == before
 
 
