@@ -49,7 +49,7 @@ class Decoder:
         self.longest = max(map(len, prompts))
         self.new = options.max_new_tokens
         self.stops = torch.tensor(stops, device=self.device)
-        self.slots = Slots(self.groups, count, self.longest, self.new, self.device)
+        self.slots = Slots(model, self.groups, count, self.longest, self.new)
         slots = self.groups * count
         self.tokens = torch.zeros(slots, dtype=torch.int64, device=self.device)  # the newest
         self.drawn = torch.zeros(slots, self.new, dtype=torch.float64, device=self.device)

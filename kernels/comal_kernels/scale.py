@@ -12,7 +12,7 @@ from comal_kernels.execution import TRITON_DTYPES, interpreted, triton_installed
 def scaled(x: Tensor, factor: Tensor) -> Tensor:
     """x times factor (), which is never rounded to x's dtype."""
     fits = x.dtype in TRITON_DTYPES and x.is_contiguous() and x.numel() > 0
-    if (x.is_cuda or (interpreted() and x.dtype != torch.float64)) and fits and triton_installed():
+    if fits and (x.is_cuda or interpreted()) and triton_installed():
         from comal_kernels.engines.triton.launch import scale
 
         return scale(x, factor, x.dtype)

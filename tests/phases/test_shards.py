@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from comal_fast.config import load_config
-from comal_fast.generation.engine import Response
 from comal_fast.generation.transformers import TransformersEngine
 from comal_fast.loop import open_run, run_here
 from comal_fast.model import logps
@@ -163,8 +162,3 @@ def test_killed_at_random_twenty_times(tiny_run: Path, tmp_path: Path) -> None:
     added = [line.rsplit("/iterations", 1)[1] for line in log.read_text().splitlines()]
     assert len(added) <= len(set(added)) + 20
     assert not list((tmp_path / "killed").rglob("*.shards"))
-
-
-def test_responses_survive_json() -> None:
-    kept = json.loads(json.dumps([[[1, 2], True], [[], False]]))
-    assert [Response(*r) for r in kept] == [Response([1, 2], True), Response([], False)]

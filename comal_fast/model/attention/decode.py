@@ -27,13 +27,14 @@ class Slots:
     response `response`. Calls of the model between `fill` or `step` and the next one are theirs.
     """
 
-    def __init__(
-        self, groups: int, members: int, prompt: int, response: int, device: torch.device
-    ) -> None:
-        self.groups, self.members, self.device = groups, members, device
+    def __init__(self, model: Any, groups: int, members: int, prompt: int, response: int) -> None:
+        self.groups, self.members, self.device = groups, members, model.device
+        self.within = within_prompts(model)
         self.prompt, self.response = prompt, response
-        self.lengths = torch.zeros(groups, dtype=torch.int64, device=device)  # tokens of prompts
-        self.taken = torch.zeros(groups * members, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(
+            groups, dtype=torch.int64, device=self.device
+        )  # tokens of prompts
+        self.taken = torch.zeros(groups * members, dtype=torch.int64, device=self.device)
         self.memory: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}  # by layer
         self.layout: Layout | None = None
 
@@ -143,26 +144,25 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 @contextmanager
-def decoding(model: Any, requested: str = "auto") -> Iterator[None]:
+def decoding(model: Any) -> Iterator[None]:
     """Within the block, calls of `model` take `slots=Slots(…)`.
 
-    `requested`: `model.attn_implementation`, for prompts. Raises InputError where the model's
-    attention can't be done exactly.
+    Raises InputError where the model's attention can't be done exactly.
     """
     refuse(model)
     before = model.config._attn_implementation
-    engine = choose_engine(requested, model)
-    # prompts come in ever new lengths, and flex compiles for each
-    _prompts.append(CALLS["sdpa" if engine == "flex_attention" else engine])
     model.set_attn_implementation(NAME)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
-        _prompts.pop()
 
 
-_prompts: list[Engine] = []  # what attends within prompts, in the innermost `decoding`
+def within_prompts(model: Any) -> Engine:
+    """What attends within the prompts of `model`."""
+    engine = choose_engine("auto", model)
+    # prompts come in ever new lengths, and flex compiles for each
+    return CALLS["sdpa" if engine == "flex_attention" else engine]
 
 
 def _attention(
@@ -182,7 +182,7 @@ def _attention(
     if slots.layout is None:
         return slots.attend(layer, query, key, value, options), None
     slots.keep(layer, key, value)
-    return _prompts[-1](query, key, value, slots.layout, options), None
+    return slots.within(query, key, value, slots.layout, options), None
 
 
 AttentionInterface.register(NAME, _attention)
