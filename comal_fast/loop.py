@@ -25,6 +25,7 @@ from comal_fast.report import write_report
 from comal_fast.store.artefacts import write_json
 from comal_fast.store.directory import PHASES
 from comal_fast.store.files import locked
+from comal_fast.store.metrics import Row
 from comal_fast.system.doing import doing
 from comal_fast.system.machine import device_name, versions
 from comal_fast.system.peak import reset_peak
@@ -165,6 +166,7 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
         "cycle_rate": sum(cycles) / len(cycles) if cycles else None,
         "pairs": _pairs(context, result),
         "seconds": dict(seconds),
+        "sampling": _sampling(rows),
         "seed": context.config.seed,
         "iterations": last,
         "result": result,
@@ -176,6 +178,21 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
     }
     write_json(context.directory.summary, summary)
     return summary
+
+
+def _sampling(rows: list[Row]) -> dict[str, float] | None:
+    """What sampling took of the phases that sample; None where nothing was sampled."""
+    sampled = [row for row in rows if row.get("perf/sampled_tokens")]
+    if not sampled:
+        return None
+    seconds = sum(row["perf/sampling_seconds"] for row in sampled)
+    tokens = sum(row["perf/sampled_tokens"] for row in sampled)
+    return {
+        "seconds": seconds,
+        "share": seconds / sum(row["perf/seconds"] for row in rows),
+        "tokens": tokens,
+        "tokens_per_s": tokens / seconds,
+    }
 
 
 def _pairs(context: Context, result: int) -> dict[str, Any] | None:
@@ -230,6 +247,11 @@ def print_summary(summary: dict[str, Any], config: Config) -> None:
         ("prox, iterations", f"{config.algorithm.prox}, {summary['iterations']}"),
         ("seconds", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())),
         ("seconds in all", f"{sum(seconds.values()):.0f}"),
+    ]
+    if sampling := summary["sampling"]:
+        spoken = "{share:.0%} of them, {seconds:.0f} s; {tokens_per_s:,.0f} tokens/s"
+        rows += [("sampling took", spoken.format(**sampling))]
+    rows += [
         ("device", summary["device"]),
     ]
     rows += [("diagnostics", _fired(summary["findings"]))]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from comal_fast.config.schema import LoraConfig
 from comal_fast.errors import InputError
 from comal_fast.model.adapters import add_adapter, freeze, is_adapter, load_adapter
 from comal_fast.model.load import load_model, load_tokenizer, resolve_source, weight_files
+from comal_fast.model.stored import Stored
 from comal_fast.store.artefacts import hash_files, make_key
 from comal_fast.store.directory import RunDirectory
 from comal_fast.system.ranks import is_main
@@ -68,9 +71,30 @@ class Policies:
         """Keep a model that was trained into π_iterate."""
         self._models[iterate] = model
 
+    def stored(self, iterate: int) -> Stored:
+        """Where π_iterate lies. Raises InputError where it has not been trained.
+
+        Every rank calls it together: a GGUF file is dequantised first, by rank 0.
+        """
+        config = self.config.model
+        dequantised = self.directory.iteration(0).model
+        base = Stored(self.source, config.revision)
+        if config.gguf_file is not None:
+            if is_main() and dequantised.key() != self._weights_key:
+                self._initial()
+            base = Stored(str(dequantised.path))
+        if iterate == 0:
+            return base
+        self.key(iterate)
+        folder = self.directory.iteration(iterate).model.path
+        return replace(base, adapter=folder) if config.lora else Stored(str(folder))
+
     def forget(self) -> None:
-        """Let go of all that are kept here."""
+        """Let go of all that are kept here, and of the GPU memory that they held."""
         self._models.clear()
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def key(self, iterate: int) -> str:
         """What π_iterate was made from. Raises InputError where it has not been trained."""

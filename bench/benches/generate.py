@@ -1,4 +1,4 @@
-"""Sampling: this library's decode loop against transformers' `generate`.
+"""Sampling: this library's decode loop against transformers' two and vLLM.
 
 Every response has the same number of tokens: nothing ends one. What is sampled must be as likely
 under the model, on average, as what plain `generate` samples, or there is no time.
@@ -7,18 +7,22 @@ under the model, on average, as what plain `generate` samples, or there is no ti
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import GenerationConfig
 
 from bench import models, options, record
 from bench.bench import Bench, Call
 from bench.measure import hardware
 from bench.measure.timing import interleaved, summary
 from bench.models import MODELS, SMOLLM2
+from bench.peers.vllm import Vllm
 from bench.record import Record, Row, reason
 from bench.render import plots, terminal
 from bench.render.formats import Rows, device_text, spread
@@ -33,17 +37,21 @@ from comal_fast.model.logps import response_logps
 from comal_fast.model.packed import PromptResponse
 from comal_fast.plan.shapes import Shape
 from comal_fast.system.allocator import keep_freed_memory
+from comal_fast.system.peak import bytes_in_use, peak_bytes, start_peak
 from comal_fast.system.terminal import progress
 
-OURS, PLAIN, STATIC, FLOOR = (
+OURS, PLAIN, STATIC, CONTINUOUS, VLLM, FLOOR = (
     "comal-fast",
     "transformers generate",
     "transformers generate, static cache",
+    "transformers continuous batching",
+    "vLLM",
     "floor",
 )
 LONGEST = 160  # tokens of a prompt, as in configs/demo.yaml
 SURPRISE = 5.0  # standard errors by which two means of log-probs may differ
 Sampled = list[tuple[list[int], list[int]]]  # prompt and response of each row
+Work = Callable[[], Sampled]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +61,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=options.positive, default=40, help="prompts")
     parser.add_argument("--responses", type=options.positive, default=4, help="to each prompt")
     parser.add_argument("--tokens", type=options.positive, default=48, help="of each response")
+    parser.add_argument("--vllm", metavar="PYTHON", help="a Python whose environment has vLLM")
 
 
 def run(args: argparse.Namespace) -> Record:
@@ -65,29 +74,19 @@ def run(args: argparse.Namespace) -> Record:
     model.generation_config.eos_token_id = None
     prompts = make_prompts(name, args.count)
     each, new = args.responses, args.tokens
-    jobs: dict[str, Callable[[], Sampled]] = {
+    jobs: dict[str, Work] = {
         OURS: lambda: ours(model, prompts, each, new),
         PLAIN: lambda: theirs(model, prompts, each, new),
         STATIC: lambda: theirs(
             model, prompts, each, new, cache_implementation="static", disable_compile=True
         ),
+        CONTINUOUS: lambda: continuous(model, prompts, each, new),
     }
-    rows = {job: Row(name=job) for job in jobs}
-    with progress("checking", len(jobs), "runs") as advance:
-        told = {}
-        for job, work in jobs.items():
-            try:
-                told[job] = likelihood(model, work(), new)
-            except Exception as error:  # out of memory, a version that can't
-                rows[job]["why"] = reason(error)
-            advance()
-    agree(rows, told)
-    right = {job: work for job, work in jobs.items() if "why" not in rows[job]}
-    repeat = options.default(args, "repeat", 3, 5)
-    with progress("sampling", repeat * len(right), "runs") as advance:
-        times = interleaved(right, repeat, args.device, advance)
-    for job, seconds in times.items():
-        rows[job]["seconds"] = summary(seconds)
+    with ExitStack() as stack:
+        if args.vllm:
+            engine = stack.enter_context(vllm(args.vllm, model, prompts, each, new))
+            jobs[f"{VLLM} {engine.version}"] = lambda: served(engine, prompts)
+        rows = timed(args, model, jobs)
     machine = hardware.measure(args.device, dtype, 0.0)
     least = floor(MODELS[name], prompts, each, new, dtype.itemsize, machine)
     return record.new(
@@ -104,6 +103,41 @@ def run(args: argparse.Namespace) -> Record:
         machine={"flops": machine.flops, "bandwidth": machine.bandwidth},
         rows=[{"name": FLOOR, "seconds": summary([least])}, *rows.values()],
     )
+
+
+def timed(args: argparse.Namespace, model: Any, jobs: dict[str, Work]) -> dict[str, Row]:
+    """A row a contender: its times in turns with the others', or why there are none."""
+    rows = {job: Row(name=job) for job in jobs}
+    with progress("checking", len(jobs), "runs") as advance:
+        told = {}
+        for job, work in jobs.items():
+            try:
+                give_back(args.device)
+                before = bytes_in_use(args.device)
+                start_peak(args.device)
+                sampled = work()
+                if not job.startswith(VLLM):  # a process of its own
+                    rows[job]["memory"] = peak_bytes(args.device) - before
+                told[job] = likelihood(model, sampled, args.tokens)
+            except Exception as error:  # out of memory, a version that can't
+                rows[job]["why"] = reason(error)
+            advance()
+    agree(rows, told)
+    right = {job: work for job, work in jobs.items() if "why" not in rows[job]}
+    repeat = options.default(args, "repeat", 3, 5)
+    with progress("sampling", repeat * len(right), "runs") as advance:
+        times = interleaved(right, repeat, args.device, advance)
+    for job, seconds in times.items():
+        rows[job]["seconds"] = summary(seconds)
+    return rows
+
+
+def give_back(device: torch.device) -> None:
+    """Return freed memory to the device, or to the system, so that the next one's is counted."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def make_prompts(name: str, count: int) -> list[list[int]]:
@@ -156,6 +190,35 @@ def theirs(model: Any, prompts: list[list[int]], each: int, new: int, **argument
     return list(zip(rows, output[:, longest:].tolist(), strict=True))
 
 
+def continuous(model: Any, prompts: list[list[int]], each: int, new: int) -> Sampled:
+    """By `generate_batch`, which lets rows in and out and pages its cache."""
+    sampling = GenerationConfig(
+        do_sample=True,
+        top_k=0,
+        top_p=1.0,
+        temperature=1.0,
+        max_new_tokens=new,
+        num_return_sequences=each,
+        eos_token_id=-1,
+        pad_token_id=0,
+    )
+    found = model.generate_batch(prompts, generation_config=sampling)
+    return [(list(row.prompt_ids), list(row.generated_tokens)) for row in found.values()]
+
+
+def vllm(python: str, model: Any, prompts: list[list[int]], each: int, new: int) -> Vllm:
+    """vLLM with the same weights, all rows at once."""
+    sampling = {"n": each, "max_tokens": new, "temperature": 1.0}
+    longest = max(map(len, prompts)) + new
+    return Vllm(python, model, longest, len(prompts) * each, sampling)
+
+
+def served(engine: Vllm, prompts: list[list[int]]) -> Sampled:
+    """By vLLM, which is loaded and warm."""
+    found = engine(prompts)
+    return [(p, ids) for p, rows in zip(prompts, found, strict=True) for ids in rows]
+
+
 def likelihood(model: Any, sampled: Sampled, new: int) -> tuple[float, float]:
     """(mean log-prob of a token, its standard error). ValueError for responses of other lengths."""
     if any(len(response) != new for _, response in sampled):
@@ -200,7 +263,7 @@ def floor(
 
 
 def generate_rows(found: Record) -> Rows:
-    """A row a contender, fastest first."""
+    """A row a contender, fastest first; memory beside the weights."""
     shape = found["shape"]
     told = shape["prompts"] * shape["responses"] * shape["tokens"]
     timed = [row for row in found["rows"] if "seconds" in row]
@@ -214,11 +277,12 @@ def generate_rows(found: Record) -> Rows:
             f"{told / row['seconds']['median']:.0f}",
             f"{row['seconds']['median'] / base:.2f}",
             f"{plain / row['seconds']['median']:.2f} ×" if plain else "",
+            f"{row['memory'] / 2**30:.2f}" if "memory" in row else "",
             f"{row['logp']:.3f}" if "logp" in row else "",
         ]
         for row in timed
     ]
-    columns = ["contender", "s (quartiles)", "tokens/s", "× floor", "speed", "mean log-prob"]
+    columns = ["contender", "s (quartiles)", "tokens/s", "× floor", "speed", "GiB", "mean log-prob"]
     return columns, cells
 
 
@@ -249,7 +313,7 @@ def draw(found: Record) -> bytes:
 
 BENCH = Bench(
     verb="generate",
-    help="sampling, against transformers' generate",
+    help="sampling, against transformers and vLLM",
     add_options=add_options,
     run=run,
     records=("generate",),

@@ -14,6 +14,7 @@ from comal_fast.config.plugins import find_plugins, load_plugins
 from comal_fast.config.schema import CHOICES, Config, build, current
 from comal_fast.config.validate import ignored, validate
 from comal_fast.errors import InputError
+from comal_fast.system.terminal import console
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -25,11 +26,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     one is named), a wrong type, a value out of range, or an option that the rest would ignore.
     """
     tree = _read(Path(path))
+    _change_variants(tree, overrides)
     for override in overrides:
         apply_override(tree, override)
     config = build(tree)
     validate(config, {key for key, _ in leaves(tree)})
     return config
+
+
+def _change_variants(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Leave out, and say so, what the file sets of a variant that an override changes to another.
+
+    Of a name that is none, of an option that the variant never had, `build` has more to say.
+    """
+    for group, choice in CHOICES.items():
+        options, tag = tree.get(group), f"{group}.{choice.tag}="
+        named = [text.removeprefix(tag) for text in overrides if text.startswith(tag)]
+        if not named or not isinstance(options, dict):
+            continue
+        before = choice.find(options.get(choice.tag, choice.default))
+        after = choice.find(named[-1])
+        if before is None or after is None:
+            continue
+        for name in [n for n in options if n in before.model_fields.keys() - after.model_fields]:
+            del options[name]
+            console.print(f"  {tag}{named[-1]} has no {name}; what the file says is left out")
 
 
 def know_plugins(path: str | Path) -> None:

@@ -55,8 +55,10 @@ def changes(field: FieldInfo) -> Changes:
 
 def what(options: Options) -> dict[str, Any]:
     """A group as plain containers, without the options that change only how: for keys."""
-    left_out = {n for n, f in type(options).model_fields.items() if changes(f) == "how"}
-    return options.model_dump(exclude=left_out)
+    fields = type(options).model_fields
+    kept = {n: getattr(options, n) for n, f in fields.items() if changes(f) == "what"}
+    inner = {n: what(value) for n, value in kept.items() if isinstance(value, Options)}
+    return options.model_dump(include=set(kept)) | inner
 
 
 def check_text(tree: Any, prefix: str = "") -> None:

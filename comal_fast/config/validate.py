@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from comal_fast.config.algorithm import LABELS, PROX_CHOICE, STRATEGY
+from comal_fast.config.generation import VllmConfig
 from comal_fast.config.schema import Config
 from comal_fast.config.sizes import parse_bytes
 from comal_fast.errors import InputError
@@ -127,6 +128,15 @@ def _adapters(c: Config) -> None:
     if c.training.stochastic_rounding:
         raise InputError(
             "training.stochastic_rounding: what trains under model.lora is float32; leave it out"
+        )
+    if (
+        c.model.quantization == "nf4"
+        and isinstance(c.generation, VllmConfig)
+        and c.generation.vllm.quantization is None
+    ):
+        raise InputError(
+            "generation.vllm.quantization: model.quantization=nf4 is not what vLLM would sample "
+            "from; bitsandbytes holds its weights in 4 bits too"
         )
     needed = {"peft": ("model.lora", "lora")}
     if c.model.quantization == "nf4":

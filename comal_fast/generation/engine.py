@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from comal_fast.config.schema import GenerationConfig
+import torch
+
+from comal_fast.config.schema import GenerationConfig, ModelConfig
+from comal_fast.model.stored import Stored
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,13 @@ class Sampled:
 
     model: Callable[[], Any]
     """Loads it into this process."""
+    stored: Callable[[], Stored]
+    """Where it lies, for a process that loads it itself."""
     tokenizer: Any
+    config: ModelConfig
+    device: torch.device
+    log: Path
+    """Begins the names of files that an engine's own processes log to."""
 
 
 class Engine(Protocol):
@@ -33,6 +43,9 @@ class Engine(Protocol):
     The file's `make(options, policy)` returns one; its options are a class of
     `comal_fast/config/generation.py`.
     """
+
+    apart: bool
+    """Whether it samples in processes of its own, of which a node needs no more than one rank."""
 
     def sample(
         self,
@@ -43,8 +56,7 @@ class Engine(Protocol):
     ) -> Iterator[dict[int, list[Response]]]:
         """Yield {prompt index: its `count` responses}, some prompts at a time, in any order.
 
-        What comes out depends on the seed and the prompts alone. `part` (r, n): only part r of n
-        that together are all.
+        `part` (r, n): only part r of n that together are all.
         """
 
 

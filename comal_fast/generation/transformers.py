@@ -8,11 +8,13 @@ from typing import Any
 from comal_fast.config.generation import TransformersConfig
 from comal_fast.generation.decode import Decoder
 from comal_fast.generation.engine import Engine, Response, Sampled
-from comal_fast.model.load import stop_token_ids
+from comal_fast.model.stored import stop_token_ids
 
 
 class TransformersEngine:
     """Our decode loop around the model's layers."""
+
+    apart = False
 
     def __init__(self, options: TransformersConfig, model: Any, tokenizer: Any) -> None:
         self.options, self.model, self.tokenizer = options, model, tokenizer
@@ -33,7 +35,7 @@ class TransformersEngine:
         mine = order[part[0] :: part[1]]
         if not mine:
             return
-        stops = stop_token_ids(self.model, self.tokenizer)
+        stops = stop_token_ids(self.model.generation_config, self.tokenizer)
         chosen = [prompts[i] for i in mine]
         for ended in Decoder(self.model, self.options, stops, seed, chosen, count).run():
             yield {mine[i]: responses for i, responses in ended.items()}

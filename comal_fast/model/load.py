@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
-from comal_fast.data.template import end_of_turn
 from comal_fast.errors import InputError
 from comal_fast.model.adapters import keep_trainable, nf4
 from comal_fast.model.head import check_head
@@ -148,14 +147,6 @@ def _ready(model: Any, config: ModelConfig, source: str) -> Any:
 def model_config(config: ModelConfig, source: str) -> Any:
     """transformers' configuration alone: no weights are read."""
     return load_pretrained(AutoConfig, source, _options(config))
-
-
-def stop_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends a response: the model's, the tokenizer's, its chat template's."""
-    ids = model.generation_config.eos_token_id
-    ids = ids if isinstance(ids, list) else [ids]
-    turn = end_of_turn(tokenizer)[1] if tokenizer.chat_template else None
-    return sorted({i for i in (*ids, tokenizer.eos_token_id, turn) if i is not None})
 
 
 def _options(config: ModelConfig) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from comal_fast.data.text import repetition
 from comal_fast.errors import InputError
 from comal_fast.oracles import Comparison, Oracle, make_oracle, oracle_key
 from comal_fast.phases import given
-from comal_fast.phases.generate import sample_table
+from comal_fast.phases.generate import Cost, sample_table
 from comal_fast.phases.judge import make_room, responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
 from comal_fast.phases.skeleton import Made, make
@@ -51,7 +51,7 @@ def run(context: Context, iteration: int) -> None:
     before = {t: directory.iteration(t).eval_samples for t in iterates(config) if t < iteration}
     opponents = {t: table.read() for t, table in before.items()}  # says what is missing, first
     oracle = make_oracle(config.oracle, directory.oracle_cache)
-    samples, samples_key = _samples(context, iteration)
+    samples, samples_key, cost = _samples(context, iteration)
     _check_prompts(opponents, samples)
     reference = context.reference_of(iteration)
     key = make_key(
@@ -79,6 +79,7 @@ def run(context: Context, iteration: int) -> None:
             "eval/kl_to_initial": result["kl_to_initial"]["mean"],
             "eval/kl_to_reference": result["kl_to_reference"]["mean"],
             **oracle.counts(),
+            **cost.row(),
             "perf/seconds": time.monotonic() - start,
         }
         if iteration:
@@ -118,8 +119,8 @@ def _held_out_pairs(context: Context, iteration: int) -> None:
     make(context, "evaluate", iteration, artefact, given.held_out_key(context, iteration), work)
 
 
-def _samples(context: Context, iteration: int) -> tuple[pa.Table, str]:
-    """(held-out samples, key); made only where they are not there yet."""
+def _samples(context: Context, iteration: int) -> tuple[pa.Table, str, Cost]:
+    """(held-out samples, key, what they cost); made only where they are not there yet."""
     config = context.config
     prompts = context.held_out_prompts()
     key = make_key(
@@ -133,9 +134,9 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, str]:
     folder = context.directory.iteration(iteration)
     artefact = folder.eval_samples
     if artefact.key() == key:
-        return artefact.read(), key
+        return artefact.read(), key, Cost(0.0, 0)
     shards = folder.shards(artefact, key)
-    table, _ = sample_table(
+    table, cost = sample_table(
         context,
         iteration,
         prompts,
@@ -146,7 +147,7 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, str]:
     )
     artefact.write(table, key)
     shards.discard()
-    return table, key
+    return table, key, cost
 
 
 def _check_prompts(opponents: dict[int, pa.Table], samples: pa.Table) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +14,12 @@ from comal_fast.context import Context
 from comal_fast.data.conversation import Message
 from comal_fast.data.tokenize import TokenizedPrompt
 from comal_fast.distributed.collective import collective
-from comal_fast.distributed.group import gather
-from comal_fast.generation.engine import Response, Sampled, make_engine
+from comal_fast.distributed.group import gather, wait
+from comal_fast.generation.engine import Engine, Response, Sampled, make_engine
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.shards import Shards
-from comal_fast.system.ranks import rank, world
+from comal_fast.system.ranks import local_rank, node, nodes, rank, world
 from comal_fast.system.terminal import console, progress
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])
@@ -34,6 +35,21 @@ SAMPLES = pa.schema(
         ("messages", pa.list_(_MESSAGE)),
     ]
 )
+
+
+class Cost(NamedTuple):
+    """What sampling took, an engine's start included."""
+
+    seconds: float
+    tokens: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def row(self) -> dict[str, float]:
+        """As metrics have it."""
+        return {"perf/sampling_seconds": self.seconds, "perf/sampled_tokens": self.tokens}
 
 
 def run(context: Context, iteration: int) -> None:
@@ -54,13 +70,14 @@ def run(context: Context, iteration: int) -> None:
     def work() -> Made:
         count, stream = config.generation.num_generations, f"generate {iteration}"
         name = f"generate π_{last}"
-        table, speed = sample_table(context, last, prompts, count, stream, name, shards)
+        table, cost = sample_table(context, last, prompts, count, stream, name, shards)
         tokens = sum(map(len, table["response_ids"].to_pylist()))
         return table, {
             "generation/responses": table.num_rows,
             "generation/response_length": tokens / table.num_rows,
             "generation/finished": float(np.mean(table["finished"].to_pylist())),
-            "perf/tokens_per_s": speed,
+            **cost.row(),
+            "perf/tokens_per_s": cost.tokens_per_s,
         }
 
     make(context, "generate", iteration, folder.samples, key, work)
@@ -99,16 +116,21 @@ def sample_table(
     stream: str,
     description: str,
     shards: Shards,
-) -> tuple[pa.Table, float]:
-    """(samples of π_iterate in SAMPLES' columns, tokens a second of those sampled now).
+) -> tuple[pa.Table, Cost]:
+    """(samples of π_iterate in SAMPLES' columns, what those cost that were sampled now).
 
     `stream` separates random streams. Responses go into `shards` as they end, and those that are
     there are not sampled again.
     """
     found = {i: [Response(*r) for r in row] for i, row in shards.read().items()}
     left = [i for i in range(len(prompts)) if i not in found]
-    if found:
+    if found and left:
         console.print(f"  {description}: the responses to {len(found)} prompts are there already")
+        if not context.config.generation.repeatable:
+            console.print(
+                f"  {context.config.generation.engine} samples the others anew: from the same "
+                "policy, but they are not what an undisturbed run would have drawn"
+            )
     ids = [prompts[i].ids for i in left]
     sampled, seconds = _sample(context, iterate, ids, left, count, stream, description, shards)
     new = sum(len(r.ids) for responses in sampled.values() for r in responses)
@@ -128,7 +150,7 @@ def sample_table(
         for number, prompt in enumerate(prompts)
         for sample, response in enumerate(found[number])
     ]
-    return pa.Table.from_pylist(rows, schema=SAMPLES), new / max(seconds, 1e-9)
+    return pa.Table.from_pylist(rows, schema=SAMPLES), Cost(seconds, new)
 
 
 @collective
@@ -148,11 +170,11 @@ def _sample(
     if not prompts:
         return responses, 0.0
     with progress(description, len(prompts) * count, "responses") as advance:
-        policy = Sampled(lambda: context.policies.load(iterate), context.tokenizer)
-        engine = make_engine(config.generation, policy)
-        part = (rank(), world())
+        engine = _engine(context, iterate, shards.folder.with_suffix(""))
+        part = (node(), nodes()) if engine.apart else (rank(), world())
+        mine = prompts if not engine.apart or local_rank() == 0 else []
         try:
-            for batch in engine.sample(prompts, count, f"{config.seed} {stream}", part):
+            for batch in engine.sample(mine, count, f"{config.seed} {stream}", part):
                 named = {numbers[i]: row for i, row in batch.items()}
                 responses |= named
                 shards.add({i: [[r.ids, r.finished] for r in row] for i, row in named.items()})
@@ -163,3 +185,22 @@ def _sample(
             responses |= theirs
         advance(count * len(responses) - advance.done)
     return responses, advance.seconds
+
+
+def _engine(context: Context, iterate: int, log: Path) -> Engine:
+    """What samples π_iterate. For one that is a process of its own, this one lets go of its GPU."""
+    policies = context.policies
+    policy = Sampled(
+        lambda: policies.load(iterate),
+        lambda: policies.stored(iterate),
+        context.tokenizer,
+        context.config.model,
+        context.device,
+        log,
+    )
+    engine = make_engine(context.config.generation, policy)
+    if engine.apart:
+        policy.stored()
+        policies.forget()
+        wait()
+    return engine

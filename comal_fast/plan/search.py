@@ -50,7 +50,8 @@ class Workload:
             prompt=prompt,
             new=new,
             generations=0 if people else generation.num_generations,
-            generation_batch=getattr(generation, "batch_size", generation.num_generations),
+            # 0: an engine that keeps to its own share of the memory
+            generation_batch=getattr(generation, "batch_size", 0),
             evaluations=config.evaluation.num_generations if asked else 0,
         )
 
@@ -108,7 +109,7 @@ def assess(shape: Shape, mode: Mode, work: Workload, machine: Machine) -> Fit:
     generated = [
         memory.peak(memory.generation(shape, mode, work.generation_batch, k, work.prompt, work.new))
         for k in (work.generations, work.evaluations)
-        if k
+        if k and work.generation_batch
     ]
     phases = {"train": memory.peak(memory.training(shape, mode, batch))}
     if generated:

@@ -11,7 +11,8 @@ from comal_fast.data.prompts import Prompt
 from comal_fast.data.template import answer_ids, end_of_turn, prompt_ids
 from comal_fast.data.tokenize import tokenize_prompts
 from comal_fast.errors import InputError
-from comal_fast.model.load import load_tokenizer, stop_token_ids
+from comal_fast.model.load import load_tokenizer
+from comal_fast.model.stored import stop_token_ids
 from tiny import byte_tokenizer, tiny_model
 
 ONE = (Message("user", "Hi"),)
@@ -181,7 +182,7 @@ def test_ends_of_turns(template: str, tail: str, end: str) -> None:
     assert tokenizer.decode(after).endswith(f"No.{end}")
     model = tiny_model(eos_token_id=2)
     stops = {tokenizer.convert_tokens_to_ids(t) for t in ("<|user|>", end)}
-    assert set(stop_token_ids(model, tokenizer)) == stops
+    assert set(stop_token_ids(model.generation_config, tokenizer)) == stops
     assert end_of_turn(tokenizer)[1] == (tokenizer.convert_tokens_to_ids(tail) if tail else None)
 
 

@@ -1,0 +1,3 @@
+class LoRARequest:
+    def __init__(self, name: str, number: int, path: str) -> None:
+        self.path = path
