@@ -89,7 +89,7 @@ class VllmEngine:
             try:
                 process, message = messages.get(timeout=0 if failed else _TICK)
             except queue.Empty:
-                failed = failed or next((p for p in started if p.stalled()), None)
+                failed = failed or next((p for p in started if p.ended() or p.stalled()), None)
                 if failed:
                     raise InputError(failed.why()) from None
                 continue
@@ -199,6 +199,10 @@ class _Process:
         for work in (write, read):
             Thread(target=work, daemon=True).start()
 
+    def ended(self) -> bool:
+        """Whether the process is gone before its work is done; what it started may yet live."""
+        return bool(self.left) and self.process.poll() is not None
+
     def stalled(self) -> bool:
         """Whether there has been no sign of life for too long; while it loads, its log is one."""
         if not self.ready and (size := self.log.stat().st_size) != self.logged:
@@ -209,7 +213,7 @@ class _Process:
         """What went wrong and what to change, in one line."""
         done = f"the responses to {self.total - len(self.left)} of {self.total} prompts are kept"
         end = f"{done}, and the same command goes on; its log: {self.log}"
-        if self.stalled():
+        if self.process.poll() is None and self.stalled():
             when = "" if self.ready else " while it started"
             return (
                 f"vLLM hangs: no sign of life{when} for generation.vllm.stall_minutes="

@@ -3,7 +3,7 @@
 Depends on torch and numpy; triton is imported by the triton backend alone, on its first use.
 """
 
-from comal_kernels.linear_logprob.api import linear_logprob
+from comal_kernels.linear_logprob.api import LogprobOutput, linear_logprob
 from comal_kernels.prox import PROX, register
 from comal_kernels.prox_loss.api import ProxOutput, prox_loss
 from comal_kernels.row import Hyper, Prox, Terms
@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 __all__ = [
     "PROX",
     "Hyper",
+    "LogprobOutput",
     "Prox",
     "ProxOutput",
     "Terms",

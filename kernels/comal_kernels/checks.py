@@ -7,7 +7,7 @@ the values of an index tensor, in `*_values`, inside them, where the plan needs 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -94,6 +94,38 @@ def targets(target: Tensor, length: int, ignore_index: int) -> None:  # (T,)
         refuse("target", f"dtype {target.dtype}", "int64")
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
         refuse("ignore_index", f"got {ignore_index!r}", "an int")
+
+
+def rows(hidden: Tensor, target: Tensor, cu_seqlens: Tensor | None, reduction: str | None) -> None:
+    """hidden (…, H) has target's leading shape; what is summed over has ends."""
+    for name, x in (("hidden", hidden), ("target", target)):
+        if not isinstance(x, Tensor):
+            raise ValueError(f"{name}: got {type(x).__name__}; expected a tensor")
+    if hidden.dim() < 2:
+        refuse("hidden", f"shape {tuple(hidden.shape)}", "(T, H), or (B, L, H)")
+    if hidden.dim() > 2 and target.shape != hidden.shape[:-1]:
+        shape = tuple(hidden.shape[:-1])
+        refuse("target", f"shape {tuple(target.shape)}", f"{shape}, one for each row of hidden")
+    if cu_seqlens is not None and hidden.dim() > 2:
+        refuse("cu_seqlens", f"given with hidden {tuple(hidden.shape)}", "packed hidden (T, H)")
+    if reduction not in (None, "none", "sum", "mean"):
+        refuse("reduction", f"{reduction!r}", "'none', 'sum', 'mean', or None")
+    if reduction in ("sum", "mean") and cu_seqlens is None and hidden.dim() == 2:
+        refuse("reduction", f"{reduction!r} of hidden (T, H)", "cu_seqlens, or hidden (B, L, H)")
+
+
+def outputs(names: object, known: Sequence[str], k: object, reduced: bool) -> None:
+    """Known names; what can't be reduced isn't."""
+    if isinstance(names, str) or not isinstance(names, Sequence) or not names:
+        refuse("outputs", f"got {names!r}", f"a sequence of {', '.join(known)}, or None")
+    assert isinstance(names, Sequence)
+    for name in names:
+        if name not in known:
+            refuse("outputs", f"{name!r} is unknown", f"some of {', '.join(known)}")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        refuse("k", f"got {k!r}", "an int of at least 1")
+    if reduced and "topk" in names:
+        refuse("outputs", "topk has no sum over a sequence", "reduction='none'")
 
 
 def target_values(target: Tensor, vocab: int, ignore_index: int) -> Ints:  # (T,)

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch import Tensor
 from comal_kernels.engines.base import Engine
 from comal_kernels.engines.workspace import chunk_rows
 from comal_kernels.head import Head
+
+if TYPE_CHECKING:
+    from comal_kernels.engines.statistics import StatisticsEngine
 
 BACKENDS = ("auto", "torch", "triton")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -83,6 +86,18 @@ class Execution:
         from comal_kernels.engines.torch import TorchEngine
 
         return TorchEngine(head, capacity, **options)
+
+    def statistics(
+        self, head: Head, count: int, needs: Sequence[bool] = (False,) * 3
+    ) -> StatisticsEngine:
+        """What computes more than log-probs of `count` rows; in plain torch on every device."""
+        from comal_kernels.engines.statistics import StatisticsEngine
+
+        need_x, need_weight, need_bias = needs
+        capacity = min(replace(self, backend="torch").rows(head, count, need_weight), max(1, count))
+        return StatisticsEngine(
+            head, capacity, need_x=need_x, need_weight=need_weight, need_bias=need_bias
+        )
 
 
 def _resolve(backend: str, hidden: Tensor) -> str:  # → "torch" or "triton"

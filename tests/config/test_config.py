@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from comal_fast.config import known_keys, load_config, load_saved, to_dict
+from comal_fast.config.generation import VllmConfig
 from comal_fast.config.schema import CriteriaConfig, LoraConfig
 
 REPO = Path(__file__).resolve().parents[2]
@@ -129,7 +130,7 @@ def test_overrides_win(tiny_run: Path) -> None:
         ("algorithm.log_z=zero", r"algorithm\.log_z: prox inpo ignores it"),
         ("algorithm.prox=sppo", r"pairing\.strategy: prox sppo ignores it"),
         ("oracle.game=a.json", r"oracle\.game: oracle criteria ignores it"),
-        ("oracle.name=matrix", r"oracle\.target_words: oracle matrix ignores it"),
+        ("oracle.name=matrix", r"oracle\.game: missing, "),
         ("oracle.weights.wit=1", r"oracle\.weights\.wit: no such criterion"),
         ("oracle.weights={brief: 0}", r"oracle\.weights: all are zero"),
         (
@@ -174,6 +175,29 @@ def test_a_missing_option_says_what_it_is(tiny_run: Path) -> None:
 def test_an_option_of_another_prox_names_all_that_are_read(tiny_run: Path) -> None:
     with pytest.raises(ValueError, match=r"it reads .*algorithm\.eta.*pairing\.strategy"):
         load_config(tiny_run, ["algorithm.beta=0.1"])
+
+
+def test_an_override_to_another_variant_leaves_the_former_ones_options_out(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says so; an option that the command line itself gives is refused."""
+    config = load_config(tiny_run, ["generation.engine=vllm"])
+    assert config.generation == VllmConfig(num_generations=3, max_new_tokens=8)
+    said = "generation.engine=vllm has no batch_size; what the file says is left out"
+    assert said in capsys.readouterr().out
+    load_config(tiny_run, ["generation.engine=transformers"])
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"generation\.batch_size: engine vllm ignores it"):
+        load_config(tiny_run, ["generation.engine=vllm", "generation.batch_size=2"])
+    with pytest.raises(ValueError, match=r"generation\.engine: 'sglang' is not one of"):
+        load_config(tiny_run, ["generation.engine=sglang"])
+
+
+def test_vllm_holds_a_base_of_four_bits_in_four(tiny_run: Path) -> None:
+    given = ["generation.engine=vllm", "model.lora={}", "model.quantization=nf4"]
+    with pytest.raises(ValueError, match=r"vllm\.quantization: .*bitsandbytes holds its weights"):
+        load_config(tiny_run, given)
+    load_config(tiny_run, [*given, "generation.vllm.quantization=bitsandbytes"])
 
 
 def test_numbers_and_words_as_they_were_meant(tiny_run: Path) -> None:

@@ -172,7 +172,7 @@ def test_when_one_engine_fails_the_others_end(
 def workers() -> list[str]:
     """Command lines of the workers that are alive, this test's alone."""
     mine = str(os.getpid())
-    listed = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "ppid,args"], capture_output=True, text=True).stdout
     return [x for x in listed.splitlines() if "vllm_worker" in x and x.split()[0] == mine]
 
 
@@ -404,7 +404,7 @@ def test_vllm_is_stopped_while_it_samples(
 ) -> None:
     """What it had sampled is kept, and the same command goes on."""
     extra = [f"output_dir={tmp_path}", "generation.max_new_tokens=160", "data.eval_prompts=20",
-             "evaluation.num_generations=90",
+             "evaluation.num_generations=60",
              "generation.vllm.max_num_seqs=16", "generation.vllm.stall_minutes=1"]  # fmt: skip
     command = [sys.executable, "-m", "comal_fast", "evaluate", str(real), "--iteration", "0"]
     run = subprocess.Popen([*command, *extra], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -430,12 +430,12 @@ def test_vllm_is_stopped_while_it_samples(
     again = run_cli("evaluate", str(real), "--iteration", "0", *extra)
     assert again.returncode == 0, again.stderr
     assert kept == 0 or f"the responses to {kept} prompts are there already" in again.stdout
-    assert RunDirectory(tmp_path).iteration(0).eval_samples.read().num_rows == 1800
+    assert RunDirectory(tmp_path).iteration(0).eval_samples.read().num_rows == 1200
 
 
 def _below(process: int) -> list[tuple[int, str]]:
     """(pid, command line) of all that a process started."""
-    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    listed = subprocess.run(["ps", "-wweo", "pid,ppid,args"], capture_output=True, text=True).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()[1:]]
     found, wanted = [], {process}
     while new := [

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from comal_fast.config import Config, load_config
+from comal_fast.config.generation import VllmConfig, VllmOptions
 from comal_fast.config.options import how_names, what
 from comal_fast.config.oracle import EndpointConfig
 from comal_fast.loop import run_all
@@ -44,6 +45,18 @@ ASKED: dict[str, Any] = {
     "oracle.max_tokens": 8,
 }
 
+# of vLLM: the policy that it samples stays the same
+ENGINE: dict[str, Any] = {
+    "generation.vllm.python": "python3.12",
+    "generation.vllm.tensor_parallel_size": 2,
+    "generation.vllm.data_parallel_size": 4,
+    "generation.vllm.gpu_memory_utilization": 0.5,
+    "generation.vllm.max_model_len": 300,
+    "generation.vllm.enforce_eager": True,
+    "generation.vllm.max_num_seqs": 8,
+    "generation.vllm.stall_minutes": 1.0,
+}
+
 
 def artefacts(config: Config) -> dict[str, bytes]:
     """Path in the run directory → content, of everything that carries a key, and of the weights."""
@@ -59,7 +72,7 @@ def times(config: Config) -> dict[str, int]:
 
 
 def test_each_of_them_is_tried() -> None:
-    assert set(OTHERS) | set(ASKED) == set(how_names(Config))
+    assert set(OTHERS) | set(ASKED) | set(ENGINE) == set(how_names(Config))
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -68,6 +81,14 @@ def test_an_oracle_asked_otherwise_says_the_same(name: str) -> None:
     other = options.model_copy(update={name.partition(".")[2]: ASKED[name]})
     assert other != options
     assert len({oracle_key(make_oracle(o), o) for o in (options, other)}) == 1
+
+
+@pytest.mark.parametrize("name", ENGINE)
+def test_an_engine_run_otherwise_samples_the_same(name: str) -> None:
+    plain, option = VllmConfig(), name.rpartition(".")[2]
+    other = VllmConfig(vllm=VllmOptions(**{option: ENGINE[name]}))
+    assert other != plain and what(other) == what(plain)
+    assert what(VllmConfig(vllm=VllmOptions(quantization="fp8"))) != what(plain)
 
 
 def test_keys_hold_the_others_alone(tiny_run: Path) -> None:

@@ -136,15 +136,19 @@ class TorchEngine:
         return self._reduce(x.to(self.dtype), target, None)
 
     def load(self, x: Tensor, target: Tensor, lse: Tensor | None = None) -> Tensor | None:
-        vocab, n = self.head.weight.shape[0], x.shape[0]
-        if self.buffer is None:
-            size = aligned(self.capacity) * vocab
-            self.buffer = torch.empty(size, dtype=self.dtype, device=self._device)
-        self.x, self.z = x.to(self.dtype), _transposed(self.buffer, vocab, n)
+        self.x, self.z = x.to(self.dtype), self._held(x.shape[0])
         if lse is None:
             return self._reduce(self.x, target, self.z)[0]
         *_, self.total = self._sweep(self.x, target, lse, self.z)
         return None
+
+    def _held(self, n: int) -> Tensor:
+        """(V, n) for the logits of n rows."""
+        vocab = self.head.weight.shape[0]
+        if self.buffer is None:
+            size = aligned(self.capacity) * vocab
+            self.buffer = torch.empty(size, dtype=self.dtype, device=self._device)
+        return _transposed(self.buffer, vocab, n)
 
     def backward(self, coef: Tensor) -> Tensor | None:
         z, slope = self.z, -self.head.inner * self.head.outer * coef.double()

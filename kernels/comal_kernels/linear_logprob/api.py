@@ -1,43 +1,128 @@
-"""The public function: checks, then the custom op."""
+"""The public function: checks, then the custom ops."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+import torch
 from torch import Tensor
 
 from comal_kernels import checks
 from comal_kernels.execution import Execution
 from comal_kernels.head import Head
 from comal_kernels.linear_logprob.op import logprob_op
+from comal_kernels.linear_logprob.statistics import statistics_op
 from comal_kernels.sharded import whole
 
+OUTPUTS = ("logp", "entropy", "lse", "mean_logit", "top1", "topk")
 
+
+@dataclass(frozen=True)
+class LogprobOutput:
+    """What `linear_logprob(outputs=…)` gives; None for what was not asked for.
+
+    Each of target's shape, or reduced to a number a sequence; 0 where the target is ignored.
+    float32 (float64 for float64 inputs), in nats. Differentiable, but for top1 and topk_ids.
+
+    logp: log-prob of the target.
+    entropy: −Σ p log p over the vocabulary.
+    lse: log Σ exp z, the logits' log-sum-exp.
+    mean_logit: mean of the logits z over the vocabulary.
+    top1: whether the target is the likeliest word, of equals the first; bool, reduced a number.
+    topk: (…, k) log-probs of the k likeliest words, descending; topk_ids: (…, k) those words.
+    """
+
+    logp: Tensor | None = None
+    entropy: Tensor | None = None
+    lse: Tensor | None = None
+    mean_logit: Tensor | None = None
+    top1: Tensor | None = None
+    topk: Tensor | None = None
+    topk_ids: Tensor | None = None
+
+
+@overload
 def linear_logprob(
-    hidden: Tensor,  # (T, H)
-    weight: Tensor,  # (V, H)
-    target: Tensor,  # (T,) int64
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
     *,
-    bias: Tensor | None = None,  # (V,)
-    cu_seqlens: Tensor | None = None,  # (S + 1,) int32
+    bias: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reduction: str | None = None,
     ignore_index: int = -100,
     softcap: float | None = None,
     logit_scale: float = 1.0,
     temperature: float = 1.0,
+    outputs: None = None,
+    k: int = 1,
+    backend: str = "auto",
+    workspace: int | None = None,
+    grad_filter: float | None = None,
+) -> Tensor: ...
+
+
+@overload
+def linear_logprob(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    bias: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    reduction: str | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    temperature: float = 1.0,
+    outputs: Sequence[str],
+    k: int = 1,
+    backend: str = "auto",
+    workspace: int | None = None,
+    grad_filter: float | None = None,
+) -> LogprobOutput: ...
+
+
+def linear_logprob(
+    hidden: Tensor,  # (T, H), or (B, L, H)
+    weight: Tensor,  # (V, H)
+    target: Tensor,  # (T,) int64, or (B, L)
+    *,
+    bias: Tensor | None = None,  # (V,)
+    cu_seqlens: Tensor | None = None,  # (S + 1,) int32
+    reduction: str | None = None,
+    ignore_index: int = -100,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    temperature: float = 1.0,
+    outputs: Sequence[str] | None = None,
+    k: int = 1,
     backend: str = "auto",
     workspace: int | None = None,  # bytes
     grad_filter: float | None = None,
-) -> Tensor:  # (T,) or (S,)
+) -> Tensor | LogprobOutput:  # (T,), (B, L), or a number a sequence
     """log softmax(z)[target] in nats, without ever holding the (T, V) logits z.
 
     z = softcap · tanh((hidden Wᵀ + bias) · logit_scale / softcap) / temperature, or without a cap
     z = (hidden Wᵀ + bias) · logit_scale / temperature.
 
     Args:
-        hidden: (T, H) float32, bfloat16, float16 or float64; the states that predict `target`.
+        hidden: (T, H) float32, bfloat16, float16 or float64; the states that predict `target`. Any
+            leading shape, (B, L, H) say, where target has it too.
         weight: (V, H), the head, of hidden's dtype and device.
-        target: (T,) int64, already shifted; `ignore_index` where there is nothing to predict:
-            those rows are never projected.
+        target: (T,) or hidden's leading shape, int64, already shifted; `ignore_index` where there
+            is nothing to predict: those rows are never projected.
         bias: (V,), of hidden's dtype. Either may be a DTensor that FSDP2 has sharded.
-        cu_seqlens: (S + 1,) int32 or int64, 0 = first ≤ … ≤ last = T; sums per sequence if given.
+        cu_seqlens: (S + 1,) int32 or int64, 0 = first ≤ … ≤ last = T: packed sequences.
+        reduction: "sum" or "mean" over the targets of each sequence that are not ignored: of
+            cu_seqlens, or of the last leading axis, (B, L, H) → (B,); "none": one result per
+            target. None: "sum" with cu_seqlens, else "none".
+        outputs: names of `LogprobOutput`'s fields that are wanted beside or instead of logp, from
+            the same pass; None: the log-probs alone, as a Tensor. Computed in plain torch on every
+            device; `grad_filter` does not apply.
+        k: how many words of "topk".
         backend: "auto" is "triton" on CUDA tensors and "torch" elsewhere; "triton" runs on CPU
             tensors under TRITON_INTERPRET=1.
         workspace: bytes of logits held at a time (at least one row); None: 128 MiB on a CPU, 1 GiB
@@ -49,9 +134,10 @@ def linear_logprob(
             for the GPU per chunk.
 
     Returns:
-        Log-probs, (T,) with 0 at ignored positions, or sums (S,) with 0 for an empty sequence;
-        float32 (float64 for float64 inputs). Differentiable once in hidden, weight and bias, whose
-        gradients have their dtypes and are accumulated in float32.
+        Log-probs of target's shape with 0 at ignored positions, or reduced, with 0 for an empty
+        sequence; float32 (float64 for float64 inputs). With `outputs` a `LogprobOutput`.
+        Differentiable once in hidden, weight and bias, whose gradients have their dtypes and are
+        accumulated in float32.
 
     `target` and `cu_seqlens` may be on the CPU or on hidden's device; the plan is built on the
     host, so CPU tensors spare the GPU a synchronisation.
@@ -61,11 +147,55 @@ def linear_logprob(
     """
     head = Head(whole(weight), whole(bias), softcap, logit_scale, temperature)
     execution = Execution(backend, workspace, grad_filter)
-    checks.head(hidden, head)
-    checks.targets(target, hidden.shape[0], ignore_index)
+    checks.rows(hidden, target, cu_seqlens, reduction)
+    reduction = reduction or ("none" if cu_seqlens is None else "sum")
+    shape, states, targets = target.shape, hidden, target
+    if hidden.dim() > 2:
+        states, targets = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)
+    checks.head(states, head)
+    checks.targets(targets, states.shape[0], ignore_index)
     if cu_seqlens is not None:
         checks.sequence_bounds(cu_seqlens)
     checks.execution(execution)
     records = (*head.flat(), *execution.flat())
-    logp, _ = logprob_op(hidden, target, cu_seqlens, ignore_index, *records)
-    return logp
+    if outputs is None:
+        cu = cu_seqlens if reduction == "sum" else None
+        logp, _ = logprob_op(states, targets, cu, ignore_index, *records)
+        if cu is not None:
+            return logp
+        return _reduced(logp.view(shape), target, cu_seqlens, reduction, ignore_index)
+    checks.outputs(outputs, OUTPUTS, k, reduction != "none")
+    if grad_filter is not None:
+        raise ValueError("grad_filter: given with outputs; expected None, all of them are exact")
+    most = min(k, head.weight.shape[0]) if "topk" in outputs else 0
+    found = statistics_op(states, targets, most, ignore_index, *records)
+    given = dict(zip(("logp", "lse", "entropy", "mean_logit", "top1"), found[:5], strict=True))
+    results = {
+        name: _reduced(x.view(shape), target, cu_seqlens, reduction, ignore_index)
+        for name, x in given.items()
+        if name in outputs
+    }
+    if "topk" in outputs:
+        results |= {"topk": found[5].view(*shape, most), "topk_ids": found[6].view(*shape, most)}
+    return LogprobOutput(**results)
+
+
+def _reduced(
+    x: Tensor, target: Tensor, cu_seqlens: Tensor | None, reduction: str, ignore_index: int
+) -> Tensor:
+    """x of target's shape, as it is, or summed or averaged over each sequence in float64."""
+    if reduction == "none":
+        return x
+    sums = _sums(x, cu_seqlens)
+    if reduction == "mean":
+        counts = _sums((target != ignore_index).to(x.device), cu_seqlens)
+        sums = sums / counts.clamp(min=1)
+    return sums.to(x.dtype if x.is_floating_point() else torch.float32)
+
+
+def _sums(x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    if cu_seqlens is None:
+        return x.double().sum(-1)
+    upto = torch.cat([x.new_zeros(1, dtype=torch.float64), x.double().cumsum(0)])
+    bounds = cu_seqlens.to(x.device).long()
+    return upto[bounds[1:]] - upto[bounds[:-1]]
