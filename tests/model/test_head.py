@@ -12,10 +12,10 @@ from torch import Tensor
 
 from comal_fast.config.schema import ModelConfig
 from comal_fast.errors import InputError
-from comal_fast.model import head
 from comal_fast.model.head import check_head
 from comal_fast.model.load import load_model
 from comal_fast.model.packed import PromptResponse, packed_attention
+from comal_kernels.integrations import transformers as integration
 from plain import packed_logps, plain_logps
 from tiny import byte_tokenizer, tiny_model
 
@@ -71,7 +71,7 @@ def test_what_a_table_does_not_know_is_refused_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = saved(tiny_model("hyperclovax", logits_scaling=8.0), tmp_path)
-    monkeypatch.setattr(head, "ODD", {})
+    monkeypatch.setattr(integration, "ODD", {})
     words = r"HyperCLOVAXForCausalLM is not reproduced: log-prob -\d\S* instead of -\d\S*;"
     with pytest.raises(InputError, match=words) as caught:
         load_model(options)

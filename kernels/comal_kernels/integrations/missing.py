@@ -1,0 +1,19 @@
+"""What to say where a library that an integration needs is not installed."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def need(package: str, integration: str) -> ModuleType:
+    """The package. Raises ImportError, a line that says what to install, where it isn't there."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:  # it is there, and lacks something itself
+            raise
+        raise ImportError(
+            f"comal_kernels.integrations.{integration} needs the package {package}; "
+            f"pip install {package}"
+        ) from None

@@ -1,0 +1,16 @@
+"""The library's README, run as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+README = Path(__file__).parents[2] / "kernels" / "README.md"
+
+
+def test_its_code_runs() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    names: dict[str, object] = {}
+    for block in blocks:  # a later block uses the names of earlier ones
+        exec(compile(block, str(README), "exec"), names)
