@@ -89,7 +89,10 @@ class VllmEngine:
             try:
                 process, message = messages.get(timeout=0 if failed else _TICK)
             except queue.Empty:
-                failed = failed or next((p for p in started if p.ended() or p.stalled()), None)
+                for process in started:
+                    if process.ended():
+                        process.end()  # what it started may hold its pipe open; then that ends too
+                failed = failed or next((p for p in started if p.stalled()), None)
                 if failed:
                     raise InputError(failed.why()) from None
                 continue
@@ -200,7 +203,7 @@ class _Process:
             Thread(target=work, daemon=True).start()
 
     def ended(self) -> bool:
-        """Whether the process is gone before its work is done; what it started may yet live."""
+        """Whether the process is gone and its work is not done, as far as has been heard."""
         return bool(self.left) and self.process.poll() is not None
 
     def stalled(self) -> bool:

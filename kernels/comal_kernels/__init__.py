@@ -4,6 +4,7 @@ Depends on torch and numpy; triton is imported by the triton backend alone, on i
 """
 
 from comal_kernels.linear_logprob.api import LogprobOutput, linear_logprob
+from comal_kernels.packing import pack_responses
 from comal_kernels.prox import PROX, register
 from comal_kernels.prox_loss.api import ProxOutput, prox_loss
 from comal_kernels.row import Hyper, Prox, Terms
@@ -17,6 +18,7 @@ __all__ = [
     "ProxOutput",
     "Terms",
     "linear_logprob",
+    "pack_responses",
     "prox_loss",
     "register",
 ]
