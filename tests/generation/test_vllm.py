@@ -424,7 +424,8 @@ def test_vllm_is_stopped_while_it_samples(
         run.kill()
     assert run.returncode == 2, (out, errors)
     assert errors.count("\n") == 1 and "of 20 prompts are kept" in errors, errors
-    assert ("hangs" in errors) == (how == signal.SIGSTOP), errors
+    if whom == "worker" or how == signal.SIGSTOP:  # vLLM may not notice that its core is gone
+        assert ("hangs" in errors) == (how == signal.SIGSTOP), errors
     assert not _alive(chosen[0])
     kept = int(errors.split("the responses to ")[1].split()[0])
     again = run_cli("evaluate", str(real), "--iteration", "0", *extra)
