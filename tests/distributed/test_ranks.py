@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +18,8 @@ from torch import Tensor
 from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.loop import open_run, run_all, run_here
+from launch import torchrun
+from modules import load
 from rewards import save_reward
 
 HERE = Path(__file__).parent
@@ -27,15 +27,6 @@ KILLING = HERE.parent / "loop" / "resume_driver.py"
 MODEL = Path("iterations/0001/model/model.safetensors")
 
 
-def load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-torchrun = load(HERE / "launch.py").torchrun
 steps = load(HERE / "steps_driver.py")
 
 

@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from comal_fast.store.directory import RunDirectory
+from launch import torchrun
 
 HERE = Path(__file__).parent
 
 
-def load(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 STANDIN = HERE.parent / "support" / "standin"
-torchrun = load(HERE.parent / "distributed" / "launch.py").torchrun
 
 
 def run(config: Path, output: Path, extra: list[str], nodes: int) -> list[str]:

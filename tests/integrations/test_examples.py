@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -13,17 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from modules import load
 from tiny import byte_tokenizer, tiny_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def logps(model: Any, batch: dict[str, Tensor]) -> Tensor:
@@ -39,7 +31,7 @@ def dpo(model: Any, batch: dict[str, Tensor], reference: Tensor) -> Tensor:
 
 
 def test_plain_torch_is_dpo_by_full_logits() -> None:
-    module, model = load("plain_torch"), tiny_model()
+    module, model = load(EXAMPLES / "plain_torch.py"), tiny_model()
     batch, other = module.collate(byte_tokenizer(), module.PAIRS), copy.deepcopy(model)
     losses = module.train(model, batch, 5, 1e-3)
     with torch.no_grad():
@@ -81,7 +73,7 @@ def test_trainer_follows_full_logits(tmp_path: Path, accumulation: int) -> None:
     pytest.importorskip("accelerate")
     from transformers import Trainer, TrainingArguments
 
-    module, model, data = load("hf_trainer"), tiny_model(), rows()
+    module, model, data = load(EXAMPLES / "hf_trainer.py"), tiny_model(), rows()
     with torch.no_grad():
         for row in data:
             for side, ref in zip(row.values(), logps(model, module.collate([row])), strict=True):

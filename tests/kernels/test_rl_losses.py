@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from modules import load
+
 FILE = Path(__file__).parents[2] / "examples" / "rl_losses.py"
-
-
-def losses() -> Any:
-    spec = importlib.util.spec_from_file_location(FILE.stem, FILE)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def by_full_logits(name: str, hidden: Tensor, weight: Tensor, target: Tensor, *rest: Any) -> Tensor:
@@ -49,7 +42,7 @@ def test_value_and_gradients(name: str) -> None:
         old = logs.gather(-1, target.clamp(min=0)[..., None])[..., 0]
         old = old + 0.3 * torch.randn(5, 7, dtype=torch.float64)  # some ratios are clipped
     arguments = (hidden, weight, target, old, torch.tensor([1.0, -1.0, 0.5, 2.0, -0.3]).double())
-    module = losses()
+    module = load(FILE)
     ours = (
         module.grpo_loss(*arguments, entropy_bonus=0.01)
         if name == "grpo"

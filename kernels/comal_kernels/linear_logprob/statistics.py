@@ -45,7 +45,7 @@ def statistics_op(
             index = rows.row[part]
             x = hidden.index_select(0, index)
             found = engine.statistics(x, rows.target[part], k)
-            for whole, some in zip(result, _fields(found), strict=True):
+            for whole, some in zip(result, vars(found).values(), strict=True):
                 whole.index_copy_(0, index, some)
     return result
 
@@ -84,26 +84,13 @@ def statistics_backward_op(
         for part in pieces(slice(0, n), engine.capacity):
             index = rows.row[part]
             x = hidden.index_select(0, index)
-            here = Statistics(*(t.index_select(0, index) for t in _fields(found)))
+            here = Statistics(*(t.index_select(0, index) for t in vars(found).values()))
             by = Slopes(*(None if g is None else g.index_select(0, index) for g in grads))
             engine.differentiate(x, rows.target[part], here, by)
             dx = engine.backward(x.new_full((len(index),), -1.0))
             if dhidden is not None and dx is not None:
                 dhidden.index_copy_(0, index, dx.to(dhidden.dtype))
     return flat.filled(hidden, (dhidden, *engine.weight_grads()))
-
-
-def _fields(found: Statistics) -> tuple[Tensor, ...]:
-    return (
-        found.logp,
-        found.lse,
-        found.entropy,
-        found.mean_logit,
-        found.top1,
-        found.topk,
-        found.topk_ids,
-        found.rest,
-    )
 
 
 def _empty(hidden: Tensor, k: int, make: Any) -> tuple[Tensor, ...]:

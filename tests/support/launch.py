@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SUPPORT = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parent
 
 
 def torchrun(*arguments: str | Path, ranks: int = 2) -> subprocess.CompletedProcess[str]:
