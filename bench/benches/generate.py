@@ -34,11 +34,11 @@ from comal_fast.errors import InputError
 from comal_fast.generation.decode import Decoder
 from comal_fast.generation.engine import Response
 from comal_fast.model.logps import response_logps
-from comal_fast.model.packed import PromptResponse
 from comal_fast.plan.shapes import Shape
 from comal_fast.system.allocator import keep_freed_memory
 from comal_fast.system.peak import bytes_in_use, peak_bytes, start_peak
 from comal_fast.system.terminal import progress
+from comal_kernels.packing import PromptResponse
 
 OURS, PLAIN, STATIC, CONTINUOUS, VLLM, FLOOR = (
     "comal-fast",

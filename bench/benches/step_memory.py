@@ -24,7 +24,6 @@ from bench.render.markdown import section
 from bench.trainers.ours import paired
 from comal_fast.config.algorithm import DpoConfig
 from comal_fast.config.schema import Config, ModelConfig, TrainingConfig
-from comal_fast.model.packed import PromptResponse
 from comal_fast.plan import memory
 from comal_fast.plan.modes import mode_of
 from comal_fast.plan.search import budgeted_layers
@@ -32,6 +31,7 @@ from comal_fast.plan.shapes import KNOWN, Shape
 from comal_fast.system.peak import bytes_in_use, peak_bytes, start_peak
 from comal_fast.system.terminal import progress
 from comal_fast.training.trainer import Trainer
+from comal_kernels.packing import PromptResponse
 
 SIZES = {
     "small": Shape(4, 512, 1408, 8, 2, 64, 8192, False),

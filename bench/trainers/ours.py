@@ -9,10 +9,10 @@ import torch
 from bench.trainers.base import LEARNING_RATE, MAX_GRAD_NORM, Task, Turn
 from comal_fast.config.algorithm import DpoConfig
 from comal_fast.config.schema import Config, ModelConfig, TrainingConfig
-from comal_fast.model.packed import PromptResponse
 from comal_fast.system.allocator import keep_freed_memory
 from comal_fast.training.items import Items, make_items
 from comal_fast.training.trainer import Trainer
+from comal_kernels.packing import PromptResponse
 
 ENDLESS = 10_000  # epochs; the process ends first
 CAP = 24 << 30  # bytes of a small GPU

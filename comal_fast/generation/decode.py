@@ -18,9 +18,10 @@ from comal_fast.config.generation import TransformersConfig
 from comal_fast.errors import InputError
 from comal_fast.generation.draw import NOT_A_TOKEN, draw, uniforms
 from comal_fast.generation.engine import Response
-from comal_fast.model.attention.decode import Slots, decoding
+from comal_fast.generation.slots import Slots, decoding
 from comal_fast.model.head import head_arguments
-from comal_fast.model.packed import pack_prompts, refuse_moving_rope
+from comal_kernels.integrations.transformers import refuse_moving_rope
+from comal_kernels.packing import pack_prompts
 
 PREFILL_TOKENS = 8192  # of prompts that go through the model together
 ROUND = (16, 128)  # tokens by which what is read of a memory grows; on a GPU, a graph for each

@@ -19,15 +19,12 @@ from comal_fast.data.tokenize import tokenize_prompts
 from comal_fast.errors import InputError
 from comal_fast.game.preference import Array, Game
 from comal_fast.model.head import head_arguments
-from comal_fast.model.packed import (
-    PromptResponse,
-    pack,
-    packed_attention,
-    predictor_states,
-)
+from comal_fast.model.packed import packed_attention
 from comal_fast.store.artefacts import folder_key, make_key, write_folder
 from comal_fast.system.terminal import progress
 from comal_kernels import linear_logprob
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, pack
 
 SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|pad|>"]
 CHAT_TEMPLATE = (

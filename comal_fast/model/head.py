@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from comal_fast.errors import InputError
+from comal_kernels.errors import ModelError
 from comal_kernels.integrations.transformers import LMHead
 
 
@@ -17,5 +18,5 @@ def check_head(model: Any, name: str) -> None:
     """Raise InputError, with the difference seen, for a model whose head is not reproduced."""
     try:
         LMHead.from_model(model)
-    except ValueError as error:
+    except ModelError as error:
         raise InputError(f"model {name}: {str(error).removeprefix('model: ')}") from error

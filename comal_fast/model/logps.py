@@ -9,15 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from comal_fast.model.bins import fill_bins
 from comal_fast.model.head import head_arguments
-from comal_fast.model.packed import (
-    PromptResponse,
-    pack,
-    packed_attention,
-    predictor_states,
-)
+from comal_fast.model.packed import packed_attention
 from comal_kernels import linear_logprob
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, fill_bins, pack
 
 
 def response_logps(

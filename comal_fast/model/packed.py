@@ -1,105 +1,14 @@
-"""Packing: many responses in one row, every distinct prompt once, nobody seeing a neighbour.
-
-A prompt is followed by its responses. Each of them continues at its prompt's end, in positions and
-in what it sees, as if the others were not there. A response's last token predicts nothing that is
-asked for, so it is left out.
-"""
+"""Packed passes of the trainer's models; what rules a model out is told the user in a line."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from comal_fast.errors import InputError
-from comal_fast.model.attention import ENGINES, Layout, Segment, choose_engine, refuse
-
-MOVING_ROPES = {"dynamic", "longrope"}  # their angles depend on the longest sequence of a pass
-
-
-@dataclass(frozen=True)
-class PromptResponse:
-    """A prompt and one response to it, as token ids."""
-
-    prompt_ids: Sequence[int]
-    response_ids: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.prompt_ids) + len(self.response_ids)
-
-    @property
-    def prompt(self) -> Hashable:
-        """What tells prompts apart: those of one value are run once."""
-        return tuple(self.prompt_ids)
-
-    @property
-    def inputs(self) -> Sequence[int]:
-        """The response's tokens that go through the model."""
-        return self.response_ids[:-1]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """S responses in one row of T tokens.
-
-    `predictors`: the positions whose next token is a response token, response by response; a
-    prompt's last position predicts the first token of each of its responses.
-    """
-
-    input_ids: Tensor  # (1, T)
-    position_ids: Tensor  # (1, T)
-    layout: Layout
-    predictors: Tensor  # (N,)
-    target: Tensor  # (N,) int64, on the host: the head plans from it, and would wait for it
-    response_cu_seqlens: Tensor  # (S + 1,) int32, on the CPU
-
-    @property
-    def tokens(self) -> int:
-        """T, what goes through the model."""
-        return self.input_ids.shape[1]
-
-
-def pack(sequences: Sequence[PromptResponse], device: torch.device) -> Packed:
-    """Put the sequences into one row. Every prompt has at least one token."""
-    members: dict[Hashable, list[int]] = {}
-    for number, s in enumerate(sequences):
-        members.setdefault(s.prompt, []).append(number)
-    ids: list[int] = []
-    positions: list[int] = []
-    segments: list[Segment] = []
-    predictors: list[list[int]] = [[] for _ in sequences]
-    for numbers in members.values():
-        prompt = sequences[numbers[0]].prompt_ids
-        first, start = len(ids), len(ids)  # of the prompt; of the segment
-        ids += prompt
-        positions += range(len(prompt))
-        end = len(ids)
-        for number in numbers:
-            inputs = sequences[number].inputs
-            if sequences[number].response_ids:
-                predictors[number] = [end - 1, *range(len(ids), len(ids) + len(inputs))]
-            ids += inputs
-            positions += range(len(prompt), len(prompt) + len(inputs))
-            # the first response and its prompt are one sequence: no prefix to look up
-            prefix = (0, 0) if start == first else (first, end)
-            if len(ids) > start:
-                segments.append(Segment(start, len(ids), prefix))
-            start = len(ids)
-    bounds = [0, *accumulate(len(s.response_ids) for s in sequences)]
-    target = [token for s in sequences for token in s.response_ids]
-    return Packed(
-        torch.tensor([ids], device=device),
-        torch.tensor([positions], device=device),
-        Layout(segments, device),
-        torch.tensor([p for row in predictors for p in row], dtype=torch.int64, device=device),
-        torch.tensor(target, dtype=torch.int64),
-        torch.tensor(bounds, dtype=torch.int32),
-    )
+from comal_kernels.errors import ModelError
+from comal_kernels.integrations import transformers as packing
 
 
 @contextmanager
@@ -109,55 +18,15 @@ def packed_attention(model: Any, requested: str) -> Iterator[None]:
     `requested`: `model.attn_implementation`. Raises InputError where the model can't be packed
     exactly or the engine can't run it.
     """
-    refuse(model)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(ENGINES[choose_engine(requested, model)])
+    with as_input_errors(), packing.packed_attention(model, requested):
+        yield
+
+
+@contextmanager
+def as_input_errors() -> Iterator[None]:
+    """Within the block, what rules the model out is an InputError."""
     try:
         yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def predictor_states(model: Any, packed: Packed) -> Tensor:
-    """(N, H) final hidden states at `packed.predictors`: all that the head needs to see.
-
-    Call it inside `packed_attention`.
-    """
-    refuse_moving_rope(model, max(s.keys for s in packed.layout.segments) + 1)
-    output = model.base_model(
-        input_ids=packed.input_ids,
-        position_ids=packed.position_ids,
-        use_cache=False,
-        layout=packed.layout,
-    )
-    return output.last_hidden_state[0].index_select(0, packed.predictors)
-
-
-def pack_prompts(
-    prompts: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Tensor, Tensor, Layout, Tensor]:
-    """ids (1, T), positions (1, T), layout, and the last position of each prompt (P,)."""
-    ends = list(accumulate(map(len, prompts)))
-    segments = [Segment(end - len(p), end) for p, end in zip(prompts, ends, strict=True)]
-    ids = [token for p in prompts for token in p]
-    positions = [i for p in prompts for i in range(len(p))]
-    return (
-        torch.tensor([ids], device=device),
-        torch.tensor([positions], device=device),
-        Layout(segments, device),
-        torch.tensor(ends, device=device) - 1,
-    )
-
-
-def refuse_moving_rope(model: Any, longest: int) -> None:
-    """Raise InputError where a sequence so long would change the positions of its neighbours."""
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in MOVING_ROPES:
-        return
-    limit = rope.get("original_max_position_embeddings") or model.config.max_position_embeddings
-    if longest > limit:
-        raise InputError(
-            f"packed attention can't do {rope['rope_type']} positions beyond {limit} tokens, where "
-            f"they change for a whole pass; {type(model).__name__} has them, and a sequence has "
-            f"{longest}; lower data.max_length"
-        )
+    except ModelError as error:
+        option = "model." if str(error).startswith("attn_implementation") else ""
+        raise InputError(f"{option}{error}") from error

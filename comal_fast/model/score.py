@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_fast.errors import InputError
-from comal_fast.model.attention import refuse
-from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.model.packed import packed_attention
+from comal_kernels.errors import ModelError
+from comal_kernels.integrations.transformers import predictor_states, refuse
+from comal_kernels.packing import PromptResponse, pack
 
 Ids = Sequence[int]
 _NEXT = (0,)  # stands for the token after the last, which only its predictor counts for
@@ -22,7 +23,7 @@ def can_pack(model: Any) -> bool:
     """Whether the packed passes give what the model alone would; others are padded."""
     try:
         refuse(model)
-    except InputError:
+    except ModelError:
         return False
     return True
 

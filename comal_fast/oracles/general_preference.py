@@ -21,12 +21,12 @@ from comal_fast.config.oracle import GeneralPreferenceConfig
 from comal_fast.data.conversation import last_user_text
 from comal_fast.errors import InputError
 from comal_fast.model.judge import OPTION, Headed, load_headed, template_text
-from comal_fast.model.packed import PromptResponse
 from comal_fast.model.score import end_states, split
 from comal_fast.oracles.asking import Known, Question, Scores
 from comal_fast.oracles.base import Oracle
 from comal_fast.oracles.checked import short
 from comal_fast.oracles.judge import Judge
+from comal_kernels.packing import PromptResponse
 
 _VALUE, _PROMPT = "value_head.weight", "prompt_head.weight"
 

@@ -11,12 +11,12 @@ import pyarrow as pa
 from comal_fast.context import Context
 from comal_fast.data.pairs import TokenizedPair
 from comal_fast.errors import InputError
-from comal_fast.model.packed import PromptResponse
 from comal_fast.phases.generate import SAMPLES, message_row
 from comal_fast.phases.logps import model_logps
 from comal_fast.statistics import DRAW, bootstrap_mean
 from comal_fast.store.artefacts import make_key
 from comal_fast.training.items import keeps_draws
+from comal_kernels.packing import PromptResponse
 
 Item = tuple[int, int, int | None, float]  # prompt_id, row chosen, row rejected, P
 

@@ -11,13 +11,13 @@ from comal_fast.context import Context
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
 from comal_fast.model.logps import joint_logps, passed_tokens
-from comal_fast.model.packed import PromptResponse
 from comal_fast.phases.generate import first_rows
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.shards import Shards
 from comal_fast.system.ranks import is_main, rank, world
 from comal_fast.system.terminal import progress
+from comal_kernels.packing import PromptResponse
 
 
 def run(context: Context, iteration: int) -> None:

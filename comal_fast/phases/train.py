@@ -13,7 +13,6 @@ from comal_fast.context import Context
 from comal_fast.distributed import checkpoint
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.sharding import whole_state
-from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import given
 from comal_fast.phases.generate import rows_by_prompt
 from comal_fast.phases.judge import read_matrices, win_rates
@@ -25,6 +24,7 @@ from comal_fast.system.terminal import progress
 from comal_fast.training.items import Items, make_items
 from comal_fast.training.trainer import Trainer
 from comal_kernels import PROX
+from comal_kernels.packing import PromptResponse
 
 _OPTIONS_0_1 = (  # of `training:`, in the key that 0.1 gave
     "learning_rate",

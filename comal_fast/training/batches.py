@@ -9,8 +9,7 @@ import random
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from comal_fast.model.bins import fill_bins
-from comal_fast.model.packed import PromptResponse
+from comal_kernels.packing import PromptResponse, fill_bins
 
 Group = Sequence[int]  # item numbers
 

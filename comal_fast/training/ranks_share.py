@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from comal_fast.model.packed import PromptResponse
 from comal_fast.system.ranks import rank, world
 from comal_fast.training.batches import Group, MicroBatch
+from comal_kernels.packing import PromptResponse
 
 
 def my_passes(

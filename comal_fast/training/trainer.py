@@ -21,12 +21,7 @@ from comal_fast.errors import InputError
 from comal_fast.model.activations import activations
 from comal_fast.model.head import head_arguments
 from comal_fast.model.logps import passed_tokens
-from comal_fast.model.packed import (
-    PromptResponse,
-    pack,
-    packed_attention,
-    predictor_states,
-)
+from comal_fast.model.packed import packed_attention
 from comal_fast.optim import make_optimizer
 from comal_fast.plan.check import recomputed_layers
 from comal_fast.store.artefacts import read_json, write_json
@@ -35,6 +30,8 @@ from comal_fast.training.batches import Group, MicroBatch, epoch_batches, micro_
 from comal_fast.training.items import Items, hyperparameters, implicit_rewards
 from comal_fast.training.ranks_share import my_passes
 from comal_kernels import prox_loss
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, pack
 from comal_kernels.sharded import whole
 
 

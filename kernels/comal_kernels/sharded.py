@@ -1,4 +1,4 @@
-"""Heads whose parameters FSDP2 has sharded."""
+"""A head's parameters as the operations take them: whole, and in the dtype of the states."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ from torch.nn import Parameter
 T = TypeVar("T", Tensor, Tensor | None)
 
 
-def whole(x: T) -> T:
-    """A DTensor (V, …) gathered from its ranks; its gradient is the ranks' mean, as FSDP2's is.
+def whole(x: T, states: Tensor | None) -> T:
+    """x (V, …) in the dtype of `states`; a DTensor is gathered from its ranks after that.
 
-    Anything else passes through. The gathered copy lives as long as the loss's graph.
+    Its gradient comes in its own dtype, and is the ranks' mean, as FSDP2's is. Under autocast, and
+    under FSDP2's mixed precision, states come in halves and the head is in float32: a product of
+    the two is one of halves there too. The copy lives as long as the loss's graph.
     """
-    if x is None or type(x) in (Tensor, Parameter):
+    if x is None or not isinstance(x, Tensor) or not isinstance(states, Tensor):
+        return x
+    if x.dtype != states.dtype and x.dtype.is_floating_point and states.dtype.is_floating_point:
+        x = x.to(states.dtype)
+    if type(x) in (Tensor, Parameter):
         return x
     from torch.distributed.tensor import DTensor, Partial, Replicate
 

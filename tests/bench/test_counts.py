@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench.__main__ import main
 from bench.benches import scaling
 from bench.models import MODELS, load
-from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.model.packed import packed_attention
 from comal_fast.plan import count
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, pack
 
 
 def test_products_of_the_blocks_are_those_that_torch_counts() -> None:

@@ -13,7 +13,7 @@ from comal_fast.errors import InputError
 from comal_fast.generation.engine import Response
 from comal_fast.generation.transformers import TransformersEngine
 from comal_fast.model.logps import response_logps
-from comal_fast.model.packed import PromptResponse
+from comal_kernels.packing import PromptResponse
 from tiny import byte_tokenizer, tiny_model
 
 FAMILIES: dict[str, dict[str, Any]] = {

@@ -17,11 +17,11 @@ from comal_fast.config.schema import LoraConfig
 from comal_fast.context import Context
 from comal_fast.loop import open_run, run_all
 from comal_fast.model.logps import response_logps
-from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import generate, judge, logps, pair, train
 from comal_fast.phases.logps import prompt_responses
 from comal_fast.sweep.reuse import common_iterations
 from comal_fast.training.trainer import Trainer
+from comal_kernels.packing import PromptResponse
 from resume import comparable
 
 LORA = ["model.lora={r: 4, alpha: 8}", "training.learning_rate=1e-2", "training.save_steps=2"]

@@ -20,12 +20,14 @@ from comal_fast.model.activations import (
     recompute_layers,
     spread,
 )
-from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.model.packed import packed_attention
 from comal_fast.plan.check import recomputed_layers
 from comal_fast.plan.search import budgeted_layers, layers_to_recompute
 from comal_fast.plan.shapes import shape_of
 from comal_fast.training.items import make_items
 from comal_fast.training.trainer import Trainer
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, pack
 from tiny import tiny_model
 
 SEQUENCES = [PromptResponse([7] * n, [9, 8, *range(20, 20 + n)]) for n in (3, 11, 20, 6)]

@@ -14,8 +14,9 @@ from comal_fast.config.schema import ModelConfig
 from comal_fast.errors import InputError
 from comal_fast.model.head import check_head
 from comal_fast.model.load import load_model
-from comal_fast.model.packed import PromptResponse, packed_attention
-from comal_kernels.integrations import transformers as integration
+from comal_fast.model.packed import packed_attention
+from comal_kernels.integrations.transformers import head as integration
+from comal_kernels.packing import PromptResponse
 from plain import packed_logps, plain_logps
 from tiny import byte_tokenizer, tiny_model
 

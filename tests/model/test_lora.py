@@ -15,13 +15,10 @@ from comal_fast.model.adapters import add_adapter, freeze, load_adapter
 from comal_fast.model.head import head_arguments
 from comal_fast.model.load import load_model
 from comal_fast.model.logps import joint_logps, response_logps
-from comal_fast.model.packed import (
-    PromptResponse,
-    pack,
-    packed_attention,
-    predictor_states,
-)
+from comal_fast.model.packed import packed_attention
 from comal_kernels import prox_loss
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, pack
 
 LORA = LoraConfig(r=4, alpha=8)
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

@@ -18,9 +18,9 @@ from comal_fast.generation.transformers import TransformersEngine
 from comal_fast.loop import run_all
 from comal_fast.model.load import load_model, load_tokenizer
 from comal_fast.model.logps import response_logps
-from comal_fast.model.packed import PromptResponse
 from comal_fast.phases.pair import choose_pairs
 from comal_fast.store.directory import PHASES
+from comal_kernels.packing import PromptResponse
 
 P = np.array(
     [[0.5, 0.9, 0.4, 0.5], [0.1, 0.5, 0.7, 0.5], [0.6, 0.3, 0.5, 0.9], [0.5, 0.5, 0.1, 0.5]]

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.benches import step_memory as peak
-from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.model.packed import packed_attention
 from comal_fast.plan.memory import LargestPass, training
 from comal_fast.plan.memory import peak as peak_of
 from comal_fast.plan.modes import LADDER, Mode
 from comal_fast.plan.shapes import KNOWN, PLANNED, Shape, shape_of
 from comal_fast.plan.trace import per_token
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, pack
 from tiny import tiny_model
 
 CPU = torch.device("cpu")

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comal_fast.model.attention import Options
-from comal_fast.model.attention.varlen import Bounds
 from comal_fast.model.head import head_arguments
-from comal_fast.model.packed import PromptResponse, pack, predictor_states
 from comal_kernels import linear_logprob
+from comal_kernels.attention import Options
+from comal_kernels.attention.varlen import Bounds
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, pack
 
 
 def plain_logp(model: Any, sequence: PromptResponse) -> Tensor:

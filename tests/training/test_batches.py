@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comal_fast.model.bins import fill_bins
-from comal_fast.model.packed import PromptResponse, pack
 from comal_fast.training.batches import epoch_batches, micro_batches
+from comal_kernels.packing import PromptResponse, fill_bins, pack
 
 PAIRS = st.lists(
     st.tuples(st.integers(0, 12), st.integers(0, 12)).filter(lambda p: p[0] != p[1]),

@@ -17,12 +17,12 @@ from comal_fast.config.schema import build
 from comal_fast.config.validate import prox_options
 from comal_fast.loop import open_run, run_here
 from comal_fast.model.load import load_model
-from comal_fast.model.packed import PromptResponse
 from comal_fast.phases import train
 from comal_fast.training.batches import micro_batches
 from comal_fast.training.items import Items, hyperparameters, make_items
 from comal_fast.training.trainer import Trainer
 from comal_kernels import PROX, prox_loss
+from comal_kernels.packing import PromptResponse
 
 # The step of each, large enough that no term of its loss vanishes beside the others.
 OPTIONS = {

@@ -8,9 +8,9 @@ from unittest import mock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comal_fast.model.packed import PromptResponse
 from comal_fast.training.batches import Group, MicroBatch, micro_batches
 from comal_fast.training.ranks_share import deal, my_passes
+from comal_kernels.packing import PromptResponse
 
 Step = tuple[list[Group], list[int], list[int] | None, dict[int, PromptResponse]]
 

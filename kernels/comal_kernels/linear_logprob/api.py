@@ -111,10 +111,10 @@ def linear_logprob(
     Args:
         hidden: (T, H) float32, bfloat16, float16 or float64; the states that predict `target`. Any
             leading shape, (B, L, H) say, where target has it too.
-        weight: (V, H), the head, of hidden's dtype and device.
+        weight: (V, H), the head, on hidden's device; taken in hidden's dtype, as autocast does.
         target: (T,) or hidden's leading shape, int64, already shifted; `ignore_index` where there
             is nothing to predict: those rows are never projected.
-        bias: (V,), of hidden's dtype. Either may be a DTensor that FSDP2 has sharded.
+        bias: (V,), likewise. Either may be a DTensor that FSDP2 has sharded.
         cu_seqlens: (S + 1,) int32 or int64, 0 = first ≤ … ≤ last = T: packed sequences.
         reduction: "sum" or "mean" over the targets of each sequence that are not ignored: of
             cu_seqlens, or of the last leading axis, (B, L, H) → (B,); "none": one result per
@@ -145,7 +145,7 @@ def linear_logprob(
     Raises:
         ValueError: an argument's shape, dtype, device or range is wrong; named in the message.
     """
-    head = Head(whole(weight), whole(bias), softcap, logit_scale, temperature)
+    head = Head(whole(weight, hidden), whole(bias, hidden), softcap, logit_scale, temperature)
     execution = Execution(backend, workspace, grad_filter)
     checks.rows(hidden, target, cu_seqlens, reduction)
     reduction = reduction or ("none" if cu_seqlens is None else "sum")

@@ -110,8 +110,8 @@ def prox_loss(
             known, an argument that the loss needs and lacks, or is given and would ignore.
     """
     prox = checks.loss_row(loss)
-    ref_weight, ref_bias = whole(ref_weight), whole(ref_bias)
-    head = Head(whole(weight), whole(bias), softcap, logit_scale, temperature)
+    ref_weight, ref_bias = whole(ref_weight, ref_hidden), whole(ref_bias, ref_hidden)
+    head = Head(whole(weight, hidden), whole(bias, hidden), softcap, logit_scale, temperature)
     execution = Execution(backend, workspace, grad_filter)
     checks.head(hidden, head)
     checks.execution(execution)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from comal_fast.errors import InputError
-from comal_fast.model.attention.layout import Engine, Layout, Options
+from comal_kernels.attention.layout import Engine, Layout, Options
+from comal_kernels.errors import ModelError
 
 BLOCK = 128  # queries, and keys, of a block
 ENDLESS = 1 << 30  # a window wider than any sequence
@@ -28,7 +28,7 @@ def flex(function: Callable[..., Tensor]) -> Engine:
         query: Tensor, key: Tensor, value: Tensor, layout: Layout, options: Options
     ) -> Tensor:
         if options.dropout:
-            raise InputError("model.attn_implementation: flex_attention has no attention dropout")
+            raise ModelError("attn_implementation: flex_attention has no attention dropout")
         window = options.window
         out = function(
             query,

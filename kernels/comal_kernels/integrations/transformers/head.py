@@ -1,8 +1,8 @@
-"""transformers' models: their head as this library takes it, and log-probs in place of logits."""
+"""The head of a transformers model, as this library's functions take it, and whether it is that."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from comal_kernels.integrations.missing import need
-from comal_kernels.linear_logprob.api import LogprobOutput, linear_logprob
-
-need("transformers", "transformers")
+from comal_kernels.errors import ModelError
+from comal_kernels.linear_logprob.api import linear_logprob
 
 # what a configuration calls the factor on the logits, and its power there
 FACTORS = {"logit_scale": 1, "lm_head_multiplier": 1, "output_multiplier": 1, "logits_scaling": -1}
@@ -39,14 +37,14 @@ class LMHead:
     def from_model(cls, model: Any, *, check: bool = True) -> LMHead:
         """The head of a transformers model, a peft model included.
 
-        check: run a few tokens through it and compare. Raises ValueError for a model without a
+        check: run a few tokens through it and compare. Raises ModelError for a model without a
         head over words, one that does not run on token ids alone, and one between whose hidden
         states and logits comes something that is not known here.
         """
         model = plain(model)
         head = model.get_output_embeddings()
         if head is None:
-            raise ValueError(f"model: {type(model).__name__} has no head over words")
+            raise ModelError(f"model: {type(model).__name__} has no head over words")
         config, scale = model.config.get_text_config(), 1.0
         for name, power in (FACTORS | ODD.get(config.model_type, {})).items():
             scale *= float(getattr(config, name, None) or 1.0) ** power
@@ -75,42 +73,6 @@ def plain(model: Any) -> Any:
     return inside() if callable(inside) else model
 
 
-class FusedLogprobs(nn.Module):
-    """A causal language model whose forward gives log-probs of `labels` instead of logits."""
-
-    def __init__(
-        self, model: Any, outputs: Sequence[str], k: int, options: Mapping[str, Any]
-    ) -> None:
-        super().__init__()
-        self.model, self.outputs, self.k, self.options = model, tuple(outputs), k, dict(options)
-        LMHead.from_model(model)  # says what is wrong before anything runs
-
-    def forward(self, *args: Any, labels: Tensor, **inputs: Any) -> LogprobOutput:
-        """labels (B, L), as transformers' models take them: −100 where nothing counts, not shifted.
-
-        Returns outputs (B, L − 1): entry t is of the prediction of labels[:, t + 1]. What the model
-        would do with its logits (`logits_to_keep`, a loss of its own) is left out.
-        """
-        body = plain(self.model).base_model
-        hidden = body(*args, **inputs).last_hidden_state[:, :-1]
-        head = LMHead.from_model(self.model, check=False)  # its tensors may have been replaced
-        found: LogprobOutput = head.logprob(
-            hidden, labels[:, 1:], outputs=self.outputs, k=self.k, **self.options
-        )
-        return found
-
-
-def with_fused_logprobs(
-    model: Any, outputs: Sequence[str] = ("logp",), *, k: int = 1, **options: Any
-) -> FusedLogprobs:
-    """The model, called with `labels`, gives `outputs` of `linear_logprob` and never holds logits.
-
-    Its parameters are the model's own. `options`: of `linear_logprob`, such as temperature,
-    reduction, backend. Raises ValueError as `LMHead.from_model` does.
-    """
-    return FusedLogprobs(model, outputs, k, options)
-
-
 @torch.inference_mode()
 def _check(model: Any) -> None:
     """ValueError, with the difference seen, for a model whose head is not reproduced.
@@ -124,11 +86,11 @@ def _check(model: Any) -> None:
             states, logits = _probe(model)  # (TOKENS, H), (TOKENS, WORDS)
         except (AttributeError, KeyError, NotImplementedError, TypeError, ValueError) as error:
             first = next(iter(str(error).splitlines()), "")
-            raise ValueError(
+            raise ModelError(
                 f"model: {kind} does not run on token ids alone ({type(error).__name__}: {first})"
             ) from error
         if not bool(logits.isfinite().all()):
-            raise ValueError(
+            raise ModelError(
                 f"model: logits of {kind} are not finite; its weights are damaged, or too large "
                 f"for {str(model.dtype).removeprefix('torch.')}"
             )
@@ -144,7 +106,7 @@ def _check(model: Any) -> None:
     if bool((off <= slack * (1 + logits.abs().max())).all()):
         return
     at = int(off.nan_to_num(torch.inf).argmax())
-    raise ValueError(
+    raise ModelError(
         f"model: the head of {kind} is not reproduced: log-prob {ours[at]:.5g} instead of "
         f"{wanted[at]:.5g}; between its hidden states and its logits comes something that "
         "comal_kernels.integrations.transformers does not know"

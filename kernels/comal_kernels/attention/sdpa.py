@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from comal_fast.model.attention.layout import Layout, Options, Segment
+from comal_kernels.attention.layout import Layout, Options, Segment
 
 
 def sdpa(query: Tensor, key: Tensor, value: Tensor, layout: Layout, options: Options) -> Tensor:

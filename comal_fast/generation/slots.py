@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from comal_fast.model.attention.interface import CALLS, asked, choose_engine, refuse
-from comal_fast.model.attention.layout import Engine, Layout, Options
+from comal_fast.model.packed import as_input_errors
+from comal_kernels.attention.layout import Engine, Layout, Options
+from comal_kernels.integrations.transformers.attention import CALLS, asked, choose_engine, refuse
 
 NAME = "comal_decode"  # in transformers
 
@@ -149,13 +150,14 @@ def decoding(model: Any) -> Iterator[None]:
 
     Raises InputError where the model's attention can't be done exactly.
     """
-    refuse(model)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    with as_input_errors():
+        refuse(model)
+        before = model.config._attn_implementation
+        model.set_attn_implementation(NAME)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
 
 
 def within_prompts(model: Any) -> Engine:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from comal_fast.errors import InputError
-from comal_fast.model.attention.layout import Engine, Layout, Options
+from comal_kernels.attention.layout import Engine, Layout, Options
+from comal_kernels.errors import ModelError
 
 
 class Kernel(Protocol):
@@ -111,12 +111,12 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> 
 
 
 def torch_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:
-    """Attention by torch's kernel. InputError for soft-capping and dropout, which it has not."""
+    """Attention by torch's kernel. ModelError for soft-capping and dropout, which it has not."""
     from torch.nn.attention.varlen import varlen_attn
 
     for value, name in ((options.softcap, "soft-capping"), (options.dropout, "dropout")):
         if value:
-            raise InputError(f"model.attn_implementation: torch_varlen has no attention {name}")
+            raise ModelError(f"attn_implementation: torch_varlen has no attention {name}")
     heads: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(varlen_attn) else {}
     window = (-1 if options.window is None else options.window - 1, 0)  # (−1, 0) is causal
     return varlen_attn(  # type: ignore[return-value]

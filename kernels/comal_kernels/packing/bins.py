@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from comal_fast.model.packed import PromptResponse
+from comal_kernels.packing.sequences import PromptResponse
 
 Unit = Sequence[int]  # rows that must share a pass
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from comal_fast.errors import InputError
-from comal_fast.model.attention.flex import compiled, flex
-from comal_fast.model.attention.layout import Engine, Layout, Options
-from comal_fast.model.attention.sdpa import sdpa
-from comal_fast.model.attention.varlen import flash, torch_has_varlen, torch_varlen, varlen
+from comal_kernels.attention.flex import compiled, flex
+from comal_kernels.attention.layout import Engine, Layout, Options
+from comal_kernels.attention.sdpa import sdpa
+from comal_kernels.attention.varlen import flash, torch_has_varlen, torch_varlen, varlen
+from comal_kernels.errors import ModelError
 
 # Best on CUDA first. Their names in transformers, which holds a name with `flash`, `flex_attention`
 # or `sdpa` in it for its own.
@@ -36,7 +36,7 @@ def asked(
     dropout: float,
     others: dict[str, Any],
 ) -> Options:
-    """What a layer asks of its attention. Raises InputError for what no engine here does."""
+    """What a layer asks of its attention. Raises ModelError for what no engine here does."""
     for option, what in REFUSED.items():
         if others.get(option) is not None:
             raise _inexact(f"attention {what}", module)
@@ -80,20 +80,20 @@ for _name, _engine in CALLS.items():
 
 
 def choose_engine(requested: str, model: Any) -> str:
-    """Of ENGINES, the one that `model.attn_implementation` means for a model where it is.
+    """Of ENGINES, the one that `attn_implementation` means for a model where it is.
 
-    Raises InputError for one that can't run it. `auto`: the first that can; on a CPU, sdpa.
+    Raises ModelError for one that can't run it. `auto`: the first that can; on a CPU, sdpa.
     """
     if requested != "auto":
         why = _why_not(requested, model)
         if why:
-            raise InputError(f"model.attn_implementation: {requested} {why}")
+            raise ModelError(f"attn_implementation: {requested} {why}")
         return requested
     return next(engine for engine in ENGINES if not _why_not(engine, model))
 
 
 def refuse(model: Any) -> None:
-    """Raise InputError for a model whose layers mix tokens in ways that no engine keeps apart."""
+    """Raise ModelError for a model whose layers mix tokens in ways that no engine keeps apart."""
     config = model.config
     kinds = {*(getattr(config, "layer_types", None) or ())}
     kinds |= {*(getattr(config, "layers_block_type", None) or ())}
@@ -131,5 +131,5 @@ def _why_not(engine: str, model: Any) -> str | None:
     return None if torch_has_varlen() else "needs a newer torch, whose varlen_attn has windows"
 
 
-def _inexact(what: str, module: torch.nn.Module) -> InputError:
-    return InputError(f"packed attention can't do {what}; {type(module).__name__} needs it")
+def _inexact(what: str, module: torch.nn.Module) -> ModelError:
+    return ModelError(f"packed attention can't do {what}; {type(module).__name__} needs it")

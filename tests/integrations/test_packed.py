@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 from torch.nn.attention import flex_attention as torch_flex
 
 from comal_fast.config.schema import ModelConfig
-from comal_fast.model.attention import register
-from comal_fast.model.attention.flex import flex
-from comal_fast.model.attention.varlen import varlen
 from comal_fast.model.load import load_model, load_tokenizer
 from comal_fast.model.logps import passed_tokens, response_logps
-from comal_fast.model.packed import PromptResponse, pack, packed_attention, predictor_states
+from comal_fast.model.packed import packed_attention
 from comal_fast.training.batches import micro_batches
+from comal_kernels.attention.flex import flex
+from comal_kernels.attention.varlen import varlen
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.integrations.transformers.attention import register
+from comal_kernels.packing import PromptResponse, pack
 from plain import (
     gradients,
     packed_logps,
