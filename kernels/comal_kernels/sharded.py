@@ -10,16 +10,16 @@ from torch.nn import Parameter
 T = TypeVar("T", Tensor, Tensor | None)
 
 
-def whole(x: T, states: Tensor | None) -> T:
-    """x (V, …) in the dtype of `states`; a DTensor is gathered from its ranks after that.
+def whole(x: T, states: Tensor | None = None) -> T:
+    """x (V, …) in the dtype of `states`, if given; a DTensor is gathered from its ranks after that.
 
     Its gradient comes in its own dtype, and is the ranks' mean, as FSDP2's is. Under autocast, and
     under FSDP2's mixed precision, states come in halves and the head is in float32: a product of
     the two is one of halves there too. The copy lives as long as the loss's graph.
     """
-    if x is None or not isinstance(x, Tensor) or not isinstance(states, Tensor):
+    if not isinstance(x, Tensor):  # None, or what the checks refuse
         return x
-    if x.dtype != states.dtype and x.dtype.is_floating_point and states.dtype.is_floating_point:
+    if isinstance(states, Tensor) and x.is_floating_point() and states.is_floating_point():
         x = x.to(states.dtype)
     if type(x) in (Tensor, Parameter):
         return x

@@ -8,7 +8,8 @@ asked for, so it is left out.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -58,12 +59,39 @@ class Packed:
         """T, what goes through the model."""
         return self.input_ids.shape[1]
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Packed:
+        """The same for a model on `device`; what the host plans from stays there."""
+        device = torch.device(device)
+        move = partial(Tensor.to, device=device, non_blocking=non_blocking)
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            position_ids=move(self.position_ids),
+            predictors=move(self.predictors),
+            layout=Layout(self.layout.segments, device),
+        )
 
-def pack(sequences: Sequence[PromptResponse], device: torch.device) -> Packed:
-    """Put the sequences into one row. Every prompt has at least one token."""
+    def pin_memory(self) -> Packed:
+        """The same in memory from which a GPU copies without a wait."""
+        return replace(
+            self,
+            input_ids=self.input_ids.pin_memory(),
+            position_ids=self.position_ids.pin_memory(),
+            predictors=self.predictors.pin_memory(),
+        )
+
+
+def pack(
+    sequences: Sequence[PromptResponse], device: torch.device | str = "cpu", *, share: bool = True
+) -> Packed:
+    """Put the sequences into one row. Every prompt has at least one token.
+
+    share: a prompt that several of them begin with goes through the model once.
+    """
+    device = torch.device(device)
     members: dict[Hashable, list[int]] = {}
     for number, s in enumerate(sequences):
-        members.setdefault(s.prompt, []).append(number)
+        members.setdefault(s.prompt if share else number, []).append(number)
     ids: list[int] = []
     positions: list[int] = []
     segments: list[Segment] = []

@@ -10,6 +10,7 @@ from comal_kernels.integrations.transformers.logprobs import (  # noqa: E402
     FusedLogprobs,
     with_fused_logprobs,
 )
+from comal_kernels.integrations.transformers.objective import accept_objective  # noqa: E402
 from comal_kernels.integrations.transformers.packed import (  # noqa: E402
     packed_attention,
     predictor_states,
@@ -19,6 +20,7 @@ from comal_kernels.integrations.transformers.packed import (  # noqa: E402
 __all__ = [
     "FusedLogprobs",
     "LMHead",
+    "accept_objective",
     "choose_engine",
     "packed_attention",
     "plain",
