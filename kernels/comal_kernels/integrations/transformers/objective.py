@@ -17,16 +17,18 @@ from comal_kernels.integrations.transformers.head import LMHead, plain
 from comal_kernels.integrations.transformers.packed import predictor_states
 from comal_kernels.packing.sequences import Packed
 
-Objective = Callable[[Tensor, LMHead], Any]  # of the predictors' states (N, H) and the head
+Objective = Callable[[Tensor, LMHead], Any]  # of last states, (N, H) or (B, L, H), and the head
 
 
-def accept_objective(model: Any) -> None:
-    """Let `model(packed=…, objective=…)` give `objective(states, head)`; other calls are as before.
+def accept_objective(model: Any, *, check: bool = True) -> None:
+    """Let `model(…, objective=f)` give `f(states, head)`; other calls are as before.
 
+    states: (N, H) of the predictors of `packed`, where that is given (inside `packed_attention`);
+    else (B, L, H) of the model's own inputs, as its layers end.
     model: of transformers, or a peft model around one; patched in place, before it is wrapped for
-    several ranks. Such calls belong inside `packed_attention`.
+    several ranks. check: as of `LMHead.from_model`.
     """
-    LMHead.from_model(model)  # says what is wrong before anything runs
+    LMHead.from_model(model, check=check)  # says what is wrong before anything runs
     inside = plain(model)
     before = inside.forward
 
@@ -38,8 +40,12 @@ def accept_objective(model: Any) -> None:
         objective: Objective | None = None,
         **inputs: Any,
     ) -> Any:
-        if packed is None or objective is None:
+        if objective is None:
             return before(*args, **inputs)
-        return objective(predictor_states(self, packed), LMHead.from_model(self, check=False))
+        if packed is None:
+            states = self.base_model(*args, **inputs).last_hidden_state
+        else:
+            states = predictor_states(self, packed)
+        return objective(states, LMHead.from_model(self, check=False))
 
     inside.forward = MethodType(forward, inside)

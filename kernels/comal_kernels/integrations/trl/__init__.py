@@ -1,0 +1,11 @@
+"""TRL with this library's losses: `ProxTrainer` in place of `DPOTrainer`, `fuse` for the others."""
+
+from comal_kernels.integrations.trl.version import known_trl
+
+known_trl()
+
+from comal_kernels.integrations.trl.collator import PreferenceCollator  # noqa: E402
+from comal_kernels.integrations.trl.config import ProxConfig  # noqa: E402
+from comal_kernels.integrations.trl.trainer import ProxTrainer  # noqa: E402
+
+__all__ = ["PreferenceCollator", "ProxConfig", "ProxTrainer"]

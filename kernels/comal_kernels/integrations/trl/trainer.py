@@ -1,0 +1,322 @@
+"""DPOTrainer with a prox loss over packed rows, and log-probs of fixed policies from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from trl import DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import hash_module, use_adapter
+
+from comal_kernels.checks import refuse
+from comal_kernels.integrations.transformers import (
+    LMHead,
+    accept_objective,
+    packed_attention,
+    plain,
+)
+from comal_kernels.integrations.trl.collator import COLUMNS, PreferenceCollator
+from comal_kernels.integrations.trl.config import ProxConfig
+from comal_kernels.integrations.trl.logps import (
+    columns,
+    file_of,
+    logps_key,
+    read_logps,
+    with_columns,
+    write_logps,
+)
+from comal_kernels.packing.responses import pack_responses
+from comal_kernels.prox_loss.api import prox_loss
+from comal_kernels.row import Terms
+
+MODEL_INPUTS = ("input_ids", "attention_mask")
+POLICIES = ("ref", "last")
+STATISTICS = ("entropy", "mean_logit", "top1")
+
+
+class ProxTrainer(DPOTrainer):  # type: ignore[misc]
+    """DPOTrainer whose loss is `args.prox`; its arguments, data formats and metrics are TRL's.
+
+    The reference is TRL's: `ref_model`, or the policy that training starts from. The last iterate
+    of inpo, sppo and rebel is the policy that training starts from. Their log-probs are computed
+    before training and kept in `args.logps_dir`, unless the dataset has `ref_chosen_logps`,
+    `ref_rejected_logps`, `last_chosen_logps` and `last_rejected_logps`: sums over a response, nats.
+
+    More columns, where the loss reads them: `preference`, P(chosen ≻ rejected) of dpo, ipo and
+    inpo (1 without it); `chosen_preference` and `rejected_preference`, P̂(y ≻ π_t), of sppo;
+    `chosen_reward` and `rejected_reward` of dro and rebel.
+
+    `rewards/*` are the implicit rewards that the loss measures from its reference (dpo's times β).
+
+    Raises ValueError for what packing or the head can't do exactly, and for arguments that would
+    be ignored.
+    """
+
+    _tag_names = ["trl", "dpo", "comal-kernels"]
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: ProxConfig | None = None,
+        data_collator: Any = None,
+        **options: Any,
+    ) -> None:
+        args = args or ProxConfig("prox")
+        if not isinstance(args, ProxConfig):
+            refuse("args", f"a {type(args).__name__}", "a ProxConfig")
+        if options.get("compute_metrics") is not None:
+            refuse("compute_metrics", "there are no logits to give it", "None")
+        if data_collator is None:
+            data_collator = PreferenceCollator(
+                max_length=args.max_length,
+                truncation_mode=args.truncation_mode,
+                packing=args.packing,
+                share=args.share_prompts,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            )
+        self.row, self.hyper = args.row, args.hyperparameters
+        super().__init__(model, ref_model, args, data_collator, **options)
+        if self.is_deepspeed_enabled:
+            refuse("args", "DeepSpeed holds the head in pieces", "DDP or FSDP")
+        if self.aux_loss_enabled:
+            refuse("router_aux_loss_coef", "a loss of experts' loads is not added", "0.0")
+        if self._is_vision_dataset:
+            refuse("train_dataset", "it holds images", "text")
+        self._accept()
+        self._check_columns()
+
+    def _accept(self) -> None:
+        """Once, after DPOTrainer has made the models and before anything runs them."""
+        if getattr(self, "_accepted", False):
+            return
+        self._accepted = True
+        accept_objective(self.model)
+        if self.ref_model is not None:  # may be sharded already: the same head by its class
+            accept_objective(self.accelerator.unwrap_model(self.ref_model), check=False)
+        with self._attention():  # refuses what can't be packed
+            pass
+
+    def _check_columns(self) -> None:
+        """Raise ValueError where the loss reads a column that the datasets do not have."""
+        evals = (
+            self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        )
+        for dataset in (self.train_dataset, *evals.values()):
+            names = getattr(dataset, "column_names", None)
+            for term in ("reward", "preference"):
+                lacks = names is not None and not {*COLUMNS[term]} <= {*names}
+                if term in self.row.uses and lacks:
+                    wanted = " and ".join(COLUMNS[term])
+                    refuse("dataset", f"{self.row.name} reads {term}s", f"columns {wanted}")
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            super()._set_signature_columns_if_needed()
+            more = {name for names in COLUMNS.values() for name in names} | {"preference"}
+            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(more)]))
+
+    @contextmanager
+    def _attention(self) -> Iterator[None]:
+        """Within the block the models attend as packed rows want it; recomputed layers too."""
+        with ExitStack() as stack:
+            for model in (self.model, self.ref_model) if self.args.packing else ():
+                if model is not None:
+                    inside = plain(self.accelerator.unwrap_model(model))
+                    stack.enter_context(packed_attention(inside, "auto"))
+            yield
+
+    def training_step(self, *args: Any, **options: Any) -> Tensor:
+        with self._attention():
+            loss: Tensor = super().training_step(*args, **options)
+        return loss
+
+    def prediction_step(self, *args: Any, **options: Any) -> Any:
+        with self._attention():
+            return super().prediction_step(*args, **options)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Of a batch, as transformers counts them, of the tokens that go through the model."""
+        packed = inputs.get("packed")
+        ids = inputs["input_ids"] if packed is None else packed.input_ids
+        return int(super().floating_point_ops({"input_ids": ids}))
+
+    def _run(self, model: Any, inputs: dict[str, Any], objective: Any) -> Any:
+        """objective(hidden, target, cu_seqlens, head) of a batch, within the model's forward."""
+        packed = inputs.get("packed")
+        if packed is not None:
+
+            def on_packed(states: Tensor, head: LMHead) -> Any:
+                return objective(states, packed.target, packed.response_cu_seqlens, head)
+
+            return model(packed=packed, objective=on_packed)
+        mask, ids = inputs["completion_mask"], inputs["input_ids"]
+
+        def on_padded(states: Tensor, head: LMHead) -> Any:
+            return objective(*pack_responses(states, mask, ids), head)
+
+        return model(**{k: inputs[k] for k in MODEL_INPUTS}, use_cache=False, objective=on_padded)
+
+    def _logps(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """(2 B,) sums of log-probs under a policy that is not trained."""
+
+        def sums(hidden: Tensor, target: Tensor, cu_seqlens: Tensor, head: LMHead) -> Any:
+            options = {"cu_seqlens": cu_seqlens, "backend": self.args.backend}
+            return head.logprob(hidden, target, **options)
+
+        still = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        with torch.no_grad(), still, self.accelerator.autocast():
+            found: Tensor = self._run(model, inputs, sums)
+        return found.float()
+
+    def _reference_logps(self, inputs: dict[str, Any]) -> Tensor:
+        """(2 B,) under the reference: its own model, or ours without its trained adapter."""
+        if self.ref_model is not None:
+            return self._logps(self.ref_model, inputs)
+        inside = self.accelerator.unwrap_model(self.model)
+        if not is_peft_model(inside):  # before training it is the reference
+            return self._logps(self.model, inputs)
+        with use_adapter(inside, adapter_name="ref" if "ref" in inside.peft_config else None):
+            return self._logps(self.model, inputs)
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """The dataset with the log-probs that the loss reads and it lacks, by file where kept."""
+        if not isinstance(dataset, Dataset):
+            refuse("dataset", "a stream can't be read ahead", "precompute_ref_log_probs=False")
+        self._accept()
+        for policy in POLICIES:
+            if policy in self.row.uses and not {*columns(policy)} <= {*dataset.column_names}:
+                dataset = with_columns(
+                    dataset, policy, self._kept_logps(dataset, name, policy, batch_size)
+                )
+        return dataset
+
+    def _kept_logps(self, dataset: Dataset, name: str, policy: str, batch_size: int) -> np.ndarray:
+        """(rows, 2) under "ref" or "last", read from its file or computed and written to it."""
+        started = self.state.global_step > 0
+        live = policy == "last" or (self.ref_model is None and not is_peft_model(self.model))
+        if started and live:
+            refuse("dataset", f"training has begun, and changed {policy}", "its log-probs' columns")
+        other = policy == "last" and self.ref_model is not None
+        if other and self.is_fsdp_enabled:
+            refuse("dataset", "FSDP shards the policy later", f"columns {columns('last')}")
+        weights = hash_module(self.model) if other else self._precompute_model_hash
+        options = (self.args.max_length, self.args.truncation_mode, self.args.bf16, self.args.fp16)
+        folder = Path(self.args.logps_dir or Path(self.args.output_dir) / "logps")
+        path = file_of(folder, name, logps_key(dataset, str(weights), options))
+        values = read_logps(path, len(dataset))
+        there = torch.tensor([values is not None], device=self.accelerator.device)
+        if not bool(self.accelerator.gather(there).all()):
+            model_is = "last iterate" if other else "reference"
+            values = self._computed(
+                dataset, f"log-probs under the {model_is} ({name})", other, batch_size
+            )
+            if self.accelerator.is_local_main_process:
+                write_logps(path, values)
+            self.accelerator.wait_for_everyone()
+        assert values is not None
+        return values
+
+    def _computed(self, dataset: Dataset, text: str, policy: bool, batch_size: int) -> np.ndarray:
+        loader = DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        found, quiet = [], self.args.disable_tqdm or not self.accelerator.is_main_process
+        with self._attention():
+            for batch in tqdm(self.accelerator.prepare(loader), text, disable=quiet):
+                logp = self._logps(self.model, batch) if policy else self._reference_logps(batch)
+                pairs = logp.view(2, -1).T.contiguous()
+                found.append(self.accelerator.gather_for_metrics(pairs).cpu())
+        return torch.cat(found).double().numpy()
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if return_outputs:
+            refuse("prediction_loss_only", "False: there are no logits to return", "True")
+        row, pairs = self.row, inputs["pairs"]
+        cached = {f"{p}_logp": inputs.get(f"{p}_logp") for p in POLICIES if p in row.uses}
+        if cached.get("ref_logp", 0) is None:
+            cached["ref_logp"] = self._reference_logps(inputs)
+        if "reward" in row.uses:
+            cached["reward"] = inputs["reward"]
+        if "preference" in {*row.uses, *row.optional} and "preference" in inputs:
+            cached["preference"] = inputs["preference"]
+        if row.centred is not None and self.hyper.get(row.centred) is None:
+            cached["group"] = inputs["group"]
+        sides = torch.arange(2 * len(pairs)).chunk(2)
+
+        def objective(hidden: Tensor, target: Tensor, cu_seqlens: Tensor, head: LMHead) -> Any:
+            out = prox_loss(
+                hidden,
+                target=target,
+                cu_seqlens=cu_seqlens,
+                loss=row.name,
+                chosen=sides[0] if row.pairwise else torch.cat(sides),
+                rejected=sides[1] if row.pairwise else None,
+                average_log_prob=self.args.average_log_prob,
+                backend=self.args.backend,
+                **cached,
+                **self.hyper,
+                **head.arguments(),
+            )
+            with torch.no_grad():
+                options = {"cu_seqlens": cu_seqlens, "reduction": "sum"}
+                found = head.logprob(hidden.detach(), target, outputs=STATISTICS, **options)
+            counts = cu_seqlens.diff().to(out.logp)
+            sums = [getattr(found, name).to(out.logp) for name in STATISTICS]
+            return out.loss, out.logp, torch.stack([counts, *sums])
+
+        loss, logp, statistics = self._run(model, inputs, objective)
+        self._note(logp.detach(), statistics, cached, inputs["tokens"])
+        return loss
+
+    def _note(
+        self, logp: Tensor, statistics: Tensor, cached: dict[str, Any], tokens: Tensor
+    ) -> None:
+        """TRL's metrics of a batch, with one exchange between ranks and one wait for the device.
+
+        logp (2 B,); statistics (4, 2 B): tokens, and sums of entropy, mean logit and top-1 hits.
+        """
+        scale = self.hyper[self.row.scale] if self.row.scale else 1.0
+        known = {name: x.to(logp) for name, x in cached.items() if name.endswith("_logp")}
+        terms = Terms(known.get("ref_logp"), known.get("last_logp"), None, None, self.hyper)
+        rewards = scale * (logp - self.row.anchor(terms))
+        chosen, rejected = rewards.chunk(2)
+        per_side = torch.stack([rewards, logp, *statistics]).view(6, 2, -1).sum(-1)
+        more = torch.stack([(chosen > rejected).sum(), torch.tensor(len(chosen)).to(logp), tokens])
+        sums = torch.cat([per_side.flatten(), more.to(logp)]).double()
+        total = self.accelerator.gather(sums[None]).sum(0).tolist()
+        of, (gained, pairs, seen) = np.array(total[:12]).reshape(6, 2), total[12:]
+        counts = np.maximum(of[2], 1.0)
+        mode = "train" if self.model.training else "eval"
+        metrics = self._metrics[mode]
+        if mode == "train":
+            self._total_train_tokens += int(seen) // self._tp_size
+        metrics["num_tokens"] = [self._total_train_tokens]
+        values = {
+            "entropy": of[3].sum() / max(of[2].sum(), 1.0),
+            "logits/chosen": of[4, 0] / counts[0],
+            "logits/rejected": of[4, 1] / counts[1],
+            "mean_token_accuracy": of[5, 0] / counts[0],
+            "rewards/chosen": of[0, 0] / pairs,
+            "rewards/rejected": of[0, 1] / pairs,
+            "rewards/accuracies": gained / pairs,
+            "rewards/margins": (of[0, 0] - of[0, 1]) / pairs,
+            "logps/chosen": of[1, 0] / pairs,
+            "logps/rejected": of[1, 1] / pairs,
+        }
+        for name, value in values.items():
+            metrics[name].append(float(value))
