@@ -14,14 +14,14 @@ from comal_kernels.checks import refuse
 from comal_kernels.packing.sequences import PromptResponse, pack
 
 SIDES = ("chosen", "rejected")
-# argument of prox_loss → columns of a row: one a side, or one for the pair
+# argument of prox_loss → columns of a row, one a side
 COLUMNS = {
     "ref_logp": tuple(f"ref_{side}_logps" for side in SIDES),
     "last_logp": tuple(f"last_{side}_logps" for side in SIDES),
     "reward": tuple(f"{side}_reward" for side in SIDES),
     "preference": tuple(f"{side}_preference" for side in SIDES),
 }
-PAIR = ("preference",)
+PAIR = "preference"
 
 
 @dataclass
@@ -31,7 +31,7 @@ class PreferenceCollator:
     packing: one row (`packed`), prompts shared if `share`; else `input_ids`, `attention_mask` and
     `completion_mask` (2 B, L), padded on the right with `pad_token_id`.
     max_length: of prompt and response together, cut at the end (`keep_start`) or the beginning.
-    Columns of COLUMNS that the rows have come along, as (2 B,) or, of a pair, (B,).
+    Columns of COLUMNS that the rows have come along as (2 B,), PAIR as `pair_preference` (B,).
     """
 
     pad_token_id: int = 0
@@ -55,9 +55,8 @@ class PreferenceCollator:
             if columns[0] in rows[0]:
                 values = [row[column] for column in columns for row in rows]
                 batch[argument] = torch.tensor(values, dtype=torch.float32)
-        if PAIR[0] in rows[0]:
-            values = [row[PAIR[0]] for row in rows]
-            batch["preference"] = torch.tensor(values, dtype=torch.float32)
+        if PAIR in rows[0]:
+            batch["pair_preference"] = torch.tensor([row[PAIR] for row in rows]).float()
         return batch
 
     def _cut(self, prompt: Sequence[int], response: Sequence[int]) -> PromptResponse:

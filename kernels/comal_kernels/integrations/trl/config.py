@@ -28,7 +28,7 @@ def _option(default: Any, text: str) -> Any:
 
 
 @dataclass
-class ProxConfig(DPOConfig):  # type: ignore[misc]
+class ProxConfig(DPOConfig):
     """DPOConfig with a loss of `comal_kernels.PROX`, by packed batches.
 
     Raises ValueError, one line, for an option that the loss lacks or does not have.
@@ -44,7 +44,7 @@ class ProxConfig(DPOConfig):  # type: ignore[misc]
     )
     average_log_prob: bool = _option(
         False,
-        "Compare mean log-probs per token instead of sums; with ipo, TRL's loss of that name.",
+        "Compare mean log-probs per token, not sums; with ipo, TRL's loss of that name.",
     )
     packing: bool = _option(True, "A batch is one row without padding. False: padded, as TRL's.")
     share_prompts: bool = _option(

@@ -44,7 +44,7 @@ POLICIES = ("ref", "last")
 STATISTICS = ("entropy", "mean_logit", "top1")
 
 
-class ProxTrainer(DPOTrainer):  # type: ignore[misc]
+class ProxTrainer(DPOTrainer):
     """DPOTrainer whose loss is `args.prox`; its arguments, data formats and metrics are TRL's.
 
     The reference is TRL's: `ref_model`, or the policy that training starts from. The last iterate
@@ -63,6 +63,9 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
     """
 
     _tag_names = ["trl", "dpo", "comal-kernels"]
+    args: ProxConfig
+    model: Any
+    ref_model: Any
 
     def __init__(
         self,
@@ -78,12 +81,13 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
         if options.get("compute_metrics") is not None:
             refuse("compute_metrics", "there are no logits to give it", "None")
         if data_collator is None:
+            multiple: Any = args.pad_to_multiple_of  # a number, once DPOConfig has read it
             data_collator = PreferenceCollator(
                 max_length=args.max_length,
                 truncation_mode=args.truncation_mode,
                 packing=args.packing,
                 share=args.share_prompts,
-                pad_to_multiple_of=args.pad_to_multiple_of,
+                pad_to_multiple_of=multiple,
             )
         self.row, self.hyper = args.row, args.hyperparameters
         super().__init__(model, ref_model, args, data_collator, **options)
@@ -114,7 +118,7 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
         )
         for dataset in (self.train_dataset, *evals.values()):
             names = getattr(dataset, "column_names", None)
-            for term in ("reward", "preference"):
+            for term in ("reward", "preference"):  # those that nothing here computes
                 lacks = names is not None and not {*COLUMNS[term]} <= {*names}
                 if term in self.row.uses and lacks:
                     wanted = " and ".join(COLUMNS[term])
@@ -124,7 +128,8 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
             more = {name for names in COLUMNS.values() for name in names} | {"preference"}
-            self._signature_columns = list(dict.fromkeys([*self._signature_columns, *sorted(more)]))
+            names: Any = self._signature_columns
+            self._signature_columns = [*names, *sorted(more - {*names})]  # type: ignore[assignment]
 
     @contextmanager
     def _attention(self) -> Iterator[None]:
@@ -174,7 +179,8 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
             options = {"cu_seqlens": cu_seqlens, "backend": self.args.backend}
             return head.logprob(hidden, target, **options)
 
-        still = disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs)
+        how: Any = self.args.gradient_checkpointing_kwargs
+        still = disable_gradient_checkpointing(self.model, how)
         with torch.no_grad(), still, self.accelerator.autocast():
             found: Tensor = self._run(model, inputs, sums)
         return found.float()
@@ -212,7 +218,7 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
             refuse("dataset", "FSDP shards the policy later", f"columns {columns('last')}")
         weights = hash_module(self.model) if other else self._precompute_model_hash
         options = (self.args.max_length, self.args.truncation_mode, self.args.bf16, self.args.fp16)
-        folder = Path(self.args.logps_dir or Path(self.args.output_dir) / "logps")
+        folder = Path(self.args.logps_dir or f"{self.args.output_dir}/logps")
         path = file_of(folder, name, logps_key(dataset, str(weights), options))
         values = read_logps(path, len(dataset))
         there = torch.tensor([values is not None], device=self.accelerator.device)
@@ -229,7 +235,7 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
 
     def _computed(self, dataset: Dataset, text: str, policy: bool, batch_size: int) -> np.ndarray:
         loader = DataLoader(
-            dataset,  # type: ignore[arg-type]
+            dataset,
             batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -247,13 +253,16 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
         if return_outputs:
             refuse("prediction_loss_only", "False: there are no logits to return", "True")
         row, pairs = self.row, inputs["pairs"]
-        cached = {f"{p}_logp": inputs.get(f"{p}_logp") for p in POLICIES if p in row.uses}
+        cached: dict[str, Any] = {
+            f"{p}_logp": inputs.get(f"{p}_logp") for p in POLICIES if p in row.uses
+        }
         if cached.get("ref_logp", 0) is None:
             cached["ref_logp"] = self._reference_logps(inputs)
         if "reward" in row.uses:
             cached["reward"] = inputs["reward"]
-        if "preference" in {*row.uses, *row.optional} and "preference" in inputs:
-            cached["preference"] = inputs["preference"]
+        labels = "pair_preference" if row.pairwise else "preference"
+        if "preference" in {*row.uses, *row.optional} and labels in inputs:
+            cached["preference"] = inputs[labels]
         if row.centred is not None and self.hyper.get(row.centred) is None:
             cached["group"] = inputs["group"]
         sides = torch.arange(2 * len(pairs)).chunk(2)
@@ -304,6 +313,9 @@ class ProxTrainer(DPOTrainer):  # type: ignore[misc]
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
         if mode == "train":
+            if not self._total_train_tokens:  # a resumed run counts on from what it last logged
+                logged = (row["num_tokens"] for row in self.state.log_history if "loss" in row)
+                self._total_train_tokens = int(max(logged, default=0))
             self._total_train_tokens += int(seen) // self._tp_size
         metrics["num_tokens"] = [self._total_train_tokens]
         values = {
