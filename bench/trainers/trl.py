@@ -1,4 +1,4 @@
-"""TRL's DPOTrainer: its own training loop on the same token ids and reference log-probs."""
+"""TRL's loop on the same token ids and reference log-probs: its DPOTrainer, and our plug-in."""
 
 from __future__ import annotations
 
@@ -12,13 +12,26 @@ ENDLESS = 10_000  # optimiser steps; the process ends first
 
 
 def train(task: Task, turn: Turn) -> None:
+    """Steps of TRL's DPOTrainer."""
+    from trl import DPOConfig, DPOTrainer
+
+    _train(task, turn, DPOTrainer, DPOConfig)
+
+
+def train_prox(task: Task, turn: Turn) -> None:
+    """Steps of the same loop with comal_kernels' loss: packed rows, shared prompts."""
+    from comal_kernels.integrations.trl import ProxConfig, ProxTrainer
+
+    _train(task, turn, ProxTrainer, ProxConfig)
+
+
+def _train(task: Task, turn: Turn, trainer_class: Any, config_class: Any) -> None:
     """Take steps by `trainer.train()`, timed from the first forward pass to the logged loss."""
     from datasets import Dataset
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
 
-    class Ready(DPOTrainer):
+    class Ready(trainer_class):
         """The dataset holds token ids and reference log-probs: nothing is left to prepare."""
 
         def _prepare_dataset(self, dataset: Any, *rest: Any, **options: Any) -> Any:
@@ -50,7 +63,7 @@ def train(task: Task, turn: Turn) -> None:
         eos_token="<pad>",
     )
     with tempfile.TemporaryDirectory() as folder:
-        config = DPOConfig(
+        config = config_class(
             output_dir=folder,
             beta=pairs.beta,
             per_device_train_batch_size=task.micro_pairs,
