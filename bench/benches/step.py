@@ -46,7 +46,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=(*NAMES, "none"),
         help="beside ours; `unshared`: ours, a prompt run again for every response; `lean`, "
-        "`leanest`: ours in less memory. Default: trl authors, on a GPU lean leanest too",
+        "`leanest`: ours in less memory; `plug-in`: TRL's loop with our loss. "
+        "Default: trl authors, on a GPU lean leanest too",
     )
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
 
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> Record:
             row["tokens_per_second"] = pairs.distinct_tokens / median_seconds
             row["flops_per_second"] = flops / median_seconds
     return record.new(
-        "step",
+        "step-trl" if "plug-in" in peers else "step",
         args.device,
         model=name,
         shape={
@@ -255,7 +256,7 @@ BENCH = Bench(
     help="a whole training step, against other trainers",
     add_options=add_options,
     run=run,
-    records=("step",),
+    records=("step", "step-trl"),
     show=show,
     markdown=markdown,
     draw=draw,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,16 @@ def test_trainer_follows_full_logits(tmp_path: Path, accumulation: int) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-4)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_prox_loss_by_trl(tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("trl")
+    rows = [{"prompt": f"{i}?", "chosen": " yes", "rejected": " no, no"} for i in range(4)]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    options = {"use_cpu": True, "bf16": False, "report_to": "none", "logging_steps": 1}
+    trainer = load(EXAMPLES / "trl_prox.py").main(str(tiny_folder), str(pairs), str(out), **options)
+    assert (out / "model.safetensors").exists()
+    first = next(row for row in trainer.state.log_history if "loss" in row)
+    assert first["loss"] == pytest.approx(100.0)  # (1 / 2η)²: the policy is where it starts from

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from comal_kernels import checks
 from comal_kernels.execution import Execution
 from comal_kernels.head import Head
 from comal_kernels.linear_logprob.op import logprob_op
+from comal_kernels.linear_logprob.parallel import over_ranks
 from comal_kernels.linear_logprob.statistics import statistics_op
 from comal_kernels.sharded import whole
 
@@ -61,6 +62,7 @@ def linear_logprob(
     backend: str = "auto",
     workspace: int | None = None,
     grad_filter: float | None = None,
+    group: Any = None,
 ) -> Tensor: ...
 
 
@@ -82,6 +84,7 @@ def linear_logprob(
     backend: str = "auto",
     workspace: int | None = None,
     grad_filter: float | None = None,
+    group: Any = None,
 ) -> LogprobOutput: ...
 
 
@@ -102,6 +105,7 @@ def linear_logprob(
     backend: str = "auto",
     workspace: int | None = None,  # bytes
     grad_filter: float | None = None,
+    group: Any = None,
 ) -> Tensor | LogprobOutput:  # (T,), (B, L), or a number a sequence
     """log softmax(z)[target] in nats, without ever holding the (T, V) logits z.
 
@@ -132,6 +136,10 @@ def linear_logprob(
             d logits that is left out is below ε · max |d loss / d logp|. 2⁻¹² is below
             bfloat16's resolution (Cut Cross-Entropy, arXiv 2411.09009, section 4.3). Costs a wait
             for the GPU per chunk.
+        group: of torch.distributed, a vocabulary-parallel head: `weight` and `bias` are the rows
+            that this rank holds, in the order of ranks; hidden and target (ids of the whole
+            vocabulary) are alike on all, and so is the result. hidden's gradient is summed over
+            the ranks. Waits for the GPU.
 
     Returns:
         Log-probs of target's shape with 0 at ignored positions, or reduced, with 0 for an empty
@@ -149,6 +157,22 @@ def linear_logprob(
     execution = Execution(backend, workspace, grad_filter)
     checks.rows(hidden, target, cu_seqlens, reduction)
     reduction = reduction or ("none" if cu_seqlens is None else "sum")
+    if group is not None:
+        checks.outputs(outputs or ("logp",), OUTPUTS, k, reduction != "none")
+
+        def local(states: Tensor, ids: Tensor, names: Sequence[str], most: int) -> LogprobOutput:
+            return linear_logprob(
+                states, weight, ids, outputs=names, k=most, ignore_index=ignore_index,
+                temperature=temperature, backend=backend, workspace=workspace,
+                grad_filter=grad_filter, bias=bias, softcap=softcap, logit_scale=logit_scale,
+            )  # fmt: skip
+
+        every = over_ranks(
+            local, hidden, target, weight.shape[0], group, outputs or ("logp",), k, ignore_index
+        )
+        ends = (target, cu_seqlens, reduction, ignore_index)
+        results = {n: x if n.startswith("topk") else _reduced(x, *ends) for n, x in every.items()}
+        return LogprobOutput(**results) if outputs is not None else results["logp"]
     shape, states, targets = target.shape, hidden, target
     if hidden.dim() > 2:
         states, targets = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)

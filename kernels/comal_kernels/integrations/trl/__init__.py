@@ -1,4 +1,4 @@
-"""TRL with this library's losses: `ProxTrainer` in place of `DPOTrainer`, `fuse` for the others."""
+"""TRL with this library's losses: `ProxTrainer` in place of `DPOTrainer`, `fuse_grpo` for RL."""
 
 from comal_kernels.integrations.trl.version import known_trl
 
@@ -6,6 +6,7 @@ known_trl()
 
 from comal_kernels.integrations.trl.collator import PreferenceCollator  # noqa: E402
 from comal_kernels.integrations.trl.config import ProxConfig  # noqa: E402
+from comal_kernels.integrations.trl.grpo import fuse_grpo  # noqa: E402
 from comal_kernels.integrations.trl.trainer import ProxTrainer  # noqa: E402
 
-__all__ = ["PreferenceCollator", "ProxConfig", "ProxTrainer"]
+__all__ = ["PreferenceCollator", "ProxConfig", "ProxTrainer", "fuse_grpo"]
