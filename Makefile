@@ -12,7 +12,7 @@ $(PIP) -e ".[$(1)]" -c constraints.txt
 $(PIP) --no-deps -e ./kernels
 endef
 
-.PHONY: demo lm-game test lint types bench vllm clean
+.PHONY: demo lm-game test lint types bench docs vllm clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
@@ -41,11 +41,15 @@ bench: $(PEERS) $(MODEL)
 	$(BIN)/python -m bench all
 	$(BIN)/python -m bench table
 
+# the site, at http://127.0.0.1:8000, rebuilt as its pages change
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
+
 # vLLM's CPU build, apart: COMAL_FAST_VLLM=.venv-vllm/bin/python make test runs what needs it
 vllm: $(VLLM)/installed
 
 clean:
-	rm -rf .venv $(VLLM) build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) .site build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch comes first and alone: where a CPU build of that version is at hand, pip takes it
 $(STAMP): pyproject.toml setup.py kernels/pyproject.toml constraints.txt

@@ -121,7 +121,9 @@ class FusedLinearDPOLoss(nn.Module):
             _input: (2 P, L, H), the P chosen sequences before the P rejected ones; or packed (T, H)
                 with cu_seqlens (2 P + 1,) int32, in the same order.
             target: (2 P, L) or (T,) int64, shifted already; ignore_index where nothing counts.
-            ref_input, ref_weight, ref_bias: the reference's, as Liger takes them. Or
+            ref_input: the reference's states, as Liger takes them, with
+            ref_weight: its head, and
+            ref_bias: the head's bias. Or
             ref_logp: (2 P,) the reference's log-probs, kept from before: sums, or means with
                 average_log_prob.
 
