@@ -125,3 +125,29 @@ def test_a_prox_loss_by_trl(tiny_folder: Path, tmp_path: Path) -> None:
     assert (out / "model.safetensors").exists()
     first = next(row for row in trainer.state.log_history if "loss" in row)
     assert first["loss"] == pytest.approx(100.0)  # (1 / 2η)²: the policy is where it starts from
+
+
+def test_verls_and_openrlhfs_functions() -> None:
+    module = load(EXAMPLES / "openrlhf_verl.py")
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(2, 7, 8), torch.randn(30, 8)
+    ids, temperature = torch.randint(30, (2, 7)), 0.7
+    logs = (hidden @ weight.T / temperature).log_softmax(-1)
+    logp, entropy = logs.gather(-1, ids[..., None])[..., 0], -(logs.exp() * logs).sum(-1)
+    from comal_kernels.integrations.transformers import LMHead
+
+    for found in (
+        module.FusedLinearForPPO(3)(hidden, weight, ids, temperature),
+        module.linear_cross_entropy(hidden, weight, ids, temperature),
+    ):
+        torch.testing.assert_close(found[0], logp)
+        torch.testing.assert_close(found[1], entropy)
+    mean, _ = module.linear_cross_entropy(hidden, weight, ids, temperature, "mean")
+    torch.testing.assert_close(mean, logp.mean())
+    openrlhf = module.log_probs_from_states(LMHead(weight))
+    torch.testing.assert_close(openrlhf(hidden, ids, temperature=temperature), logp)
+
+
+def test_a_loop_of_accelerates(tiny_folder: Path) -> None:
+    losses = load(EXAMPLES / "accelerate_loop.py").main(str(tiny_folder), steps=8, cpu=True)
+    assert losses[0] == pytest.approx(0.693147, abs=1e-5) and losses[-1] < losses[0]

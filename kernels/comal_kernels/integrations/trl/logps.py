@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from comal_kernels.integrations.trl.collator import SIDES
+from comal_kernels.packing.collator import SIDES
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 

@@ -25,7 +25,6 @@ from comal_kernels.integrations.transformers import (
     packed_attention,
     plain,
 )
-from comal_kernels.integrations.trl.collator import COLUMNS, PreferenceCollator
 from comal_kernels.integrations.trl.config import ProxConfig
 from comal_kernels.integrations.trl.logps import (
     columns,
@@ -35,6 +34,7 @@ from comal_kernels.integrations.trl.logps import (
     with_columns,
     write_logps,
 )
+from comal_kernels.packing.collator import COLUMNS, PreferenceCollator
 from comal_kernels.packing.responses import pack_responses
 from comal_kernels.prox_loss.api import prox_loss
 from comal_kernels.row import Terms
