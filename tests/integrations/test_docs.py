@@ -1,4 +1,4 @@
-"""The code of docs/trl.md, run as it stands there."""
+"""The code on TRL of docs/trl.md and of README.md, run as it stands there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from tiny import byte_tokenizer, tiny_model
 
 pytest.importorskip("trl")
-PAGE = Path(__file__).parents[2] / "docs" / "trl.md"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
@@ -41,7 +41,10 @@ def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "pairs": Dataset.from_list(rows),
         "grpo_trainer": grpo,
     }
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
-    for block in blocks:  # a later block uses the names of earlier ones
-        exec(compile(block, str(PAGE), "exec"), names)
+    for page, count in (("docs/trl.md", 4), ("README.md", 1)):
+        text = (ROOT / page).read_text()
+        blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        mine = [block for block in blocks if "trl" in block or page != "README.md"]
+        assert len(mine) == count
+        for block in mine:  # a later block uses the names of earlier ones
+            exec(compile(block, page, "exec"), names)

@@ -400,6 +400,22 @@ def test_what_would_be_ignored_is_refused(
         ProxConfig(**options(tmp_path), **given)
 
 
+def test_what_the_trainer_cannot_use_is_refused(pairs: Dataset, tmp_path: Path) -> None:
+    from peft import PromptTuningConfig
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+    config = ProxConfig(**options(tmp_path))
+    with pytest.raises(ValueError, match="^data_collator: a DataCollatorForPreference; expected"):
+        make(tmp_path, config, pairs, data_collator=DataCollatorForPreference(pad_token_id=0))
+    with pytest.raises(ValueError, match="^compute_metrics: there are no logits to give it"):
+        make(tmp_path, config, pairs, compute_metrics=lambda _: {})
+    with pytest.raises(ValueError, match="^args: a DPOConfig; expected a ProxConfig"):
+        ProxTrainer(policy(tmp_path), args=DPOConfig(**options(tmp_path)), train_dataset=pairs)
+    soft = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(ValueError, match="^peft_config: .* puts tokens before a row"):
+        make(tmp_path, config, pairs, peft_config=soft)
+
+
 def test_another_trl_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     import trl
 

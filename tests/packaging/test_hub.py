@@ -1,4 +1,4 @@
-"""The hub's layout: imported from its folder, without the installed library, by the hub's loader."""
+"""The hub's layout: imported from its folder, by the hub's loader too, beside the library."""
 
 from __future__ import annotations
 

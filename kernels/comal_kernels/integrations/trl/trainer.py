@@ -34,6 +34,7 @@ from comal_kernels.integrations.trl.logps import (
     with_columns,
     write_logps,
 )
+from comal_kernels.integrations.trl.metrics import STATISTICS, batch_sums, named_means
 from comal_kernels.packing.collator import COLUMNS, PreferenceCollator
 from comal_kernels.packing.responses import pack_responses
 from comal_kernels.prox_loss.api import prox_loss
@@ -41,7 +42,6 @@ from comal_kernels.row import Terms
 
 MODEL_INPUTS = ("input_ids", "attention_mask")
 POLICIES = ("ref", "last")
-STATISTICS = ("entropy", "mean_logit", "top1")
 
 
 class ProxTrainer(DPOTrainer):
@@ -80,6 +80,8 @@ class ProxTrainer(DPOTrainer):
             refuse("args", f"a {type(args).__name__}", "a ProxConfig")
         if options.get("compute_metrics") is not None:
             refuse("compute_metrics", "there are no logits to give it", "None")
+        if not isinstance(data_collator, PreferenceCollator | None):
+            refuse("data_collator", f"a {type(data_collator).__name__}", "a PreferenceCollator")
         if data_collator is None:
             multiple: Any = args.pad_to_multiple_of  # a number, once DPOConfig has read it
             data_collator = PreferenceCollator(
@@ -105,6 +107,9 @@ class ProxTrainer(DPOTrainer):
         if getattr(self, "_accepted", False):
             return
         self._accepted = True
+        adapter: Any = getattr(self.model, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False):
+            refuse("peft_config", f"{adapter.peft_type} puts tokens before a row", "LoRA's kind")
         accept_objective(self.model)
         if self.ref_model is not None:  # may be sharded already: the same head by its class
             accept_objective(self.accelerator.unwrap_model(self.ref_model), check=False)
@@ -302,33 +307,15 @@ class ProxTrainer(DPOTrainer):
         scale = self.hyper[self.row.scale] if self.row.scale else 1.0
         known = {name: x.to(logp) for name, x in cached.items() if name.endswith("_logp")}
         terms = Terms(known.get("ref_logp"), known.get("last_logp"), None, None, self.hyper)
-        rewards = scale * (logp - self.row.anchor(terms))
-        chosen, rejected = rewards.chunk(2)
-        per_side = torch.stack([rewards, logp, *statistics]).view(6, 2, -1).sum(-1)
-        more = torch.stack([(chosen > rejected).sum(), torch.tensor(len(chosen)).to(logp), tokens])
-        sums = torch.cat([per_side.flatten(), more.to(logp)]).double()
+        sums = batch_sums(scale * (logp - self.row.anchor(terms)), logp, statistics, tokens)
         total = self.accelerator.gather(sums[None]).sum(0).tolist()
-        of, (gained, pairs, seen) = np.array(total[:12]).reshape(6, 2), total[12:]
-        counts = np.maximum(of[2], 1.0)
         mode = "train" if self.model.training else "eval"
         metrics = self._metrics[mode]
         if mode == "train":
             if not self._total_train_tokens:  # a resumed run counts on from what it last logged
                 logged = (row["num_tokens"] for row in self.state.log_history if "loss" in row)
                 self._total_train_tokens = int(max(logged, default=0))
-            self._total_train_tokens += int(seen) // self._tp_size
+            self._total_train_tokens += int(total[-1]) // self._tp_size
         metrics["num_tokens"] = [self._total_train_tokens]
-        values = {
-            "entropy": of[3].sum() / max(of[2].sum(), 1.0),
-            "logits/chosen": of[4, 0] / counts[0],
-            "logits/rejected": of[4, 1] / counts[1],
-            "mean_token_accuracy": of[5, 0] / counts[0],
-            "rewards/chosen": of[0, 0] / pairs,
-            "rewards/rejected": of[0, 1] / pairs,
-            "rewards/accuracies": gained / pairs,
-            "rewards/margins": (of[0, 0] - of[0, 1]) / pairs,
-            "logps/chosen": of[1, 0] / pairs,
-            "logps/rejected": of[1, 1] / pairs,
-        }
-        for name, value in values.items():
-            metrics[name].append(float(value))
+        for name, value in named_means(total).items():
+            metrics[name].append(value)
