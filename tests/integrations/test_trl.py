@@ -103,6 +103,8 @@ def agree(ours: Any, theirs: Any, names: list[str] = METRICS) -> None:
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5, rel=1e-5)
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
         for name in names:
+            if name == "rewards/accuracies" and abs(other["rewards/margins"]) < 1e-3:
+                continue  # the policy is its reference still: rounding decides
             assert mine[name] == pytest.approx(other[name], abs=1e-4, rel=1e-4), name
 
 
