@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from blocks import python_blocks
 from tiny import byte_tokenizer, tiny_model
 
 pytest.importorskip("trl")
@@ -42,8 +42,7 @@ def test_its_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "grpo_trainer": grpo,
     }
     for page, count in (("docs/trl.md", 4), ("README.md", 1)):
-        text = (ROOT / page).read_text()
-        blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        blocks = python_blocks(ROOT / page)
         mine = [block for block in blocks if "trl" in block or page != "README.md"]
         assert len(mine) == count
         for block in mine:  # a later block uses the names of earlier ones

@@ -368,6 +368,20 @@ def test_log_probs_are_read_from_their_files(
     assert third.train_dataset.to_dict() == kept
 
 
+def test_the_last_iterate_of_an_adapter_is_with_it(pairs: Dataset, tmp_path: Path) -> None:
+    """Its reference is the base; an adapter that begins away from zero is the last iterate's."""
+    from peft import LoraConfig
+
+    away = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    config = ProxConfig(**options(tmp_path), prox="inpo", eta=0.1, tau_eta_ratio=0.3)
+    rows = make(tmp_path, config, pairs, peft_config=away).train_dataset
+    plain = make(tmp_path, config, pairs).train_dataset
+    assert rows["ref_chosen_logps"] == pytest.approx(plain["ref_chosen_logps"], rel=1e-5)
+    assert plain["last_chosen_logps"] == plain["ref_chosen_logps"]
+    off = torch.tensor(rows["last_chosen_logps"]) - torch.tensor(rows["ref_chosen_logps"])
+    assert off.abs().min() > 1e-3
+
+
 def test_evaluation(pairs: Dataset, tmp_path: Path) -> None:
     given = options(tmp_path, max_steps=2, per_device_eval_batch_size=5)
     results = []
@@ -431,3 +445,4 @@ def test_a_model_that_cannot_be_packed_is_refused(pairs: Dataset, tmp_path: Path
     model.config.layer_types = ["linear_attention", "full_attention"]
     with pytest.raises(ValueError, match="packed attention can't do layers of the kind linear"):
         make(tmp_path, ProxConfig(**options(tmp_path)), pairs, model=model)
+    make(tmp_path, ProxConfig(**options(tmp_path), packing=False), pairs, model=model)

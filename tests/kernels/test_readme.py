@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
+
+from blocks import python_blocks
 
 README = Path(__file__).parents[2] / "kernels" / "README.md"
 
 
 def test_its_code_runs() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = python_blocks(README)
     assert len(blocks) >= 4
     names: dict[str, object] = {}
     for block in blocks:  # a later block uses the names of earlier ones

@@ -153,8 +153,6 @@ def linear_logprob(
     Raises:
         ValueError: an argument's shape, dtype, device or range is wrong; named in the message.
     """
-    head = Head(whole(weight, hidden), whole(bias, hidden), softcap, logit_scale, temperature)
-    execution = Execution(backend, workspace, grad_filter)
     checks.rows(hidden, target, cu_seqlens, reduction)
     reduction = reduction or ("none" if cu_seqlens is None else "sum")
     if group is not None:
@@ -173,6 +171,8 @@ def linear_logprob(
         ends = (target, cu_seqlens, reduction, ignore_index)
         results = {n: x if n.startswith("topk") else _reduced(x, *ends) for n, x in every.items()}
         return LogprobOutput(**results) if outputs is not None else results["logp"]
+    head = Head(whole(weight, hidden), whole(bias, hidden), softcap, logit_scale, temperature)
+    execution = Execution(backend, workspace, grad_filter)
     shape, states, targets = target.shape, hidden, target
     if hidden.dim() > 2:
         states, targets = hidden.reshape(-1, hidden.shape[-1]), target.reshape(-1)

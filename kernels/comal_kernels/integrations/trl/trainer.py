@@ -92,13 +92,9 @@ class ProxTrainer(DPOTrainer):
                 pad_to_multiple_of=multiple,
             )
         self.row, self.hyper = args.row, args.hyperparameters
-        super().__init__(model, ref_model, args, data_collator, **options)
-        if self.is_deepspeed_enabled:
+        if args.deepspeed_plugin is not None:
             refuse("args", "DeepSpeed holds the head in pieces", "DDP or FSDP")
-        if self.aux_loss_enabled:
-            refuse("router_aux_loss_coef", "a loss of experts' loads is not added", "0.0")
-        if self._is_vision_dataset:
-            refuse("train_dataset", "it holds images", "text")
+        super().__init__(model, ref_model, args, data_collator, **options)
         self._accept()
         self._check_columns()
 
@@ -107,6 +103,10 @@ class ProxTrainer(DPOTrainer):
         if getattr(self, "_accepted", False):
             return
         self._accepted = True
+        if self.aux_loss_enabled:
+            refuse("router_aux_loss_coef", "a loss of experts' loads is not added", "0.0")
+        if self._is_vision_dataset:
+            refuse("train_dataset", "it holds images", "text")
         adapter: Any = getattr(self.model, "active_peft_config", None)
         if getattr(adapter, "is_prompt_learning", False):
             refuse("peft_config", f"{adapter.peft_type} puts tokens before a row", "LoRA's kind")
@@ -118,10 +118,8 @@ class ProxTrainer(DPOTrainer):
 
     def _check_columns(self) -> None:
         """Raise ValueError where the loss reads a column that the datasets do not have."""
-        evals = (
-            self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        )
-        for dataset in (self.train_dataset, *evals.values()):
+        held = self.eval_dataset
+        for dataset in (self.train_dataset, *(held.values() if isinstance(held, dict) else [held])):
             names = getattr(dataset, "column_names", None)
             for term in ("reward", "preference"):  # those that nothing here computes
                 lacks = names is not None and not {*COLUMNS[term]} <= {*names}
@@ -218,11 +216,13 @@ class ProxTrainer(DPOTrainer):
         live = policy == "last" or (self.ref_model is None and not is_peft_model(self.model))
         if started and live:
             refuse("dataset", f"training has begun, and changed {policy}", "its log-probs' columns")
-        other = policy == "last" and self.ref_model is not None
-        if other and self.is_fsdp_enabled:
+        # both start from one policy, but for a second model, or an adapter that only one is with
+        other = policy == "last" and (self.ref_model is not None or is_peft_model(self.model))
+        if other and self.ref_model is not None and self.is_fsdp_enabled:
             refuse("dataset", "FSDP shards the policy later", f"columns {columns('last')}")
         weights = hash_module(self.model) if other else self._precompute_model_hash
-        options = (self.args.max_length, self.args.truncation_mode, self.args.bf16, self.args.fp16)
+        args = self.args
+        options = (args.max_length, args.truncation_mode, args.bf16, args.fp16, other)
         folder = Path(self.args.logps_dir or f"{self.args.output_dir}/logps")
         path = file_of(folder, name, logps_key(dataset, str(weights), options))
         values = read_logps(path, len(dataset))
@@ -261,7 +261,7 @@ class ProxTrainer(DPOTrainer):
         cached: dict[str, Any] = {
             f"{p}_logp": inputs.get(f"{p}_logp") for p in POLICIES if p in row.uses
         }
-        if cached.get("ref_logp", 0) is None:
+        if "ref" in row.uses and cached["ref_logp"] is None:
             cached["ref_logp"] = self._reference_logps(inputs)
         if "reward" in row.uses:
             cached["reward"] = inputs["reward"]
