@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from comal_kernels.integrations.missing import need
 from comal_kernels.integrations.transformers import LMHead, with_fused_logprobs
 from tiny import tiny_model
 
@@ -111,14 +113,24 @@ def test_a_head_that_is_not_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
         LMHead.from_model(model.base_model)
 
 
-def test_the_missing_package_is_named() -> None:
-    script = """
+@pytest.mark.parametrize("package", ["transformers", "trl"])
+def test_the_missing_package_is_named(package: str) -> None:
+    script = f"""
 import sys
-sys.modules["transformers"] = None
+sys.modules["{package}"] = None
 try:
-    import comal_kernels.integrations.transformers
+    import comal_kernels.integrations.{package}
 except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "transformers needs the package transformers; pip install tran" in done.stdout, done
+    assert f"{package} needs the package {package}; pip install {package}" in done.stdout, done
+
+
+def test_a_folder_of_its_name_is_not_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "not_installed").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match=r"\.x needs the package not_installed"):
+        need("not_installed", "x")

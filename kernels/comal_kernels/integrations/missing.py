@@ -9,11 +9,14 @@ from types import ModuleType
 def need(package: str, integration: str) -> ModuleType:
     """The package. Raises ImportError, a line that says what to install, where it isn't there."""
     try:
-        return importlib.import_module(package)
+        found = importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package:  # it is there, and lacks something itself
             raise
-        raise ImportError(
-            f"comal_kernels.integrations.{integration} needs the package {package}; "
-            f"pip install {package}"
-        ) from None
+    else:
+        if found.__file__ is not None:  # a folder of the same name is not it
+            return found
+    raise ImportError(
+        f"comal_kernels.integrations.{integration} needs the package {package}; "
+        f"pip install {package}"
+    ) from None
