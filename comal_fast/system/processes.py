@@ -6,6 +6,7 @@ costs little. To the caller it is as if the phase ran here: its errors, its outp
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import pickle
@@ -20,6 +21,8 @@ from typing import Any
 from comal_fast.errors import InputError
 from comal_fast.system.doing import remembered
 
+FIRST = "comal_fast.system.one_thread"  # of what the server imports
+
 
 def run_apart(work: Callable[..., None], *arguments: Any) -> None:
     """Run `work(*arguments)` in a new process; raises what it raises. All of them must pickle.
@@ -27,7 +30,7 @@ def run_apart(work: Callable[..., None], *arguments: Any) -> None:
     Raises InputError where the process was killed.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([work.__module__])
+    server.set_forkserver_preload([FIRST, work.__module__])
     receiver, sender = server.Pipe(duplex=False)
     child = server.Process(target=_child, args=(sender, work, arguments))
     child.start()
@@ -76,6 +79,7 @@ def cause(exitcode: int | None) -> str:
 def _child(sender: Connection, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     try:
+        importlib.import_module(FIRST).all_threads()
         work(*arguments)
     except KeyboardInterrupt:
         sys.exit(130)

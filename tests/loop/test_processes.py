@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import computing
 from comal_fast.config import load_config
 from comal_fast.config.sizes import parse_bytes
 from comal_fast.errors import InputError
@@ -45,6 +46,16 @@ def test_errors_come_back(
 
 def test_what_ends_well_returns() -> None:
     run_apart(operator.truediv, 1, 2)
+
+
+def test_many_threads_after_an_import_that_computed() -> None:
+    """A pool of threads that came up before a fork would be waited for, and for ever."""
+    script = Path(computing.__file__)
+    env = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": str(script.parent)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stdout == "done\n", done.stderr
 
 
 def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
