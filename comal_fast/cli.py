@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a fault of the program, 2 bad input (one line), 3 ended by a
     diagnostic, 130 by Ctrl-C."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parse(arguments)
+    args = parse(arguments)
     quiet_libraries()
     if world() == 1:
         return _attempt(args, arguments, tell)
@@ -87,7 +87,7 @@ def _reader_has_gone() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def parse(arguments: list[str]) -> argparse.Namespace:
     """The arguments parsed, key=value wherever it stands.
 
     argparse takes those behind an option for unknown.

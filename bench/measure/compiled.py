@@ -27,6 +27,7 @@ from comal_kernels.engines.triton.forward_kernels import (
     partial_kernel,
     pick_kernel,
 )
+from comal_kernels.engines.triton.statistics_kernels import slopes_kernel, statistics_kernel
 from comal_kernels.engines.triton.training_kernels import (
     gradient_kernel,
     reduce_kernel,
@@ -141,23 +142,36 @@ def _epilogue(flags: dict[str, object], label: str) -> Iterator[Case]:
             3,
             aligned,
         )
-    kernels = (reduce_kernel, gradient_kernel)
-    for dtype, kernel, aligned in itertools.product(ELEMENT, kernels, (True, False)):
+    sweeps: list[tuple[Any, dict[str, object], str]] = [
+        (reduce_kernel, {}, ""),
+        (gradient_kernel, {}, ""),
+        (statistics_kernel, {"KEEP": False}, " keep=0"),
+        (statistics_kernel, {"KEEP": True}, " keep=1"),
+        (slopes_kernel, {}, ""),
+    ]
+    for dtype, sweep, aligned in itertools.product(ELEMENT, sweeps, (True, False)):
+        kernel, own, name = sweep
         yield Case(
             kernel.__name__,
-            f"{ELEMENT[dtype]} {label} {'aligned' if aligned else 'odd'}",
+            f"{ELEMENT[dtype]} {label}{name} {'aligned' if aligned else 'odd'}",
             kernel,
             _types(kernel, ELEMENT[dtype]),
-            {**flags, "BLOCK_V": tuning.EPILOGUE_BLOCK},
+            {**flags, **own, "BLOCK_V": tuning.EPILOGUE_BLOCK},
             tuning.EPILOGUE_WARPS,
             3,
             aligned,
         )
 
 
-_WIDE = {"target": "*i64", "due": "*i32", "any_due": "*i32", "inner": "fp32", "outer": "fp32"}
+_OTHER = {
+    **dict.fromkeys(("target", "ids"), "*i64"),
+    **dict.fromkeys(("due", "any_due"), "*i32"),
+    **dict.fromkeys(("inner", "outer"), "fp32"),
+    "likeliest": "*i8",
+}
 _NARROW = {"x", "weight", "bias", "grads", "soft"}  # in the inputs' dtype
-_FLOAT = {"logits", "lse", "coef", "logp", "shift", "tops", "rests", "totals", "picks"}
+_FLOAT = {"logits", "lse", "lses", "coef", "logp", "shift", "tops", "rests", "totals", "picks"}
+_FLOAT |= {"numbers", "of_p", "of_entropy", "of_every", "of_target", "of_ids"}
 
 
 def _types(kernel: Any, element: str) -> dict[str, str]:
@@ -170,7 +184,7 @@ def _types(kernel: Any, element: str) -> dict[str, str]:
         elif name in _FLOAT:
             result[name] = "*fp32"
         else:
-            result[name] = _WIDE.get(name, "i32")
+            result[name] = _OTHER.get(name, "i32")
     return result
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from comal_kernels.engines.base import Engine
 from comal_kernels.engines.workspace import chunk_rows
-from comal_kernels.head import Head
+from comal_kernels.head import Head, compute_dtype
 
 if TYPE_CHECKING:
     from comal_kernels.engines.statistics import StatisticsEngine
@@ -90,14 +90,23 @@ class Execution:
     def statistics(
         self, head: Head, count: int, needs: Sequence[bool] = (False,) * 3
     ) -> StatisticsEngine:
-        """What computes more than log-probs of `count` rows; in plain torch on every device."""
-        from comal_kernels.engines.statistics import StatisticsEngine
-
+        """What computes more than log-probs of `count` rows, once resolved."""
         need_x, need_weight, need_bias = needs
-        capacity = min(replace(self, backend="torch").rows(head, count, need_weight), max(1, count))
-        return StatisticsEngine(
-            head, capacity, need_x=need_x, need_weight=need_weight, need_bias=need_bias
-        )
+        options: dict[str, Any] = {"need_x": need_x, "need_weight": need_weight}
+        options |= {"need_bias": need_bias}
+        if self.backend == "triton":
+            from comal_kernels.engines.triton.statistics import TritonStatistics
+
+            capacity = min(self._raw_rows(head), max(1, count))
+            return TritonStatistics(head, capacity, single=count <= capacity, **options)
+        from comal_kernels.engines.torch_statistics import TorchStatistics
+
+        return TorchStatistics(head, min(self._raw_rows(head), max(1, count)), **options)
+
+    def _raw_rows(self, head: Head) -> int:
+        """Rows of unrounded logits that a chunk may hold."""
+        size, vocab = compute_dtype(head.weight.dtype).itemsize, head.weight.shape[0]
+        return chunk_rows(self.workspace, vocab, size, head.weight.device)
 
 
 def _resolve(backend: str, hidden: Tensor) -> str:  # → "torch" or "triton"

@@ -29,6 +29,7 @@ OPTIONS: dict[str, dict[str, float]] = {
     "all": {"bias": 1, "softcap": 2.0, "logit_scale": 0.7, "temperature": 1.3},
 }
 DIFFERENTIABLE = ("logp", "entropy", "lse", "mean_logit", "topk")
+SWEEPS = [each for each in BACKENDS if "softened" not in each[0]]  # raw logits are held for them
 
 
 def logits(leaves: Sequence[Tensor], dtype: torch.dtype, **options: float) -> Tensor:
@@ -61,37 +62,51 @@ def plainly(z: Tensor, target: Tensor, k: int = 1) -> dict[str, Tensor]:
             for n, x in found.items()}  # fmt: skip
 
 
-def make(shape: tuple[int, int, int], dtype: torch.dtype, bias: bool) -> tuple[list[Tensor], Any]:
+def make(
+    shape: tuple[int, int, int], dtype: torch.dtype, bias: bool, device: Any = "cpu"
+) -> tuple[list[Tensor], Any]:
     torch.manual_seed(sum(shape))
     t, h, v = shape
     leaves = [torch.randn(t, h), torch.randn(v, h) / h**0.5 * 2, torch.randn(v)][: 2 + bias]
     target = torch.randint(0, v, (t,))
     target[1::5] = -100
-    return [x.to(dtype).requires_grad_() for x in leaves], target
+    return [x.to(device, dtype).requires_grad_() for x in leaves], target.to(device)
 
 
 def outcome(found: dict[str, Tensor], leaves: Sequence[Tensor], of: Sequence[str]) -> list[Tensor]:
     """Values, then gradients of a sum with its own factor at every place."""
-    total = torch.zeros((), dtype=torch.float64)
+    total = leaves[0].new_zeros((), dtype=torch.float64)
     for i, name in enumerate(of):
         x = found[name].double().flatten()
-        total = total + x @ torch.linspace(-1, 2, len(x), dtype=torch.float64).roll(i)
+        total = total + x @ torch.linspace(-1, 2, len(x), dtype=torch.float64).roll(i).to(x.device)
     return [*(found[n].detach() for n in of), *torch.autograd.grad(total, leaves)]
 
 
 @pytest.mark.parametrize("of", [*((n,) for n in DIFFERENTIABLE), DIFFERENTIABLE], ids=str)
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(("backend", "dtype"), SWEEPS, ids=str)
 def test_as_good_as_plain_torch(
-    dtype: torch.dtype, options: str, of: tuple[str, ...], assert_as_good: Callable[..., None]
+    backend: str,
+    dtype: torch.dtype,
+    options: str,
+    of: tuple[str, ...],
+    assert_as_good: Callable[..., None],
+    device: torch.device,
 ) -> None:
     for shape in SHAPES.values():
         kw: dict[str, Any] = dict(OPTIONS[options])
-        leaves, target = make(shape, dtype, bool(kw.pop("bias", 0)))
+        leaves, target = make(shape, dtype, bool(kw.pop("bias", 0)), device)
         compute = torch.float64 if dtype == torch.float64 else torch.float32
         bias = leaves[2] if len(leaves) == 3 else None
         found = linear_logprob(
-            *leaves[:2], target, bias=bias, outputs=of, k=3, workspace=16 * shape[2] * 4, **kw
+            *leaves[:2],
+            target,
+            bias=bias,
+            outputs=of,
+            k=3,
+            workspace=16 * shape[2] * 4,
+            backend=backend,
+            **kw,
         )
         wide = [x.detach().double().requires_grad_() for x in leaves]
         ours = outcome(vars(found), leaves, of)
@@ -111,10 +126,11 @@ def test_the_log_probs_are_those_without_outputs(backend: str, dtype: torch.dtyp
     torch.testing.assert_close(found.logp, alone, rtol=1e-4, atol=1e-4)
 
 
-def test_words_and_what_was_not_asked_for() -> None:
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_words_and_what_was_not_asked_for(backend: str) -> None:
     (hidden, weight), target = make((60, 8, 30), torch.float32, False)
     target[0] = int((hidden @ weight.t())[0].argmax())
-    found = linear_logprob(hidden, weight, target, outputs=("topk", "top1"), k=40)
+    found = linear_logprob(hidden, weight, target, outputs=("topk", "top1"), k=40, backend=backend)
     want = plainly(logits((hidden, weight), torch.float32), target, 30)
     assert found.top1 is not None and found.top1.equal(want["top1"]) and found.top1.any()
     assert found.topk_ids is not None and found.topk_ids.equal(want["topk_ids"])
@@ -123,33 +139,41 @@ def test_words_and_what_was_not_asked_for() -> None:
     }  # fmt: skip
 
 
-def test_of_equals_the_first_is_the_likeliest() -> None:
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_of_equals_the_first_is_the_likeliest(backend: str) -> None:
     hidden, weight = torch.ones(3, 2), torch.ones(700, 2)
     target = torch.tensor([0, 1, 699])
     for workspace in (None, 100):
-        found = linear_logprob(hidden, weight, target, outputs=["top1"], workspace=workspace)
+        found = linear_logprob(
+            hidden, weight, target, outputs=["top1"], workspace=workspace, backend=backend
+        )
         assert found.top1 is not None and found.top1.tolist() == [True, False, False]
 
 
-def test_words_that_are_masked() -> None:
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_words_that_are_masked(backend: str) -> None:
     """A bias of −∞ takes a word out; nothing becomes NaN, forward or backward."""
-    leaves, target = make((6, 8, 50), torch.float64, True)
+    dtype = torch.float64 if backend == "torch" else torch.float32
+    leaves, target = make((6, 8, 50), dtype, True)
     with torch.no_grad():
         leaves[2][10:] = -math.inf
         leaves[2][:5] = -math.inf
     target = target % 5 + 5
     of = ("logp", "entropy", "lse", "topk")
-    found = linear_logprob(*leaves[:2], target, bias=leaves[2], outputs=of, k=2)
+    found = linear_logprob(*leaves[:2], target, bias=leaves[2], outputs=of, k=2, backend=backend)
     kept = [leaves[0], leaves[1][5:10], leaves[2][5:10]]
-    want = outcome(plainly(logits(kept, torch.float64), target - 5, 2), leaves[:2], of)
+    want = outcome(plainly(logits(kept, dtype), target - 5, 2), leaves[:2], of)
     torch.testing.assert_close(outcome(vars(found), leaves[:2], of), want)
 
 
+@pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("size", [1e3, 1e5])
-def test_large_logits(size: float) -> None:
+def test_large_logits(size: float, backend: str) -> None:
     """Near one word the entropy is near 0, not below by rounding of what is large."""
     hidden, weight = torch.randn(8, 4, dtype=torch.float32), size * torch.randn(300, 4)
-    found = linear_logprob(hidden, weight, torch.arange(8), outputs=("entropy", "lse"))
+    found = linear_logprob(
+        hidden, weight, torch.arange(8), outputs=("entropy", "lse"), backend=backend
+    )
     assert found.entropy is not None and found.lse is not None
     exact = plainly(logits((hidden, weight), torch.float64), torch.arange(8))
     assert (found.entropy - exact["entropy"]).abs().max() < 1e-2 * max(1.0, size / 1e4)
@@ -270,9 +294,12 @@ def test_compiled_whole_under_autocast_and_checkpointed(dynamic: bool) -> None:
         torch.testing.assert_close(torch.autograd.grad(loss(*leaves), leaves), want)
 
 
-def test_nothing_counts() -> None:
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_nothing_counts(backend: str) -> None:
     hidden = torch.randn(4, 3, requires_grad=True)
-    found = linear_logprob(hidden, torch.ones(5, 3), torch.full((4,), -100), outputs=OUTPUTS)
+    found = linear_logprob(
+        hidden, torch.ones(5, 3), torch.full((4,), -100), outputs=OUTPUTS, backend=backend
+    )
     assert isinstance(found, LogprobOutput) and found.entropy is not None
     (grad,) = torch.autograd.grad(found.entropy.sum(), hidden)
     assert found.entropy.tolist() == [0] * 4 and grad.abs().sum() == 0

@@ -86,8 +86,7 @@ def statistics_backward_op(
             x = hidden.index_select(0, index)
             here = Statistics(*(t.index_select(0, index) for t in vars(found).values()))
             by = Slopes(*(None if g is None else g.index_select(0, index) for g in grads))
-            engine.differentiate(x, rows.target[part], here, by)
-            dx = engine.backward(x.new_full((len(index),), -1.0))
+            dx = engine.differentiate(x, rows.target[part], here, by)
             if dhidden is not None and dx is not None:
                 dhidden.index_copy_(0, index, dx.to(dhidden.dtype))
     return flat.filled(hidden, (dhidden, *engine.weight_grads()))

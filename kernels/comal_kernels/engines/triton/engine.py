@@ -76,10 +76,15 @@ class TritonEngine:
 
     def backward(self, coef: Tensor) -> Tensor | None:
         assert self.held is not None
-        x, coef = self.x.contiguous(), coef.float().contiguous()
+        coef = coef.float().contiguous()
         grad, factor = self.held.gradient(coef)
         if self.grad_filter is not None:
             return self._filtered(grad, self.grad_filter * float(coef.abs().max()))
+        return self._back(grad, factor)
+
+    def _back(self, grad: Tensor, factor: Tensor | None) -> Tensor | None:
+        """dx (n, H) of d loss / d product = factor (n,) · grad (n, V); adds to dW and dbias."""
+        x = self.x.contiguous()
         if self.dbias is not None:
             self.dbias += (
                 (grad if factor is None else grad.float() * factor[:, None]).sum(0).float()

@@ -84,6 +84,13 @@ def final_logits(z, bias, inner, outer, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def cap_slope(z, bias, inner):
+    """1 − tanh² of what `final_logits` caps, without the cancellation of that difference."""
+    e = tl.exp(-2.0 * tl.abs((z + bias) * inner))
+    return 4.0 * e / ((1.0 + e) * (1.0 + e))
+
+
+@triton.jit
 def fold(top, total, z):
     """Online log-sum-exp over axis 1: (n,) (n,) (n, v) → new top and Σ exp(· − top), (n,) each."""
     new = tl.maximum(top, tl.max(z, 1))

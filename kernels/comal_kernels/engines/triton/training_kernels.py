@@ -11,7 +11,15 @@ remains between that and the gradient is one factor per row and one entry at the
 import triton
 import triton.language as tl
 
-from comal_kernels.engines.triton.tile import final_logits, finished, fold, halves, place, product
+from comal_kernels.engines.triton.tile import (
+    cap_slope,
+    final_logits,
+    finished,
+    fold,
+    halves,
+    place,
+    product,
+)
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -163,11 +171,10 @@ def gradient_kernel(
         add = tl.zeros((BLOCK_V,), tl.float32)
         if HAS_BIAS:
             add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
-        z = final_logits(z, add, inner, outer, SOFTCAP)
+        raw, z = z, final_logits(z, add, inner, outer, SOFTCAP)
         g = tl.where(col == wanted, 1.0, 0.0) - tl.exp((z - top) - rest)
         if SOFTCAP:
-            t = z / outer
-            g = g * (1.0 - t * t)
+            g = g * cap_slope(raw, add, inner)
         g = g * factor
         # halves are written below the place they were read from: wait till this block is read
         tl.debug_barrier()
