@@ -16,8 +16,8 @@ from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
 from comal_fast.model.load import pick_device
 from comal_fast.optim import check_installed
 from comal_fast.policies import Policies
-from comal_fast.store.artefacts import write_json, write_text
 from comal_fast.store.directory import RunDirectory
+from comal_fast.store.files import write_json, write_text
 from comal_fast.store.metrics import PhaseMetrics
 from comal_fast.system.allocator import keep_freed_memory
 from comal_fast.system.machine import environment

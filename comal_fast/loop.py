@@ -22,7 +22,7 @@ from comal_fast.phases import diagnose, evaluate, generate, given, judge, logps,
 from comal_fast.phases.diagnose import Ending
 from comal_fast.plan.check import check_device
 from comal_fast.report import write_report
-from comal_fast.store.artefacts import write_json
+from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import PHASES
 from comal_fast.store.files import locked
 from comal_fast.store.metrics import Row
@@ -52,7 +52,7 @@ def run_all(config: Config) -> dict[str, Any]:
     diagnostic set to `warn`, it goes on from there. Returns summary.json.
     """
     with open_run(config) as context:
-        context.directory.summary.unlink(missing_ok=True)  # of an earlier, shorter run
+        context.directory.summary.discard()  # of an earlier, shorter run
         phase = phase_runner(context)
         if evaluate.iterates(config):
             phase("evaluate", 0)
@@ -144,6 +144,7 @@ def open_run(config: Config) -> Iterator[Context]:
     taken = f"output_dir {context.directory}: another comal-fast is at work in it"
     with locked(context.directory.path, taken):
         context.write_headers()
+        context.directory.restore_metrics()
         yield context
     dismiss()
 
@@ -176,7 +177,7 @@ def write_summary(context: Context, last: int, end: Ending | None) -> dict[str, 
         "plugins": sources(context.config.plugins),
         "device": device_name(context.device),
     }
-    write_json(context.directory.summary, summary)
+    context.directory.summary.write(summary, make_key("summary", summary))
     return summary
 
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     iterate = directory.result() if args.iterate is None else args.iterate
     if iterate is None:
         raise InputError(
-            f"{directory.summary}: no such file, the run has no result; give --iterate"
+            f"{directory.summary.path}: no such file, the run has no result; give --iterate"
         )
     from comal_fast.system.terminal import console  # torch and transformers load from here on
 

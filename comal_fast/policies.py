@@ -18,8 +18,9 @@ from comal_fast.errors import InputError
 from comal_fast.model.adapters import add_adapter, freeze, is_adapter, load_adapter
 from comal_fast.model.load import load_model, load_tokenizer, resolve_source, weight_files
 from comal_fast.model.stored import Stored
-from comal_fast.store.artefacts import hash_files, make_key
+from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import RunDirectory
+from comal_fast.store.files import hash_files
 from comal_fast.system.ranks import is_main
 
 
@@ -39,7 +40,7 @@ class Policies:
     def tokenizer(self) -> Any:
         """The initial model's tokenizer."""
         folder = self.directory.iteration(0).model
-        if folder.key() == self._weights_key:
+        if folder.holds(self._weights_key):
             return load_tokenizer(self.config.model, str(folder.path))
         return load_tokenizer(self.config.model)
 
@@ -80,14 +81,15 @@ class Policies:
         dequantised = self.directory.iteration(0).model
         base = Stored(self.source, config.revision)
         if config.gguf_file is not None:
-            if is_main() and dequantised.key() != self._weights_key:
+            if is_main() and not dequantised.holds(self._weights_key):
                 self._initial()
             base = Stored(str(dequantised.path))
         if iterate == 0:
             return base
         self.key(iterate)
-        folder = self.directory.iteration(iterate).model.path
-        return replace(base, adapter=folder) if config.lora else Stored(str(folder))
+        model = self.directory.iteration(iterate).model
+        model.verify()
+        return replace(base, adapter=model.path) if config.lora else Stored(str(model.path))
 
     def forget(self) -> None:
         """Let go of all that are kept here, and of the GPU memory that they held."""
@@ -114,6 +116,7 @@ class Policies:
             return self._base(config.lora) if config.lora else self._initial()
         if folder.key() is None:
             raise InputError(f"{folder.path}: no such model; iteration {iterate} has not trained")
+        folder.verify()
         if is_adapter(folder.path) != (config.lora is not None):
             has, asked = ("an", "none") if config.lora is None else ("no", "one")
             raise InputError(f"{folder.path}: it holds {has} adapter, model.lora asks for {asked}")
@@ -133,7 +136,7 @@ class Policies:
         config, folder = self.config.model, self.directory.iteration(0).model
         if config.gguf_file is None:
             return load_model(config)
-        if folder.key() != self._weights_key:  # slow to dequantise: once per run
+        if not folder.holds(self._weights_key):  # slow to dequantise: once per run
             model = load_model(config.model_copy(update={"quantization": "none"}))
             if is_main():
                 with folder.write(self._weights_key) as temporary:

@@ -168,10 +168,11 @@ _OTHER = {
     **dict.fromkeys(("due", "any_due"), "*i32"),
     **dict.fromkeys(("inner", "outer"), "fp32"),
     "likeliest": "*i8",
+    "numbers": "*fp64",
 }
 _NARROW = {"x", "weight", "bias", "grads", "soft"}  # in the inputs' dtype
 _FLOAT = {"logits", "lse", "lses", "coef", "logp", "shift", "tops", "rests", "totals", "picks"}
-_FLOAT |= {"numbers", "of_p", "of_entropy", "of_every", "of_target", "of_ids"}
+_FLOAT |= {"of_p", "of_entropy", "of_every", "of_target", "of_ids"}
 
 
 def _types(kernel: Any, element: str) -> dict[str, str]:

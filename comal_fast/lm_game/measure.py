@@ -16,7 +16,7 @@ from comal_fast.game.preference import Array, Game, load_game
 from comal_fast.lm_game.model import game_sequences
 from comal_fast.model.logps import response_logps
 from comal_fast.oracles.matrix import with_unknown
-from comal_fast.store.artefacts import write_json
+from comal_fast.store.files import write_json
 from comal_fast.system.terminal import progress
 
 

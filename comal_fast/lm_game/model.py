@@ -20,7 +20,7 @@ from comal_fast.errors import InputError
 from comal_fast.game.preference import Array, Game
 from comal_fast.model.head import head_arguments
 from comal_fast.model.packed import packed_attention
-from comal_fast.store.artefacts import folder_key, make_key, write_folder
+from comal_fast.store.artefacts import Folder, folder_key, make_key, write_folder
 from comal_fast.system.terminal import progress
 from comal_kernels import linear_logprob
 from comal_kernels.integrations.transformers import predictor_states
@@ -145,7 +145,7 @@ def make(config: Config, game: Game, start: Array) -> Path:
     key = make_key("lm-game", game.names, start.tolist(), prompts, config.seed, options)
     if target.exists() and folder_key(target) is None:
         raise InputError(f"model.name_or_path {target}: exists, and lm-game did not make it")
-    if folder_key(target) != key:
+    if not Folder(target, "lm-game").holds(key):
         model = random_model(tokenizer, config.seed)
         fit(model, game_sequences(tokenizer, prompts, game.names), start, config.seed)
         with write_folder(target, key) as temporary:

@@ -28,7 +28,7 @@ from comal_fast.errors import InputError
 from comal_fast.model.adapters import nf4
 from comal_fast.model.head import check_head
 from comal_fast.model.load import find_source, load_pretrained, pick_device, weight_files
-from comal_fast.store.artefacts import hash_files
+from comal_fast.store.files import hash_files
 
 OPTION = "oracle.model"
 _HEADS = ("score", "classifier")  # what transformers calls them; never in 4 bits

@@ -174,7 +174,7 @@ def _probe(context: Context, iterate: int) -> np.ndarray:
         config.diagnostics.probe_responses,
         config.training.max_tokens_per_microbatch,
     )
-    if artefact.key() != key:
+    if not artefact.holds(key):
         samples = source.read()
         rows = range(min(config.diagnostics.probe_responses, samples.num_rows))
         sequences = prompt_responses(samples, rows)

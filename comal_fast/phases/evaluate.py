@@ -20,7 +20,7 @@ from comal_fast.phases import given
 from comal_fast.phases.generate import Cost, sample_table
 from comal_fast.phases.judge import make_room, responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
-from comal_fast.phases.skeleton import Made, make
+from comal_fast.phases.skeleton import Made, check_drawn, make
 from comal_fast.statistics import (
     LENGTH_RESAMPLES,
     bootstrap_mean,
@@ -133,7 +133,8 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, str, Cost]:
     )
     folder = context.directory.iteration(iteration)
     artefact = folder.eval_samples
-    if artefact.key() == key:
+    check_drawn(context, artefact, folder.evaluation)
+    if artefact.holds(key):
         return artefact.read(), key, Cost(0.0, 0)
     shards = folder.shards(artefact, key)
     table, cost = sample_table(

@@ -16,7 +16,7 @@ from comal_fast.data.tokenize import TokenizedPrompt
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather, wait
 from comal_fast.generation.engine import Engine, Response, Sampled, make_engine
-from comal_fast.phases.skeleton import Made, make
+from comal_fast.phases.skeleton import Made, check_drawn, make
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.shards import Shards
 from comal_fast.system.ranks import local_rank, node, nodes, rank, world
@@ -66,6 +66,7 @@ def run(context: Context, iteration: int) -> None:
 
     folder = context.directory.iteration(iteration)
     shards = folder.shards(folder.samples, key)
+    check_drawn(context, folder.samples, folder.judgments)
 
     def work() -> Made:
         count, stream = config.generation.num_generations, f"generate {iteration}"

@@ -30,7 +30,7 @@ def write_samples(context: Context, iteration: int) -> list[Item]:
     table, items = _tables(pairs)
     folder = context.directory.iteration(iteration)
     key = make_key("given", _content(pairs))
-    if folder.samples.key() != key:
+    if not folder.samples.holds(key):
         folder.samples.write(table, key)
     draws = keeps_draws(context.config)
     return [item for item in items if draws or item[3] > 0.5 + DRAW]

@@ -17,7 +17,6 @@ from comal_fast.phases import given
 from comal_fast.phases.generate import rows_by_prompt
 from comal_fast.phases.judge import read_matrices, win_rates
 from comal_fast.phases.logps import prompt_responses
-from comal_fast.phases.skeleton import is_made
 from comal_fast.store.artefacts import make_key
 from comal_fast.system.ranks import is_main, world
 from comal_fast.system.terminal import progress
@@ -49,13 +48,12 @@ _OPTIONS_0_1 = (  # of `training:`, in the key that 0.1 gave
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/model from the pairs and their cached log-probs."""
     folder, (key, older) = context.directory.iteration(iteration), keys(context, iteration)
-    if is_made(context, "train", iteration, folder.model, key, older):
+    if folder.model.holds(key, older):
         return
     items, sequences = _load(context, iteration)
-    resumed = folder.checkpoint.key() in (key, older)
+    resumed = folder.checkpoint.holds(key, older)
     fit(context, iteration, items, sequences, key, resumed)
     folder.checkpoint.discard()
-    context.directory.note("train", iteration)
 
 
 def keys(context: Context, iteration: int) -> tuple[str, str]:
@@ -111,6 +109,7 @@ def fit(
                     trainer.save(temporary, rows)
     weights = whole_state(model) if world() > 1 else None
     if is_main():
+        folder.log(folder.model).write({"rows": rows}, key)
         with folder.model.write(key) as temporary:
             model.save_pretrained(temporary, state_dict=weights)
             context.tokenizer.save_pretrained(temporary)

@@ -14,7 +14,9 @@ import yaml
 from comal_fast.errors import InputError
 from comal_fast.report.samples import BeforeAfter, load_comparisons, one_line
 from comal_fast.statistics import Array, Interval, number, to_interval
+from comal_fast.store.artefacts import Json
 from comal_fast.store.directory import IterationFolder, check_run
+from comal_fast.store.seal import Damaged
 
 Row = Mapping[str, Any]
 
@@ -104,8 +106,8 @@ def load_run(path: Path) -> Run:
         path=directory.path,
         config=config,
         env=_json(directory.environment, directory.path, problems),
-        summary=_json(directory.summary, directory.path, problems),
-        rows=_metrics(directory.metrics, problems),
+        summary=_json(directory.summary.path, directory.path, problems),
+        rows=[*directory.settled([dict(r) for r in _metrics(directory.metrics, problems)])],
         evaluations=evaluations,
         diagnosed=diagnosed,
         diagnoses=diagnoses,
@@ -138,6 +140,12 @@ def _json(path: Path, root: Path, problems: list[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         problems.append(f"{path.relative_to(root)} holds no JSON object")
         return {}
+    if isinstance(content.get("key"), str):
+        try:
+            Json(path, "").verify()
+        except Damaged as error:
+            problems.append(f"{path.relative_to(root)} is damaged ({error.why}), left out")
+            return {}
     return content
 
 

@@ -1,4 +1,4 @@
-"""Artefacts: whole or absent, each with the key of what it was made from; a class a kind."""
+"""Artefacts: whole or absent, sealed with the key of what they were made from; a class a kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comal_fast.errors import InputError
-from comal_fast.store.files import replacing, sync
+from comal_fast.store.files import checksum, read_bytes, sync, write_bytes
+from comal_fast.store.seal import Damaged, blank, check, key_of, sealed
+from comal_fast.system.terminal import console
 
 if TYPE_CHECKING:  # slow to load, and only tables need it
     import pyarrow as pa
@@ -28,7 +30,7 @@ def make_key(*parts: Any) -> str:
 
 
 class Artefact(ABC):
-    """What one phase writes and others read."""
+    """What one phase writes and others read. What is damaged raises Damaged, which names it."""
 
     def __init__(self, path: Path, phase: str) -> None:
         self.path, self.phase = path, phase
@@ -42,7 +44,41 @@ class Artefact(ABC):
 
     @abstractmethod
     def key(self) -> str | None:
-        """The key it carries; None where it is not there."""
+        """The key it carries, its content unseen; None where it is not there."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Raise Damaged unless its content is what was written."""
+
+    def holds(self, *keys: str) -> bool:
+        """Whether it is there, made from the same things (any of `keys`), and whole.
+
+        What is damaged is said, and set aside.
+        """
+        try:
+            if self.key() not in keys:
+                return False
+            self.verify()
+        except Damaged as error:
+            aside = self.set_aside()
+            console.print(
+                f"  [yellow]![/] {error.path}: damaged ({error.why}); set aside as {aside.name}, "
+                "and made anew",
+                soft_wrap=True,
+            )
+            return False
+        return True
+
+    def set_aside(self) -> Path:
+        """Move it to a name that nothing reads, which is returned."""
+        aside = self.path.with_name(f"{self.path.name}.bad")
+        if aside.is_dir() and not aside.is_symlink():
+            shutil.rmtree(aside)
+        else:
+            aside.unlink(missing_ok=True)
+        self.path.rename(aside)
+        sync(self.path.parent)
+        return aside
 
     def discard(self) -> None:
         """Remove it, where it is there."""
@@ -54,59 +90,85 @@ class Artefact(ABC):
 
 
 class Table(Artefact):
-    """A parquet file; its key stands in the schema's metadata."""
+    """A parquet file; its seal stands in the metadata."""
 
     def key(self) -> str | None:
-        import pyarrow.parquet as pq
+        return key_of(self._metadata().get(_KEY, b"").decode()) if self.path.is_file() else None
 
-        if not self.path.is_file():
-            return None
-        with _readable(self.path):
-            return (pq.read_schema(self.path).metadata or {}).get(_KEY, b"").decode()
+    def verify(self) -> None:
+        self._content()
 
     def read(self) -> pa.Table:
-        """The table. Raises InputError where it is absent or can't be read."""
+        """The table. Raises InputError where it is absent, Damaged where it is not as written."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._must_exist()
-        with _readable(self.path):
-            return pq.read_table(self.path)
+        content = self._content()
+        with _whole(self.path):
+            return pq.read_table(pa.BufferReader(content))
 
     def write(self, content: pa.Table, key: str) -> None:
-        """Write the table with its key."""
+        """Write the table, sealed with its key."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        metadata = {**(content.schema.metadata or {}), _KEY: key.encode()}
-        with replacing(self.path) as temporary:
-            pq.write_table(content.replace_schema_metadata(metadata), temporary)
+        sink = pa.BufferOutputStream()
+        with pq.ParquetWriter(sink, content.schema) as writer:
+            writer.write_table(content)
+            # not in the schema: that is written a second time, encoded
+            writer.add_key_value_metadata({_KEY: blank(key).encode()})
+        write_bytes(self.path, sealed(sink.getvalue().to_pybytes(), key))
+
+    def _metadata(self) -> dict[bytes, bytes]:
+        import pyarrow.parquet as pq
+
+        with _whole(self.path):
+            return pq.read_metadata(self.path).metadata or {}
+
+    def _content(self) -> bytes:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        content = read_bytes(self.path)
+        with _whole(self.path):
+            metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
+            seal = metadata.get(_KEY, b"").decode()
+        check(self.path, content, seal)
+        return content
 
 
 class Json(Artefact):
-    """A JSON object; its key is its field `key`."""
+    """A JSON object; its seal is its field `key`."""
 
     def key(self) -> str | None:
-        return str(self.read()["key"]) if self.path.is_file() else None
+        return key_of(_parsed(self.path)[1]["key"]) if self.path.is_file() else None
+
+    def verify(self) -> None:
+        content, parsed = _parsed(self.path)
+        check(self.path, content, parsed["key"])
 
     def read(self) -> dict[str, Any]:
-        """The object, its key included. Raises InputError where it is absent or can't be read."""
+        """The object. Raises InputError where it is absent, Damaged where it is not as written."""
         self._must_exist()
-        content = read_json(self.path)
-        if "key" not in content:
-            raise InputError(
-                f"{self.path}: it has no `key`, so it is not what `{self.phase}` wrote"
-            )
-        return content
+        content, parsed = _parsed(self.path)
+        check(self.path, content, parsed["key"])
+        return parsed
 
     def write(self, content: dict[str, Any], key: str) -> None:
-        """Write the object with its key as the first field."""
-        write_json(self.path, {"key": key, **content})
+        """Write the object, sealed with its key as the first field."""
+        text = json.dumps({"key": blank(key), **content}, indent=2) + "\n"
+        write_bytes(self.path, sealed(text.encode(), key))
 
 
 class Folder(Artefact):
-    """A folder of files; its key stands in a file of its own."""
+    """A folder of files; what seals it stands in a file of its own, with their checksums."""
 
     def key(self) -> str | None:
         return folder_key(self.path)
+
+    def verify(self) -> None:
+        verify_folder(self.path)
 
     @contextmanager
     def write(self, key: str) -> Iterator[Path]:
@@ -118,24 +180,49 @@ class Folder(Artefact):
 def folder_key(path: Path) -> str | None:
     """The key of a folder that was written as a whole, None where there is none."""
     file = path / KEY_FILE
-    if not file.is_file():
-        return None
-    content = read_json(file)
-    if "key" not in content:
-        raise InputError(f"{file}: it holds no key; delete {path}, and it is made anew")
-    return str(content["key"])
+    return key_of(_parsed(file)[1]["key"]) if file.is_file() else None
+
+
+def verify_folder(path: Path) -> None:
+    """Raise Damaged unless the folder's files are those that were written.
+
+    InputError where one came to them since: what reads the folder may read it too. Files are read
+    once a process, unless they change.
+    """
+    file = path / KEY_FILE
+    content, parsed = _parsed(file)
+    check(file, content, parsed["key"])
+    if "files" not in parsed:  # 0.1's
+        return
+    sums: dict[str, str] = parsed["files"]
+    for name, expected in sums.items():
+        part = path / name
+        if not part.is_file():
+            raise Damaged(part, "it is gone")
+        if checksum(part) != expected:
+            raise Damaged(part, "its content is not what was written")
+    more = sorted(str(f.relative_to(path)) for f in _files(path) if f.suffix != ".md")
+    if foreign := [name for name in more if name not in sums and name != KEY_FILE]:
+        raise InputError(
+            f"{path / foreign[0]}: the run did not write this file, and may read it with the "
+            "others; move it elsewhere"
+        )
 
 
 @contextmanager
 def write_folder(path: Path, key: str) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path`, with its key, when the block ends well."""
+    """Yield a temporary folder that becomes `path`, sealed, when the block ends well."""
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
-    (temporary / KEY_FILE).write_text(json.dumps({"key": key}) + "\n")
-    for file in temporary.iterdir():
+    sums = {}
+    for file in _files(temporary):
         sync(file)
+        sums[str(file.relative_to(temporary))] = checksum(file)
+    text = json.dumps({"key": blank(key), "files": sums}, indent=2) + "\n"
+    write_bytes(temporary / KEY_FILE, sealed(text.encode(), key))
+    sync(temporary)
     if path.exists():  # a folder cannot be renamed onto another
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -147,59 +234,33 @@ def write_folder(path: Path, key: str) -> Iterator[Path]:
     sync(path.parent)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises InputError, naming it, where it is absent or can't be read."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with _readable(path):
-        content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: it holds no JSON object")
-    return content
+def _files(folder: Path) -> list[Path]:
+    """Those in a folder and its folders, but hidden ones that no library reads."""
+    every = sorted(f for f in folder.rglob("*") if f.is_file())
+    return [f for f in every if not f.name.startswith(".") or f.name == ".metadata"]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file, indented."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, in UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def hash_files(files: list[Path]) -> str:
-    """One hash of the files' names and contents."""
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:32]
+def _parsed(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """The bytes of a JSON file that is sealed, and its object with a `key`."""
+    content = read_bytes(path)
+    with _whole(path):
+        parsed = json.loads(content)
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("key"), str):
+        raise Damaged(path, "it holds no key")
+    return content, parsed
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Within the block, a damaged file raises InputError, one line that names it.
+def _whole(path: Path) -> Iterator[None]:
+    """Within the block, what pyarrow and json make of a damaged file raises Damaged.
 
-    What pyarrow and json raise then are ValueErrors.
+    They raise ValueErrors and OSErrors then; one with an error number is not about its content.
     """
     try:
         yield
     except OSError as error:
-        if error.errno is not None:  # nothing is wrong with the file as such
+        if error.errno is not None:
             raise InputError(f"{path}: can't be read ({error.strerror})") from None
-        raise InputError(_damaged(path, error)) from None
-    except ValueError as error:
-        raise InputError(_damaged(path, error)) from None
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    why = " ".join(str(error).split())[:200]
-    return f"{path}: can't be read ({why}); delete it, and it is made anew"
+        raise Damaged(path, " ".join(str(error).split())[:200]) from None
+    except (ValueError, RecursionError) as error:
+        raise Damaged(path, " ".join(str(error).split())[:200]) from None

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from comal_fast.errors import InputError
-from comal_fast.store.artefacts import Artefact, Folder, Json, Table, read_json, write_json
-from comal_fast.store.metrics import Row, read_metrics
+from comal_fast.store.artefacts import Artefact, Folder, Json, Table
+from comal_fast.store.files import read_json
+from comal_fast.store.metrics import Row, read_metrics, read_rows, write_metrics
+from comal_fast.store.seal import Damaged
 from comal_fast.store.shards import Shards
+from comal_fast.system.terminal import console
 
 PHASES = {
     "generate": "sample K responses per prompt from the current policy",
@@ -31,9 +37,8 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
         self.environment = self.path / "env.json"
-        self.state = self.path / "state.json"
         self.metrics = self.path / "metrics.jsonl"
-        self.summary = self.path / "summary.json"
+        self.summary = Json(self.path / "summary.json", "run")
         self.report = self.path / "report.html"
         self.pictures = self.path / "report"
         self.oracle_cache = self.path / "oracle_cache.sqlite"
@@ -65,33 +70,77 @@ class RunDirectory:
 
     def rows(self) -> list[Row]:
         """The rows of metrics.jsonl, in the order in which they were written."""
-        return read_metrics(self.metrics)
+        return self.settled(read_metrics(self.metrics))
+
+    def settled(self, rows: list[Row]) -> list[Row]:
+        """These rows, but those of finished phases as their own logs have them."""
+        known = self._finished_rows()
+        if _by_phase(rows, known) == {own: _by_phase(r, [own])[own] for own, r in known.items()}:
+            return rows
+        order = {phase: i for i, phase in enumerate(PHASES)}
+        others = [row for row in rows if _own(row) not in known]
+        whole = [*others, *(row for some in known.values() for row in some)]
+        return sorted(whole, key=lambda r: (r["iteration"], order.get(r["phase"], len(order))))
+
+    def restore_metrics(self) -> None:
+        """Where metrics.jsonl and the finished phases' own logs differ, let the whole one win."""
+        rows, torn = read_rows(self.metrics)
+        for log, key, own in self._logs():
+            logged = [row for row in rows if _own(row) == own]
+            if log.exists() and not log.holds(key) and logged:
+                log.write({"rows": logged}, key)
+        right = self.settled(rows)
+        if right is not rows and self.metrics.exists():
+            aside = Json(self.metrics, "run").set_aside()
+            console.print(
+                f"  [yellow]![/] {self.metrics}: not what was logged; set aside as {aside.name}, "
+                "and made anew",
+                soft_wrap=True,
+            )
+        if right is not rows or torn:
+            write_metrics(self.metrics, right)
+
+    def _logs(self) -> Iterator[tuple[Json, str, tuple[str, int]]]:
+        """(log, key, (phase, iteration)) of every finished artefact; 0.1's have none."""
+        for iteration, folder in self.iterations().items():
+            for artefact in folder.finished():
+                with suppress(Damaged):  # it is made anew, or named, by who needs it
+                    if key := artefact.key():
+                        yield folder.log(artefact), key, (artefact.phase, iteration)
+
+    def _finished_rows(self) -> dict[tuple[str, int], list[Row]]:
+        """(phase, iteration) → what it logged, of those that are finished and say so."""
+        found: dict[tuple[str, int], list[Row]] = {}
+        for log, key, own in self._logs():
+            with suppress(Damaged):
+                if log.key() == key and (rows := log.read()["rows"]):
+                    found.setdefault(own, []).extend(rows)
+        return found
 
     def read_summary(self) -> dict[str, Any] | None:
         """What the end of the run wrote; None while there is none."""
-        return read_json(self.summary) if self.summary.is_file() else None
+        if not self.summary.exists():
+            return None
+        content = read_json(self.summary.path)
+        return self.summary.read() if "key" in content else content  # 0.1's has none
 
     def result(self) -> int | None:
         """The iterate that the run ended with; None while it goes on."""
         summary = self.read_summary()
         return None if summary is None else int(summary["result"])
 
-    def done(self) -> list[tuple[int, str]]:
-        """(iteration, phase) of what is finished, in the order of state.json."""
-        if not self.state.is_file():
-            return []
-        entries = (entry.split("/") for entry in read_json(self.state)["done"])
-        return [(int(iteration), phase) for iteration, phase in entries]
 
-    def note(self, phase: str, iteration: int) -> None:
-        """Say in state.json that a phase is finished; nothing happens where it says so already."""
-        done = self.done()
-        if (iteration, phase) not in done:
-            self.write_done([*done, (iteration, phase)])
+def _own(row: Row) -> tuple[str, int]:
+    return row["phase"], row["iteration"]
 
-    def write_done(self, done: list[tuple[int, str]]) -> None:
-        """Write state.json anew."""
-        write_json(self.state, {"done": [f"{t:04d}/{phase}" for t, phase in done]})
+
+def _by_phase(rows: list[Row], wanted: Iterable[tuple[str, int]]) -> dict[tuple[str, int], str]:
+    """The rows of each phase, as text: NaN equals NaN there."""
+    found: dict[tuple[str, int], list[Row]] = {own: [] for own in wanted}
+    for row in rows:
+        if _own(row) in found:
+            found[_own(row)].append(row)
+    return {own: json.dumps(some, sort_keys=True) for own, some in found.items()}
 
 
 class IterationFolder:
@@ -114,6 +163,10 @@ class IterationFolder:
     def shards(self, artefact: Artefact, key: str) -> Shards:
         """What there is so far of an artefact that is being made."""
         return Shards(self.path / f"{artefact.path.stem}.shards", key)
+
+    def log(self, artefact: Artefact) -> Json:
+        """The rows that an artefact's phase logged, sealed with its key: `{"rows": […]}`."""
+        return Json(self.path / "metrics" / f"{artefact.path.stem}.json", artefact.phase)
 
     def finished(self) -> list[Artefact]:
         """The artefacts that are there, in the order of the phases."""

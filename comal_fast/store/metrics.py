@@ -8,20 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from comal_fast.store import sinks
-from comal_fast.store.artefacts import write_text
+from comal_fast.store.files import write_text
 
 Row = dict[str, Any]
 
 
 def read_metrics(path: Path) -> list[Row]:
     """All whole rows (a kill can leave a torn last line)."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+    return read_rows(path)[0]
+
+
+def read_rows(path: Path) -> tuple[list[Row], int]:
+    """(all whole rows, how many lines are none)."""
+    rows, torn = [], 0
+    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
+        if not line:
             continue
-    return rows
+        try:
+            row = json.loads(line)
+            whole = isinstance(row["phase"], str) and isinstance(row["iteration"], int)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            whole = False
+        if whole:
+            rows.append(row)
+        else:
+            torn += 1
+    return rows, torn
 
 
 def write_metrics(path: Path, rows: list[Row]) -> None:

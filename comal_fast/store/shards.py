@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -10,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from comal_fast.errors import InputError
-from comal_fast.store.artefacts import read_json, write_text
+from comal_fast.store.artefacts import Json
 
 SECONDS, ITEMS = 30.0, 256  # after which what has come since the last shard is written
 
@@ -30,19 +28,15 @@ class Shards:
         return Shards(self.folder / name, self.key)
 
     def read(self) -> dict[int, Any]:
-        """Every item that is kept. What was made from other things, or is damaged, is removed."""
+        """Every item that is kept. What was made from other things is removed."""
         found: dict[int, Any] = {}
         for file in sorted(self.folder.glob("*.json")):
-            try:
-                content = read_json(file)
-                fits = content.get("key") == self.key
-                items = {int(number): item for number, item in content["items"].items()}
-            except (InputError, KeyError, ValueError, AttributeError):
-                fits = False
-            if fits:
-                found |= items
+            shard = Json(file, "")
+            if shard.holds(self.key):
+                items = shard.read()["items"]
+                found |= {int(number): item for number, item in items.items()}
             else:
-                file.unlink()
+                file.unlink(missing_ok=True)
         return found
 
     def add(self, items: Mapping[int, Any]) -> None:
@@ -55,8 +49,8 @@ class Shards:
     def write(self) -> None:
         """Write what is not written yet: a file, whole or absent, named after its first item."""
         if self._held:
-            content = json.dumps({"key": self.key, "items": self._held})
-            write_text(self.folder / f"{min(self._held)}.json", content + "\n")
+            shard = Json(self.folder / f"{min(self._held)}.json", "")
+            shard.write({"items": self._held}, self.key)
         self._held, self._since = {}, None
 
     def discard(self) -> None:

@@ -63,7 +63,7 @@ def _write(
     failed: dict[str, str],
 ) -> None:
     from comal_fast.figures.style import LIGHT, to_png
-    from comal_fast.store.artefacts import write_bytes, write_json, write_text
+    from comal_fast.store.files import write_bytes, write_json, write_text
     from comal_fast.sweep.conclusions import conclusions
     from comal_fast.sweep.markdown import render
     from comal_fast.sweep.plot import draw

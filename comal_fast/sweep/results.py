@@ -17,7 +17,7 @@ from comal_fast.errors import InputError
 from comal_fast.lm_game.measure import measure
 from comal_fast.oracles import make_oracle
 from comal_fast.statistics import Array, Interval, bootstrap_interval, to_interval
-from comal_fast.store.artefacts import Table, read_json
+from comal_fast.store.artefacts import Table
 from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.runs import is_finished, spent_seconds
 from comal_fast.system.terminal import progress
@@ -119,12 +119,12 @@ def collect(folder: Path, axes: list[Axis], cells: list[Cell], failed: dict[str,
         _effects(axes, results, game),
         standings(game.names, game.wins, *settings) if game else [],
         nash_support(game, first.config.seed).tolist() if game else [],
-        read_json(first.directory.summary),
+        _summary(first),
     )
 
 
 def _result(cell: Cell, seconds: float) -> Result:
-    summary = read_json(cell.directory.summary)
+    summary = _summary(cell)
     final = cell.directory.iteration(summary["result"])
     evaluation = final.evaluation.read()
     n = evaluation["n_prompts"]
@@ -145,6 +145,12 @@ def _result(cell: Cell, seconds: float) -> Result:
         seconds=seconds,
         exact=_exact(cell, summary["result"]),
     )
+
+
+def _summary(cell: Cell) -> dict[str, Any]:
+    found = cell.directory.read_summary()
+    assert found is not None, "a finished cell has one"
+    return found
 
 
 def _exact(cell: Cell, iterate: int) -> Exact | None:

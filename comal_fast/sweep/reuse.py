@@ -64,14 +64,16 @@ def start_from(cell: Cell, finished: Iterable[Cell]) -> Cell | None:
     for have, want in zip(theirs.before_training(), ours.before_training(), strict=True):
         if have.exists():
             _link(have.path, want.path)
+        if (log := theirs.log(have)).exists():
+            copy = ours.log(want).path
+            copy.parent.mkdir(exist_ok=True)
+            _link(log.path, copy)
 
     def shared(phase: str, iteration: int) -> bool:
         return iteration <= common or (iteration == common + 1 and phase in BEFORE_TRAINING)
 
     rows = source.directory.rows()
     write_metrics(temporary.metrics, [r for r in rows if shared(r["phase"], r["iteration"])])
-    done = source.directory.done()
-    temporary.write_done([(t, phase) for t, phase in done if shared(phase, t)])
     if target.exists():  # a start that was broken off before any phase
         shutil.rmtree(target)
     temporary.path.rename(target)

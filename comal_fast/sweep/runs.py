@@ -9,7 +9,7 @@ from pathlib import Path
 from comal_fast.config import load_saved
 from comal_fast.config.plugins import sources
 from comal_fast.errors import InputError
-from comal_fast.store.artefacts import read_json, write_json
+from comal_fast.store.files import read_json, write_json
 from comal_fast.sweep.grid import Cell
 from comal_fast.sweep.reuse import start_from
 from comal_fast.system.terminal import console, duration
@@ -18,7 +18,7 @@ from comal_fast.system.terminal import console, duration
 def is_finished(cell: Cell) -> bool:
     """Whether its run wrote a summary, of this very configuration and its plugins."""
     directory = cell.directory
-    if not directory.summary.is_file() or not directory.config.is_file():
+    if not directory.summary.exists() or not directory.config.is_file():
         return False
     try:
         written = directory.read_summary() or {}

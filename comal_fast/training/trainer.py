@@ -24,7 +24,7 @@ from comal_fast.model.logps import passed_tokens
 from comal_fast.model.packed import packed_attention
 from comal_fast.optim import make_optimizer
 from comal_fast.plan.check import recomputed_layers
-from comal_fast.store.artefacts import read_json, write_json
+from comal_fast.store.files import read_json, write_json
 from comal_fast.system.ranks import is_main
 from comal_fast.training.batches import Group, MicroBatch, epoch_batches, micro_batches
 from comal_fast.training.items import Items, hyperparameters, implicit_rewards

@@ -21,6 +21,7 @@ from comal_fast.errors import InputError
 from comal_fast.loop import run_all
 from comal_fast.system.doing import doing, done_when
 from comal_fast.system.processes import run_apart
+from resume import contents
 
 FAULTS: dict[str, Callable[[], Any]] = {
     "numpy": lambda: np.zeros(2) + np.zeros(3),
@@ -86,25 +87,52 @@ def test_what_the_user_gave_is_one_line(
     config = load_config(tiny_run, ["phases=process"])
     monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
     run_all(config)
-    samples = Path(config.output_dir) / "iterations/0001/samples.parquet"
-    samples.write_bytes(samples.read_bytes()[:100])
+    foreign = Path(config.output_dir) / "iterations/0001/model/model-00002-of-00002.safetensors"
+    foreign.write_bytes(b"")
     assert main(["run", str(tiny_run), "phases=process"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and str(samples) in error and "delete it" in error
+    assert error.count("\n") == 1 and str(foreign) in error and "move it elsewhere" in error
 
 
-def test_a_damaged_file_is_named(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_file_is_named_and_made_again(
+    tiny_run: Path, capsys: pytest.CaptureFixture
+) -> None:
     assert main(["run", str(tiny_run)]) == 0
-    folder = tiny_run.parent / "run" / "iterations/0001"
-    for name in ("evaluation.json", "model/comal.json", "judgments.parquet"):
-        whole = (folder / name).read_bytes()
-        for damaged in (b"", whole[: len(whole) // 2]):
-            (folder / name).write_bytes(damaged)
+    run = tiny_run.parent / "run"
+    before, rows = contents(run), (run / "metrics.jsonl").read_bytes()
+    names = ("evaluation.json", "model/comal.json", "model/model.safetensors", "judgments.parquet")
+    for name in names:
+        file = run / "iterations/0001" / name
+        whole = file.read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 3] ^= 4
+        for damaged in (b"", whole[: len(whole) // 2], bytes(flipped)):
+            file.write_bytes(damaged)
             capsys.readouterr()
-            assert main(["run", str(tiny_run)]) == 2, name
-            error = capsys.readouterr().err
-            assert error.count("\n") == 1 and str(folder / name) in error
-        (folder / name).write_bytes(whole)
+            assert main(["run", str(tiny_run)]) == 0, name
+            said = capsys.readouterr()
+            assert f"{file}: damaged" in said.out
+            assert (
+                (file.parent if "/" in name else file)
+                .with_name(f"{name.split('/')[0]}.bad")
+                .exists()
+            )
+            assert contents(run) == before
+    (run / "metrics.jsonl").write_bytes(rows.replace(b'"loss": ', b'"loss": 1', 1))
+    assert main(["run", str(tiny_run)]) == 0
+    assert "not what was logged" in capsys.readouterr().out
+    assert (run / "metrics.jsonl.bad").exists()
+    assert len((run / "metrics.jsonl").read_bytes().splitlines()) == len(rows.splitlines())
+
+
+def test_a_phase_alone_names_what_is_damaged(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["run", str(tiny_run)]) == 0
+    samples = tiny_run.parent / "run" / "iterations/0001/samples.parquet"
+    samples.write_bytes(samples.read_bytes()[:100])
+    for phase in ("judge", "logps"):
+        assert main([phase, str(tiny_run), "--iteration", "1"]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith(f"comal-fast: error: {samples}: damaged")
 
 
 def test_a_reader_that_goes_away(tiny_run: Path) -> None:
@@ -232,8 +260,6 @@ def test_a_checkpoint_that_is_torn(
     folder = tiny_run.parent / "run" / "iterations/0001/checkpoint"
     (folder / "trainer.json").write_text('{"step"')
     capsys.readouterr()
-    assert main(given) == 2
-    error = capsys.readouterr().err
-    assert f"delete {folder}, and this iteration trains anew" in error
-    shutil.rmtree(folder)
     assert main(given) == 0
+    said = capsys.readouterr().out
+    assert f"{folder / 'trainer.json'}: damaged" in said and "set aside as checkpoint.bad" in said

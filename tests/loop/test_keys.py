@@ -62,7 +62,8 @@ def artefacts(config: Config) -> dict[str, bytes]:
     """Path in the run directory → content, of everything that carries a key, and of the weights."""
     run = RunDirectory(config.output_dir)
     kinds = ("*.parquet", "evaluation.json", "diagnostics.json", "comal.json", "*.safetensors")
-    files = (f for kind in kinds for f in run.iterations_folder.rglob(kind))
+    files = (f for kind in kinds for f in run.iterations_folder.glob(f"*/**/{kind}"))
+    files = (f for f in files if f.parent.name != "metrics")  # they hold times
     return {str(f.relative_to(run.path)): f.read_bytes() for f in files}
 
 

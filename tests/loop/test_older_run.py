@@ -14,8 +14,9 @@ from comal_fast.context import Context
 from comal_fast.errors import InputError
 from comal_fast.loop import open_run
 from comal_fast.model.load import weight_files
-from comal_fast.store.artefacts import hash_files, make_key
+from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import PHASES, RunDirectory
+from comal_fast.store.files import hash_files
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 SAVED = sorted((DATA / "configs_0_1").glob("*.yaml"))
@@ -48,7 +49,7 @@ def test_goes_on_where_it_was_left(older: RunDirectory) -> None:
     first = {f: t for f, t in times(older).items() if "0002" not in f}
     assert main(["run", "tiny.yaml"]) == 0
     assert first.items() <= times(older).items()
-    assert {phase for t, phase in older.done() if t == 2} == set(PHASES)
+    assert {a.phase for a in older.iteration(2).finished()} == set(PHASES)
     samples = older.iteration(2).samples.read()  # 0.1's own: no conversation in it
     assert "messages" not in samples.column_names
 

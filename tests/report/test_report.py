@@ -277,7 +277,7 @@ def test_what_fired_is_shown_with_its_evidence_and_how_it_ended(tmp_path: Path) 
     text = "it loses to iterate 0: win rate 40.0%"
     finding = {"name": "degradation", "action": "rollback", "text": text, "evidence": {}}
     for t, findings in ((1, []), (2, [finding])):
-        content = {"key": "k", "iterate": t, "findings": findings, "distances": {}}
+        content = {"key": "0" * 32, "iterate": t, "findings": findings, "distances": {}}
         (path / f"iterations/{t:04d}/diagnostics.json").write_text(json.dumps(content))
     page = read_without_pictures(path)
     assert ["2", "degradation", "rollback", text] in page.cells

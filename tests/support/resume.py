@@ -26,3 +26,13 @@ def comparable(output: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl without times and memory."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(("perf/", "mem/"))} for row in rows]
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """What the phases wrote, byte by byte, but their metrics, which hold times."""
+    files = (f for f in (run / "iterations").rglob("*") if f.is_file())
+    return {
+        str(f.relative_to(run)): f.read_bytes()
+        for f in files
+        if ".bad" not in str(f) and f.parent.name != "metrics"
+    }

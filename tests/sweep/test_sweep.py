@@ -104,7 +104,7 @@ def test_a_cell_whose_configuration_is_not_read_is_run_again(tiny_run: Path) -> 
     config = load_config(tiny_run)
     directory = RunDirectory(config.output_dir)
     directory.path.mkdir(parents=True)
-    directory.summary.write_text("{}")
+    directory.summary.path.write_text("{}")
     for text in ("algorithm: {of_a_later_version: 1}", "[", "model: {name_or_path: x}"):
         directory.config.write_text(text)
         assert not is_finished(Cell("a", {}, config))

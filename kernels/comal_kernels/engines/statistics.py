@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,32 @@ class Statistics:
     topk: Tensor  # (n, k) log-probs of the likeliest words, descending
     topk_ids: Tensor  # (n, k) int64
     rest: Tensor  # (n,) what rounding took from lse: probabilities are relative to all of it
+
+
+def from_sums(
+    picked: Tensor,  # (n,) z[target]
+    top: Tensor,  # (n,) max z
+    total: Tensor,  # (n,) float64: Σ exp(z − top)
+    weighted: Tensor,  # (n,) float64: Σ exp(z − top) (z − top)
+    mean: Tensor,  # (n,) Σ z / V
+    top1: Tensor,  # (n,) bool
+    values: Tensor,  # (n, k) the largest z
+    ids: Tensor,  # (n, k)
+    dtype: torch.dtype,
+) -> Statistics:
+    """`Statistics` in `dtype` of rows whose sums are known: differences of what is large first."""
+    log = total.log()
+    lse = log + top
+    return Statistics(
+        logp=((picked - top) - log).to(dtype),
+        lse=lse.to(dtype),
+        entropy=(log - weighted / total).to(dtype),
+        mean_logit=mean.to(dtype),
+        top1=top1,
+        topk=((values - top[:, None]) - log[:, None]).to(dtype),
+        topk_ids=ids,
+        rest=(lse - lse.to(dtype)).to(dtype),
+    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from comal_kernels.engines.statistics import Slopes, Statistics
+from comal_kernels.engines.statistics import Slopes, Statistics, from_sums
 from comal_kernels.engines.torch import TorchEngine
 
 _NOWHERE = -1e4  # in place of −∞, whose product with a probability of 0 is no number
@@ -44,18 +44,9 @@ class TorchStatistics(TorchEngine):
             total += exp.sum(0)
             weighted += exp.mul_(gap.clamp_(min=_NOWHERE)).sum(0)
             top = raised
-        log = total.log()
-        lse = log + top
-        return Statistics(
-            logp=((picked - top) - log).to(self.dtype),
-            lse=lse.to(self.dtype),
-            entropy=(log - weighted / total).to(self.dtype),
-            mean_logit=(sums / vocab).to(self.dtype),
-            top1=best == target,
-            topk=((values - top) - log).to(self.dtype).t(),
-            topk_ids=ids.t(),
-            rest=(lse - lse.to(self.dtype)).to(self.dtype),
-        )
+        hit = best == target
+        means = sums / vocab
+        return from_sums(picked, top, total, weighted, means, hit, values.t(), ids.t(), self.dtype)
 
     def differentiate(
         self, x: Tensor, target: Tensor, found: Statistics, by: Slopes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from comal_kernels.engines import products
-from comal_kernels.engines.statistics import Slopes, Statistics
+from comal_kernels.engines.statistics import Slopes, Statistics, from_sums
 from comal_kernels.engines.triton import tuning
 from comal_kernels.engines.triton.engine import TritonEngine
 from comal_kernels.engines.triton.launch import epilogue_arguments
@@ -34,7 +34,7 @@ class TritonStatistics(TritonEngine):
 
     def statistics(self, x: Tensor, target: Tensor, k: int) -> Statistics:
         z, n = self._project(x), x.shape[0]
-        numbers = z.new_empty(5, n)
+        numbers = z.new_empty(5, n, dtype=torch.float64)
         likeliest = torch.empty(n, dtype=torch.int8, device=x.device)
         statistics_kernel[(n,)](
             logits=z,
@@ -45,10 +45,10 @@ class TritonStatistics(TritonEngine):
             KEEP=k > 0,
             **self._sweep(z),
         )
-        logp, lse, entropy, mean, rest = numbers.unbind(0)
+        picked, top, total, weighted, sums = numbers.unbind(0)
         values, ids = z.topk(min(k, z.shape[1]), dim=1)
-        topk = (values - lse[:, None]) - rest[:, None]  # exact till what lse lost comes off
-        return Statistics(logp, lse, entropy, mean, likeliest.bool(), topk, ids, rest)
+        means, hit = sums / z.shape[1], likeliest.bool()
+        return from_sums(picked, top, total, weighted, means, hit, values, ids, torch.float32)
 
     def differentiate(
         self, x: Tensor, target: Tensor, found: Statistics, by: Slopes

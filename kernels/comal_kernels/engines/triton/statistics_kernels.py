@@ -18,7 +18,7 @@ def statistics_kernel(
     logits,  # (n, V) float32: raw products; with KEEP final logits afterwards
     bias,  # (V,) or unused
     target,  # (n,) int64
-    numbers,  # (5, n) float32 out: logp, lse, entropy, mean logit, what rounding took from lse
+    numbers,  # (5, n) float64 out: z[target], max z, Σ exp(z − max), Σ exp(z − max) (z − max), Σ z
     likeliest,  # (n,) int8 out: the target is the likeliest word, of equals the first
     n,
     vocab,
@@ -72,15 +72,12 @@ def statistics_kernel(
         weighted += tl.sum((e * tl.maximum(gap, -1e4))[None, :], 1).to(tl.float64)
         total = less * total + tl.sum(e[None, :], 1).to(tl.float64)
         top = new
-    log = tl.log(total)
-    exact = log + top
-    lse = exact.to(tl.float32)
     at = numbers + row + one
-    tl.store(at, ((pick - top) - log).to(tl.float32))
-    tl.store(at + n, lse)
-    tl.store(at + 2 * n, (log - weighted / total).to(tl.float32))
-    tl.store(at + 3 * n, (sums / vocab).to(tl.float32))
-    tl.store(at + 4 * n, (exact - lse).to(tl.float32))
+    tl.store(at, pick.to(tl.float64))
+    tl.store(at + n, top.to(tl.float64))
+    tl.store(at + 2 * n, total)
+    tl.store(at + 3 * n, weighted)
+    tl.store(at + 4 * n, sums)
     tl.store(likeliest + row + one, (best == wanted).to(tl.int8))
 
 
