@@ -79,17 +79,21 @@ class Policies:
         """
         config = self.config.model
         dequantised = self.directory.iteration(0).model
-        base = Stored(self.source, config.revision)
+        base = Stored(self.source, config.revision, trust_remote_code=config.trust_remote_code)
         if config.gguf_file is not None:
             if is_main() and not dequantised.holds(self._weights_key):
                 self._initial()
-            base = Stored(str(dequantised.path))
+            base = replace(base, source=str(dequantised.path), revision=None)
         if iterate == 0:
             return base
         self.key(iterate)
         model = self.directory.iteration(iterate).model
         model.verify()
-        return replace(base, adapter=model.path) if config.lora else Stored(str(model.path))
+        return (
+            replace(base, adapter=model.path)
+            if config.lora
+            else replace(base, source=str(model.path), revision=None)
+        )
 
     def forget(self) -> None:
         """Let go of all that are kept here, and of the GPU memory that they held."""
@@ -149,10 +153,13 @@ class Policies:
 
     @cached_property
     def _weights_key(self) -> str:
-        files = weight_files(self.source, self.config.model.gguf_file)
+        config = self.config.model
+        files = weight_files(self.source, config.gguf_file)
         weights = hash_files(files) if files else self.source
-        options = what(self.config.model) | {"name_or_path": None, "device": self.device.type}
+        options = what(config) | {"name_or_path": None, "device": self.device.type}
         del options["lora"], options["quantization"]  # no part of the weights as they are stored
+        if not config.trust_remote_code:  # as before there was such an option
+            del options["trust_remote_code"]
         return make_key("model", weights, options)
 
     @property

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from comal_fast.config.options import Options
+from comal_fast.config.options import Options, how
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Attention = Literal["auto", "flash_attention_2", "torch_varlen", "flex_attention", "sdpa"]
@@ -59,6 +59,11 @@ class ModelConfig(Options):
     quantization: Literal["none", "nf4"] = "none"
     """`nf4`: the frozen weights in 4 bits, all but embeddings and head (QLoRA, arXiv 2305.14314).
     Needs `model.lora`."""
+    trust_remote_code: bool = False
+    """Run the Python code that comes with the model. Without it nothing is run, nor asked."""
+    pickled_weights: bool = how(False)
+    """Read `pytorch_model.bin` where there are no safetensors: a pickle, read for its tensors
+    alone (torch's `weights_only`)."""
     liger_kernels: Literal["auto", "on", "off"] = "auto"
     """Liger's kernels for norms, positions and gated MLPs: `auto` takes them on CUDA where
     liger-kernel is installed and knows the model."""

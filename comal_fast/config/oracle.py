@@ -107,6 +107,9 @@ class JudgeConfig(AskingConfig):
     """Token budget of one pass, a prompt counted once for all responses in it."""
     trust_remote_code: bool = False
     """Run the Python code that comes with the model. Needed by some, ArmoRM among them."""
+    pickled_weights: bool = how(False)
+    """Read `pytorch_model.bin` where there are no safetensors: a pickle, read for its tensors
+    alone (torch's `weights_only`)."""
 
     @field_validator("model")
     @classmethod

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from comal_fast.distributed.group import broadcast, wait
+from comal_fast.distributed.reading import Planner, Reader
 from comal_fast.store.artefacts import Folder
 from comal_fast.system.ranks import rank, world
 
@@ -64,14 +65,14 @@ def load(folder: Path, model: Any, optimizer: Any) -> None:
     weights, groups_and_state = get_state_dict(model, optimizer, options=_TRAINED)
     own: Any = groups_and_state
     state = _state(weights, own)
-    stored = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    stored = Reader(folder).read_metadata().state_dict_metadata
     counts = {name: entry["step"] for name, entry in own["state"].items()}
     for name, count in counts.items():
         kept = stored.get(f"optimizer.state.{name}.step")
         if isinstance(kept, BytesStorageMetadata) == isinstance(count, Tensor):  # the other's
             own["state"][name]["step"] = 0 if isinstance(count, Tensor) else torch.zeros(())
     with _plainly() as option:
-        dcp.load(state, checkpoint_id=folder, **option)
+        dcp.load(state, storage_reader=Reader(folder), planner=Planner(), **option)
     for name, count in counts.items():
         entry = state["optimizer"]["state"][name]
         if isinstance(count, Tensor):

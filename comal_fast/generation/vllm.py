@@ -118,6 +118,7 @@ class VllmEngine:
         engine = {
             "model": stored.source,
             "revision": stored.revision,
+            "trust_remote_code": stored.trust_remote_code,
             "dtype": config.dtype,
             "max_model_len": own.max_model_len or longest,
             "tensor_parallel_size": own.tensor_parallel_size,

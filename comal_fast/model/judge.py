@@ -27,7 +27,13 @@ from comal_fast.data.template import Refused, render
 from comal_fast.errors import InputError
 from comal_fast.model.adapters import nf4
 from comal_fast.model.head import check_head
-from comal_fast.model.load import find_source, load_pretrained, pick_device, weight_files
+from comal_fast.model.load import (
+    find_source,
+    load_pretrained,
+    pick_device,
+    weight_files,
+    weight_options,
+)
 from comal_fast.store.files import hash_files
 
 OPTION = "oracle.model"
@@ -160,6 +166,7 @@ def _load(
     quantized = options.quantization == "nf4"
     if quantized:
         wanted |= {"quantization_config": nf4(dtype, spared), "device_map": {"": str(device)}}
+    wanted |= weight_options(source, options.pickled_weights, _gguf(options), OPTION)
     model, seen = load_pretrained(auto, source, wanted, OPTION)
     return (model if quantized else model.to(device)).eval(), sorted(seen["missing_keys"])
 

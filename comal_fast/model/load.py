@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,17 @@ from comal_fast.model.adapters import keep_trainable, nf4
 from comal_fast.model.head import check_head
 from comal_fast.model.liger import use_liger
 from comal_fast.system.ranks import local_rank, world
+
+# what transformers raises for a folder that is not as it should be; RuntimeError: other shapes
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    ImportError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 def resolve_source(config: ModelConfig) -> str:
@@ -106,7 +118,7 @@ def load_tokenizer(config: ModelConfig, source: str | None = None) -> Any:
     if source is None:
         source, options = resolve_source(config), _options(config)
     else:
-        options = {}
+        options = _code(config)
     tokenizer = load_pretrained(AutoTokenizer, source, options)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -121,7 +133,8 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
     if source is None:
         source, options = resolve_source(config), _options(config)
     else:
-        options = {}
+        options = _code(config)
+    options |= weight_options(source, config.pickled_weights, options.get("gguf_file"))
     device, dtype = pick_device(config.device), getattr(torch, config.dtype)
     options |= {"dtype": dtype}
     if config.quantization == "nf4":
@@ -151,7 +164,32 @@ def model_config(config: ModelConfig, source: str) -> Any:
 
 def _options(config: ModelConfig) -> dict[str, Any]:
     pairs = {"gguf_file": config.gguf_file, "revision": config.revision}
-    return {name: value for name, value in pairs.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in pairs.items() if value is not None}
+    return given | _code(config)
+
+
+def _code(config: ModelConfig) -> dict[str, Any]:
+    """Said in so many words: transformers asks on the terminal where it isn't."""
+    return {"trust_remote_code": config.trust_remote_code}
+
+
+def weight_options(
+    source: str, pickled: bool, gguf_file: str | None, option: str = "model.name_or_path"
+) -> dict[str, Any]:
+    """Options of `from_pretrained` that keep pickles out.
+
+    Raises InputError for a folder that holds nothing else.
+    """
+    if pickled or gguf_file is not None:
+        return {}
+    folder = Path(source)
+    bins = sorted(f.name for f in folder.glob("*.bin")) if folder.is_dir() else []
+    if bins and not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"{option} {source}: {bins[0]} is a pickle, and there are no safetensors; convert it, "
+            f"or set {option.split('.')[0]}.pickled_weights=true to read its tensors"
+        )
+    return {"use_safetensors": True}
 
 
 def load_pretrained(
@@ -160,6 +198,13 @@ def load_pretrained(
     """What `auto` makes of a folder or hub name. Raises InputError, with `option`, if it can't."""
     try:
         return auto.from_pretrained(source, **options)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except _UNREADABLE as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"{option} {source}: Python code comes with it; read that, then set "
+                f"{option.split('.')[0]}.trust_remote_code=true to run it"
+            ) from None
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise InputError(f"{option} {source}: can't be loaded: {first}") from None

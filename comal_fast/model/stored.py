@@ -19,16 +19,18 @@ class Stored:
     source: str
     revision: str | None = None
     adapter: Path | None = None
+    trust_remote_code: bool = False
 
 
 def generation_config(stored: Stored) -> Any:
     """transformers' generation config of a policy, as its loaded model would have it."""
     options: dict[str, Any] = {} if stored.revision is None else {"revision": stored.revision}
+    code = {"trust_remote_code": stored.trust_remote_code}
     try:
         return GenerationConfig.from_pretrained(stored.source, **options)
     except OSError:
         return GenerationConfig.from_model_config(
-            load_pretrained(AutoConfig, stored.source, options)
+            load_pretrained(AutoConfig, stored.source, options | code)
         )
 
 

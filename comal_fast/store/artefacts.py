@@ -216,13 +216,7 @@ def write_folder(path: Path, key: str) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
-    sums = {}
-    for file in _files(temporary):
-        sync(file)
-        sums[str(file.relative_to(temporary))] = checksum(file)
-    text = json.dumps({"key": blank(key), "files": sums}, indent=2) + "\n"
-    write_bytes(temporary / KEY_FILE, sealed(text.encode(), key))
-    sync(temporary)
+    seal_folder(temporary, key)
     if path.exists():  # a folder cannot be renamed onto another
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -232,6 +226,18 @@ def write_folder(path: Path, key: str) -> Iterator[Path]:
     else:
         temporary.rename(path)
     sync(path.parent)
+
+
+def seal_folder(path: Path, key: str) -> None:
+    """Write the key and the checksums of a folder's files into it, and all of them to disk."""
+    sums = {}
+    for file in _files(path):
+        if file.name != KEY_FILE:
+            sync(file)
+            sums[str(file.relative_to(path))] = checksum(file)
+    text = json.dumps({"key": blank(key), "files": sums}, indent=2) + "\n"
+    write_bytes(path / KEY_FILE, sealed(text.encode(), key))
+    sync(path)
 
 
 def _files(folder: Path) -> list[Path]:
