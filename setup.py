@@ -20,6 +20,7 @@ setup(
         "torch>=2.11",
         "scipy>=1.14",
         "transformers>=5.17",
+        "regex>=2025.1",
         "accelerate>=1.10",
         "gguf>=0.17",
         "safetensors>=0.6",

@@ -13,7 +13,7 @@ from comal_fast.data.pairs import TokenizedPair, left_out_line, load_pairs, toke
 from comal_fast.data.prompts import Prompt, iteration_slice, load_prompts, split_prompts
 from comal_fast.data.template import end_of_turn
 from comal_fast.data.tokenize import TokenizedPrompt, tokenize_prompts
-from comal_fast.model.load import pick_device
+from comal_fast.model.load import check_sizes, pick_device
 from comal_fast.optim import check_installed
 from comal_fast.policies import Policies
 from comal_fast.store.directory import RunDirectory
@@ -114,6 +114,21 @@ class Context:
             )
         by_prompt = dict(zip(prompts, tokenized, strict=True))
         return *split_prompts(prompts, data.eval_prompts, self.config.seed), by_prompt
+
+    def check_sizes(self) -> None:
+        """Raise InputError for tokens or positions that the model has not, before all work."""
+        config = self.config
+        prompts = list(self._prompts[2].values())
+        new = config.generation.max_new_tokens if needs_samples(config) else 0
+        sequences = [p.ids for p in prompts]
+        longest = max(map(len, sequences), default=0) + new
+        if config.data.pairs is not None:
+            for pair in (pair for some in self._pairs.values() for pair in some):
+                sequences += [pair.chosen_ids, pair.rejected_ids]
+                response = max(len(pair.chosen_ids), len(pair.rejected_ids))
+                longest = max(longest, len(pair.prompt.ids) + response)
+        if config.model.gguf_file is None:  # whose tokenizer is in the same file
+            check_sizes(config.model, self.policies.source, self.tokenizer, sequences, longest)
 
     def training_prompts(self, iteration: int) -> list[TokenizedPrompt]:
         """The prompts that 1-based `iteration` visits."""

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -24,7 +25,7 @@ from comal_fast.plan.check import check_device
 from comal_fast.report import write_report
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import PHASES
-from comal_fast.store.files import locked
+from comal_fast.store.files import check_folder, locked
 from comal_fast.store.metrics import Row
 from comal_fast.system.doing import doing
 from comal_fast.system.machine import device_name, versions
@@ -132,17 +133,18 @@ def open_run(config: Config) -> Iterator[Context]:
     process has the directory.
     """
     check_ranks(config, world())
+    check_folder(Path(config.output_dir), "output_dir")
     context = Context(config)
     if context.device.type == "cpu":
         check_cpu(config)
     check_device(config, context.device)
     if needs_samples(config):
         make_oracle(config.oracle)  # says what it lacks, before anything is sampled
-    context.held_out_prompts()
+    context.check_sizes()
     if config.data.pairs is not None:
         given.check_held_out(context)
     taken = f"output_dir {context.directory}: another comal-fast is at work in it"
-    with locked(context.directory.path, taken):
+    with locked(context.directory.path, "output_dir", taken):
         context.write_headers()
         context.directory.restore_metrics()
         yield context

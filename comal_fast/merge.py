@@ -68,6 +68,8 @@ def merge(run_dir: Path, iterate: int, output: Path) -> None:
     policies = context.policies
     key = make_key("merge", policies.key(iterate))  # says so where there is no such iterate
     folder = context.directory.iteration(iterate).model.path
+    policies.check_base(iterate)
+    context.directory.iteration(iterate).model.verify()
     base = policies.load(0)
     if context.config.model.quantization == "nf4":
         base = base.dequantize(dtype=base.dtype)

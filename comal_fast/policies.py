@@ -114,6 +114,15 @@ class Policies:
             )
         return key
 
+    def check_base(self, iterate: int) -> None:
+        """Raise InputError where the weights have changed that π_iterate's adapter rests on."""
+        folder = self.directory.iteration(iterate).model
+        if folder.rests_on() not in (None, self.key(0)):
+            raise InputError(
+                f"{folder.path}: this adapter was trained on other weights than those that are in "
+                f"model.name_or_path {self.source} now"
+            )
+
     def _read(self, iterate: int) -> Any:
         folder, config = self.directory.iteration(iterate).model, self.config.model
         if iterate == 0:
@@ -125,6 +134,7 @@ class Policies:
             has, asked = ("an", "none") if config.lora is None else ("no", "one")
             raise InputError(f"{folder.path}: it holds {has} adapter, model.lora asks for {asked}")
         if config.lora:
+            self.check_base(iterate)
             return load_adapter(self.load(0), config, folder.path)
         return load_model(config, str(folder.path))
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import re
+import regex
 
-_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)?|\d+(?:[.,]\d+)*")
+# scripts without blanks between words: a character counts as one
+_UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_LETTERS = rf"(?:[\p{{L}}--[{_UNSPACED}]]\p{{M}}*)+"
+_ALONE = regex.compile(rf"(?V1)[[{_UNSPACED}]&&\p{{L}}]\p{{M}}*")
+_WORD = regex.compile(rf"{_ALONE.pattern}|{_LETTERS}(?:['’]{_LETTERS})?|\d+(?:[.,]\d+)*")
 _STOP_WORDS = frozenset(
     """
     a about after all also an and any are as at be because been but by can could did do does
@@ -23,7 +27,8 @@ def words(text: str) -> list[str]:
 
 def content_words(text: str) -> set[str]:
     """Distinct words that carry meaning, cut to a common stem of at most six letters."""
-    return {word[:6] for word in words(text) if word not in _STOP_WORDS and len(word) > 1}
+    meant = (w for w in words(text) if len(w) > 1 or _ALONE.fullmatch(w))
+    return {word[:6] for word in meant if word not in _STOP_WORDS}
 
 
 def repetition(text: str) -> float:

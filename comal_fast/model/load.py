@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from comal_fast.config.schema import ModelConfig
+from comal_fast.data.template import end_of_turn
 from comal_fast.errors import InputError
 from comal_fast.model.adapters import keep_trainable, nf4
 from comal_fast.model.head import check_head
@@ -30,6 +32,11 @@ _UNREADABLE = (
     pickle.UnpicklingError,
 )
 
+_ADAPTER = (
+    "it holds an adapter, not a model; merge it into its base (peft: merge_and_unload, "
+    "save_pretrained), and name that folder"
+)
+
 
 def resolve_source(config: ModelConfig) -> str:
     """A folder or hub name. Raises InputError for a package, folder or file that is not there."""
@@ -37,6 +44,8 @@ def resolve_source(config: ModelConfig) -> str:
     path, file = Path(source), config.gguf_file
     if path.is_dir() and file is not None and not (path / file).is_file():
         raise InputError(f"model.gguf_file {file}: not in {path}")
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"model.name_or_path {source}: {_ADAPTER}")
     return source
 
 
@@ -153,13 +162,55 @@ def load_model(config: ModelConfig, source: str | None = None) -> Any:
 
 def _ready(model: Any, config: ModelConfig, source: str) -> Any:
     """The model in eval mode, with Liger's kernels where they are wanted, its head checked."""
+    if getattr(model, "peft_config", None):  # of a hub name: nobody saw its files before
+        raise InputError(f"model.name_or_path {source}: {_ADAPTER}")
     check_head(model.eval(), source)
+    without_dropout(model)
     return use_liger(model, config.liger_kernels)
+
+
+def without_dropout(model: Any) -> None:
+    """Set the model's own dropout to 0: what trains is the policy that is sampled and measured.
+
+    Adapters come later, and may have theirs.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name.lower()):
+                setattr(module, name, 0.0)
 
 
 def model_config(config: ModelConfig, source: str) -> Any:
     """transformers' configuration alone: no weights are read."""
     return load_pretrained(AutoConfig, source, _options(config))
+
+
+def check_sizes(
+    config: ModelConfig, source: str, tokenizer: Any, sequences: Iterable[list[int]], longest: int
+) -> None:
+    """Raise InputError where a sequence has a token that the model has no row for, or is too long.
+
+    `longest`: tokens of the longest row that will go through the model.
+    """
+    sizes = model_config(config, source).get_text_config()
+    rows, positions = sizes.vocab_size, getattr(sizes, "max_position_embeddings", None)
+    ends = [i for i in (tokenizer.eos_token_id, end_of_turn(tokenizer)[1]) if i is not None]
+    highest = max((max(ids, default=0) for ids in (ends, *sequences)), default=0)
+    if highest >= rows:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise InputError(
+            f"model.name_or_path {source}: its tokenizer has {token!r} as token {highest}, and the "
+            f"model {rows} rows of embeddings; resize them (resize_token_embeddings), or take the "
+            "tokenizer that the model came with"
+        )
+    if positions and longest > positions:
+        raise InputError(
+            f"data.max_length: a prompt with its response may have {longest} tokens, and the model "
+            f"has positions for {positions}; lower generation.max_new_tokens or "
+            "data.max_prompt_length"
+        )
 
 
 def _options(config: ModelConfig) -> dict[str, Any]:

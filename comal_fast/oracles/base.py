@@ -20,9 +20,13 @@ class Comparison:
     """Responses to one conversation: every one of `left` is to be compared with all of `right`."""
 
     messages: Messages
-    """Every message before the responses, the system's included."""
+    """Every message before the responses, the system's included; a text is the user's."""
     left: Sequence[str]
     right: Sequence[str]
+
+    def __post_init__(self) -> None:
+        if isinstance(self.messages, str):
+            object.__setattr__(self, "messages", (Message("user", self.messages),))
 
     @property
     def prompt(self) -> str:

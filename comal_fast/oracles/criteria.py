@@ -20,7 +20,8 @@ from comal_fast.config.oracle import CriteriaConfig, Criterion
 from comal_fast.data.text import content_words, repetition, words
 from comal_fast.oracles.base import Comparison, Oracle
 
-_CLOSERS = "\"'”’)]}*_`"
+_CLOSERS = "\"'”’)]}*_`»›」』】）》"
+_ENDS = ".!?…‽⁇⁈⁉‼。！？．｡।॥؟۔։።፧፨။។៕᙮᠃"  # by script
 _BOILERPLATE = re.compile(
     r"\W*(sure|certainly|of course|absolutely|as an ai|i'm sorry|i am sorry|i apologi[sz]e|"
     r"here(?:'s| is| are)|thank you for|great question|i'd be happy|i would be happy)\b",
@@ -48,7 +49,7 @@ def _says_something(prompt: str, response: str, target: int) -> float:
 
 def _complete(prompt: str, response: str, target: int) -> float:
     """Finishes its sentence: ends with a full stop, a question mark or an exclamation mark."""
-    return float(response.rstrip().rstrip(_CLOSERS).endswith((".", "!", "?", "…", "。")))
+    return float(response.rstrip().rstrip(_CLOSERS).endswith(tuple(_ENDS)))
 
 
 def _varied(prompt: str, response: str, target: int) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from comal_fast.config import Config
 from comal_fast.config.options import what
 from comal_fast.config.plugins import source_of
 from comal_fast.config.validate import prox_options
@@ -19,7 +20,7 @@ from comal_fast.phases.judge import read_matrices, win_rates
 from comal_fast.phases.logps import prompt_responses
 from comal_fast.store.artefacts import make_key
 from comal_fast.system.ranks import is_main, world
-from comal_fast.system.terminal import progress
+from comal_fast.system.terminal import console, progress
 from comal_fast.training.items import Items, make_items
 from comal_fast.training.trainer import Trainer
 from comal_kernels import PROX
@@ -94,6 +95,13 @@ def fit(
     if world() > 1:  # what a shard is cut from is freed only if nobody keeps it
         policies.forget()
     trainer = Trainer(config, model, items, sequences, iteration)
+    if (share := lost_updates(model, config)) > 0.5:
+        console.print(
+            f"  [yellow]![/] {share:.0%} of the {config.model.dtype} weights are so large that a "
+            f"step of training.learning_rate={config.training.learning_rate:g} rounds to nothing; "
+            "training.stochastic_rounding=true keeps it on average",
+            soft_wrap=True,
+        )
     rows: list[dict[str, Any]] = []
     if resumed:
         rows = trainer.restore(folder.checkpoint.path)
@@ -110,11 +118,28 @@ def fit(
     weights = whole_state(model) if world() > 1 else None
     if is_main():
         folder.log(folder.model).write({"rows": rows}, key)
-        with folder.model.write(key) as temporary:
+        base = policies.key(0) if config.model.lora else None
+        with folder.model.write(key, rests_on=base) as temporary:
             model.save_pretrained(temporary, state_dict=weights)
             context.tokenizer.save_pretrained(temporary)
     if world() == 1:
         policies.keep(iteration, model)
+
+
+def lost_updates(model: Any, config: Config) -> float:
+    """The share of trained weights that an AdamW step, of about the learning rate, leaves alone.
+
+    Rounded to nearest, w changes by half the distance to its neighbours at least; seen on some.
+    """
+    if config.training.stochastic_rounding:
+        return 0.0
+    lost, seen = 0, 0
+    for weight in (p.detach() for p in model.parameters() if p.requires_grad):
+        local = weight.to_local() if hasattr(weight, "to_local") else weight
+        some = local.flatten()[:: max(1, local.numel() // 4096)].abs()
+        lost += int((some + config.training.learning_rate == some).sum())
+        seen += some.numel()
+    return lost / max(1, seen)
 
 
 def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResponse]]:

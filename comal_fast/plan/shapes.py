@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from comal_fast.errors import InputError
@@ -158,7 +159,8 @@ def read_shape(model: Any) -> Shape:
     from comal_fast.model.load import model_config, resolve_source
 
     known = KNOWN.get(short_name(model.name_or_path))
-    local = model.name_or_path.startswith(("package:", ".", "/", "~"))
+    name = model.name_or_path
+    local = name.startswith(("package:", ".", "/", "~")) or Path(name).is_dir()
     if known is not None and not local:
         return known
     try:

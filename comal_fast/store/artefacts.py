@@ -170,10 +170,15 @@ class Folder(Artefact):
     def verify(self) -> None:
         verify_folder(self.path)
 
+    def rests_on(self) -> str | None:
+        """The key of the weights that an adapter in it was trained on, where it says so."""
+        file = self.path / KEY_FILE
+        return _parsed(file)[1].get("rests_on") if file.is_file() else None
+
     @contextmanager
-    def write(self, key: str) -> Iterator[Path]:
+    def write(self, key: str, rests_on: str | None = None) -> Iterator[Path]:
         """Yield a temporary folder that takes the artefact's place when the block ends well."""
-        with write_folder(self.path, key) as temporary:
+        with write_folder(self.path, key, rests_on) as temporary:
             yield temporary
 
 
@@ -210,13 +215,13 @@ def verify_folder(path: Path) -> None:
 
 
 @contextmanager
-def write_folder(path: Path, key: str) -> Iterator[Path]:
+def write_folder(path: Path, key: str, rests_on: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, sealed, when the block ends well."""
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     yield temporary
-    seal_folder(temporary, key)
+    seal_folder(temporary, key, rests_on)
     if path.exists():  # a folder cannot be renamed onto another
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
@@ -228,14 +233,15 @@ def write_folder(path: Path, key: str) -> Iterator[Path]:
     sync(path.parent)
 
 
-def seal_folder(path: Path, key: str) -> None:
+def seal_folder(path: Path, key: str, rests_on: str | None = None) -> None:
     """Write the key and the checksums of a folder's files into it, and all of them to disk."""
     sums = {}
     for file in _files(path):
         if file.name != KEY_FILE:
             sync(file)
             sums[str(file.relative_to(path))] = checksum(file)
-    text = json.dumps({"key": blank(key), "files": sums}, indent=2) + "\n"
+    more = {} if rests_on is None else {"rests_on": rests_on}
+    text = json.dumps({"key": blank(key), **more, "files": sums}, indent=2) + "\n"
     write_bytes(path / KEY_FILE, sealed(text.encode(), key))
     sync(path)
 

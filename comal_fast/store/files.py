@@ -142,17 +142,32 @@ def write_all(contents: dict[str, bytes]) -> None:
         raise InputError(f"{name}: cannot be written ({error.strerror})") from None
 
 
+def check_folder(path: Path, option: str) -> None:
+    """Raise InputError, naming `option`, where no folder can be made at `path`, or written to."""
+    try:
+        there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    except OSError as error:
+        raise InputError(
+            f"{option} {path}: no such folder can be made ({error.strerror})"
+        ) from None
+    if not there.is_dir():
+        raise InputError(f"{option} {path}: {there} is a file; name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{option} {path}: {there} can't be written to; name another folder")
+
+
 @contextmanager
-def locked(folder: Path, taken: str) -> Iterator[None]:
+def locked(folder: Path, option: str, taken: str) -> Iterator[None]:
     """Within the block a folder, which is made, is this process's alone.
 
-    Raises InputError, `taken`, where another process has it.
+    Raises InputError naming `option` where it can't be written to, and `taken` where another
+    process has it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"{folder}: it can't be written to ({error.strerror})") from None
+        raise InputError(f"{option} {folder}: it can't be written to ({error.strerror})") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

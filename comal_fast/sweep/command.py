@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from comal_fast.store.files import locked
     from comal_fast.sweep.runs import run_cells
 
-    with locked(folder, f"{folder}: another comal-fast sweep is at work in it"):
+    with locked(folder, "sweep", f"{folder}: another comal-fast sweep is at work in it"):
         failed = run_cells(folder, cells)
     _write(args, folder, axes, cells, failed)
     return 1 if failed else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from typing import Any
 
@@ -101,6 +102,38 @@ def refuse(model: Any) -> None:
         raise _inexact(f"layers of the kind {kind}", model)
     if not model.is_backend_compatible():
         raise _inexact("an attention of the model's own", model)
+    if not _passes_on(model):
+        raise _inexact("an attention that is told nothing of the layout", model)
+
+
+_passing: dict[type, bool] = {}  # of models, by class
+
+
+def _passes_on(model: Any) -> bool:
+    """Whether the model hands what it is called with on to its attention; some families don't.
+
+    Seen on a copy without weights, once for each class.
+    """
+    kind, reached = type(model), []
+    if kind not in _passing:
+
+        def look(
+            module: torch.nn.Module, query: Tensor, *_: Any, **given: Any
+        ) -> tuple[Tensor, None]:
+            reached.append("layout" in given)
+            return torch.empty_like(query).transpose(1, 2), None
+
+        AttentionInterface.register("comal_look", look)
+        try:
+            with torch.device("meta"), torch.no_grad():
+                copied = kind(copy.deepcopy(model.config)).eval()
+                copied.set_attn_implementation("comal_look")
+                ids = torch.zeros(1, 2, dtype=torch.int64)
+                copied.base_model(input_ids=ids, position_ids=ids, use_cache=False, layout=None)
+        except Exception:  # nothing was learned: the first real pass tells
+            reached.clear()
+        _passing[kind] = all(reached)
+    return _passing[kind]
 
 
 def head_width(config: Any) -> int:
