@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from comal_fast import __version__, export, merge
+from comal_fast import __version__, export, merge, replay
 from comal_fast.compare import command as compare
 from comal_fast.config import command as options
 from comal_fast.errors import InputError
@@ -25,12 +25,13 @@ from comal_fast.store.directory import PHASES
 from comal_fast.sweep import command as sweep
 from comal_fast.system.doing import done_when
 from comal_fast.system.ranks import is_main, world
+from comal_fast.system.signals import Terminated, listening
 from comal_fast.system.terminal import quiet_libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a fault of the program, 2 bad input (one line), 3 ended by a
-    diagnostic, 130 by Ctrl-C."""
+    """Exit status: 0 done, 1 a fault of the program, 2 bad input or a fault of the machine (one
+    line), 3 ended by a diagnostic, 130 by Ctrl-C, 143 by a scheduler (SIGTERM, SIGUSR1)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parse(arguments)
     quiet_libraries()
@@ -54,7 +55,8 @@ def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str
     try:
         if world() > 1 and args.run not in (_run, _phase):
             raise InputError(f"{arguments[0]}: one process does it all; leave torchrun out")
-        return args.run(args)
+        with listening():
+            return args.run(args)
     except InputError as error:
         tell(f"comal-fast: error: {error}")
         return 2
@@ -64,11 +66,25 @@ def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str
             f"comal-fast {shlex.join(arguments)}"
         )
         return 130
+    except Terminated as error:
+        tell(
+            f"\ncomal-fast: ended by {error}; nothing finished is lost. To go on from here: "
+            f"comal-fast {shlex.join(arguments)}"
+        )
+        return Terminated.STATUS
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
         during = done_when(error)
+        from comal_fast.system.faults import of_the_machine
+
+        if why := of_the_machine(error):
+            tell(
+                f"comal-fast: error: {f'{during}: ' if during else ''}{why}. Nothing finished is "
+                f"lost; to go on from here: comal-fast {shlex.join(arguments)}"
+            )
+            return 2
         tell(
             f"comal-fast: a fault of the program{f', in {during}' if during else ''}; nothing "
             f"finished is lost. To go on from here: comal-fast {shlex.join(arguments)}\n"
@@ -126,6 +142,7 @@ def parser() -> argparse.ArgumentParser:
     compare.register(verbs)
     oracle_check.register(verbs)
     merge.register(verbs)
+    replay.register(verbs)
     export.register(verbs)
     report.register(verbs)
     game.register(verbs)

@@ -23,6 +23,9 @@ class TrainingConfig(Options):
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(1.0, ge=0)
     """Global gradient norm above which gradients are scaled down; 0: never."""
+    max_skipped_steps: int = Field(0, ge=0)
+    """Most steps of an iteration that are left out because their gradient is NaN or infinite; one
+    more stops the run (`diagnostics.divergence: rollback` ends it with the iterate before)."""
     optimizer_state: OptimizerState = "model"
     """AdamW's two moments: in the dtype of the weights, in float32 (8 bytes per parameter), or in 8
     bits (2 bytes; needs bitsandbytes)."""
@@ -57,3 +60,7 @@ class TrainingConfig(Options):
     """Kernels of the prox loss."""
     save_steps: int = how(100, ge=0)
     """Optimiser steps between checkpoints inside an iteration; 0: none."""
+    save_minutes: float = how(30.0, ge=0)
+    """Minutes after which a checkpoint is written too, whatever the steps; 0: never."""
+    keep_checkpoints: int = how(1, ge=1)
+    """How many checkpoints of an iteration are kept, the newest; gone when it is trained."""

@@ -188,6 +188,12 @@ def _optimizer(c: Config) -> None:
             "training.optimizer_in_backward, whose updates come before the norm of all gradients "
             "is known; write max_grad_norm: 0"
         )
+    if t.optimizer_in_backward and t.max_skipped_steps:
+        raise InputError(
+            f"training.max_skipped_steps: {t.max_skipped_steps} with "
+            "training.optimizer_in_backward, whose updates come before the norm of all gradients "
+            "is known; leave one of the two out"
+        )
     if t.stochastic_rounding and c.model.dtype != "bfloat16":
         raise InputError(
             f"training.stochastic_rounding: it is for bfloat16 weights, and model.dtype is "

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
+
 from comal_fast.config.generation import TransformersConfig
+from comal_fast.errors import InputError
 from comal_fast.generation.decode import Decoder
 from comal_fast.generation.engine import Engine, Response, Sampled
 from comal_fast.model.stored import stop_token_ids
+from comal_fast.system.faults import is_out_of_memory
+from comal_fast.system.terminal import console
 
 
 class TransformersEngine:
@@ -36,9 +42,36 @@ class TransformersEngine:
         if not mine:
             return
         stops = stop_token_ids(self.model.generation_config, self.tokenizer)
-        chosen = [prompts[i] for i in mine]
-        for ended in Decoder(self.model, self.options, stops, seed, chosen, count).run():
-            yield {mine[i]: responses for i, responses in ended.items()}
+        while mine:
+            chosen, left = [prompts[i] for i in mine], set(mine)
+            try:
+                for ended in Decoder(self.model, self.options, stops, seed, chosen, count).run():
+                    yield {mine[i]: responses for i, responses in ended.items()}
+                    left -= {mine[i] for i in ended}
+                return
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._halve(count)
+            mine = [i for i in mine if i in left]
+
+    def _halve(self, count: int) -> None:
+        """After memory ran out: half the responses at a time; they are drawn as they were."""
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        before = self.options.batch_size
+        if before < 2 * count:
+            raise InputError(
+                "out of memory in sampling, with the responses to a single prompt at a time; lower "
+                "generation.num_generations or generation.max_new_tokens"
+            )
+        self.options = self.options.model_copy(update={"batch_size": before // 2})
+        console.print(
+            f"  [yellow]![/] out of memory in sampling: {before // 2} responses at a time from "
+            f"here on, not {before} (generation.batch_size)",
+            soft_wrap=True,
+        )
 
 
 def make(options: TransformersConfig, policy: Sampled) -> Engine:

@@ -166,7 +166,22 @@ def _ready(model: Any, config: ModelConfig, source: str) -> Any:
         raise InputError(f"model.name_or_path {source}: {_ADAPTER}")
     check_head(model.eval(), source)
     without_dropout(model)
+    check_finite(model, source)
     return use_liger(model, config.liger_kernels)
+
+
+def check_finite(model: Any, source: str) -> None:
+    """Raise InputError where a weight is NaN or infinite; it waits for the device once."""
+    named = [(n, p.detach()) for n, p in model.named_parameters() if p.is_floating_point()]
+    sums = torch.stack([p.sum(dtype=torch.float32) for _, p in named])  # finite: so are all of them
+    for i in (~sums.isfinite()).nonzero()[:, 0].tolist():
+        name, weight = named[i]
+        bad = (~weight.isfinite()).nonzero()
+        if len(bad):
+            raise InputError(
+                f"model.name_or_path {source}: {len(bad):,} numbers of {name} are NaN or infinite, "
+                f"the first at {tuple(bad[0].tolist())}"
+            )
 
 
 def without_dropout(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from comal_fast.errors import InputError
 from comal_fast.model.head import head_arguments
 from comal_fast.model.packed import packed_attention
+from comal_fast.system.faults import is_out_of_memory
 from comal_kernels import linear_logprob
 from comal_kernels.integrations.transformers import predictor_states
 from comal_kernels.packing import PromptResponse, fill_bins, pack
@@ -68,27 +71,54 @@ def joint_logps(
         for model in models:
             attention.enter_context(packed_attention(model, attn_implementation))
         passes = _passes(sequences, max_tokens)
-        for number, values in (done or {}).items():
-            result[:, passes[number]] = values
+        for number, known in (done or {}).items():
+            result[:, passes[number]] = known
         left = [number for number in range(len(passes)) if number not in (done or {})]
         for number in left[part[0] :: part[1]]:
             numbers = passes[number]
-            packed = pack([sequences[i] for i in numbers], device)
-            bounds, tokens = packed.response_cu_seqlens, len(packed.target)
-            logp = linear_logprob(
-                torch.cat([predictor_states(model, packed) for model in models]),
-                target=packed.target.repeat(len(models)),
-                cu_seqlens=torch.cat(
-                    [bounds[:1], *(bounds[1:] + i * tokens for i in range(len(models)))]
-                ),
-                backend=backend,
-                **head,
-            )
-            values = logp.double().cpu().numpy().reshape(len(models), -1).tolist()
+            some = [sequences[i] for i in numbers]
+            values = _values(models, head, some, device, backend)
             result[:, numbers] = values
-            keep({number: values})
-            advance(packed.tokens)
+            keep({number: values.tolist()})
+            advance(passed_tokens(some, sys.maxsize))
     return result
+
+
+def _values(
+    models: Sequence[Any],
+    head: dict[str, Any],
+    sequences: list[PromptResponse],
+    device: torch.device,
+    backend: str,
+) -> np.ndarray:
+    """(M, S) float64 of one pass; of two halves one after the other where memory runs out."""
+    try:
+        packed = pack(sequences, device)
+        bounds, tokens = packed.response_cu_seqlens, len(packed.target)
+        logp = linear_logprob(
+            torch.cat([predictor_states(model, packed) for model in models]),
+            target=packed.target.repeat(len(models)),
+            cu_seqlens=torch.cat(
+                [bounds[:1], *(bounds[1:] + i * tokens for i in range(len(models)))]
+            ),
+            backend=backend,
+            **head,
+        )
+        values: np.ndarray = logp.double().cpu().numpy().reshape(len(models), -1)
+        return values
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(sequences) == 1:
+            raise InputError(
+                f"out of memory, and a pass holds a single response of {len(sequences[0].inputs)} "
+                "tokens already; `comal-fast plan` says what fits"
+            ) from None
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(sequences) // 2
+    parts = (sequences[:half], sequences[half:])
+    return np.hstack([_values(models, head, part, device, backend) for part in parts])
 
 
 def passed_tokens(sequences: Sequence[PromptResponse], max_tokens: int) -> int:

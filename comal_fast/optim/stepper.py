@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from comal_fast.optim.adamw import AdamW
+from comal_kernels.sharded import whole
 
 
 class Stepper:
@@ -26,10 +27,14 @@ class Stepper:
             group["lr"], group["seed"] = rate, seed
 
     def step(self) -> Tensor:
-        """Update the parameters and let go of their gradients; () norm of these, unclipped."""
+        """Update the parameters and let go of their gradients; () norm of these, unclipped.
+
+        Nothing is updated where the norm is no finite number.
+        """
         limit = self.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        self.inner.step()
+        if bool(whole(norm).isfinite()):
+            self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         return norm
 

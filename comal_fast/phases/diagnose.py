@@ -102,7 +102,8 @@ def _history(
 ) -> History:
     config = context.config
     rows = context.directory.rows()
-    steps = [r for r in rows if r["phase"] == "train" and r["iteration"] == iteration]
+    own = (r for r in rows if r["phase"] == "train" and r["iteration"] == iteration)
+    steps = [row for row in own if "loss" in row]  # not those that were left out
     lengths = [
         row["generation/response_length"]
         for row in rows

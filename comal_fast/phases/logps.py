@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,9 @@ import pyarrow as pa
 from comal_fast.context import Context
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import gather
+from comal_fast.errors import InputError
 from comal_fast.model.logps import joint_logps, passed_tokens
+from comal_fast.oracles.checked import short
 from comal_fast.phases.generate import first_rows
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
@@ -120,7 +123,23 @@ def _model_logps(
         parts = gather(values)
         passed = sum(gather(advance.done))
         advance(tokens - advance.done)
-    return np.sum(parts, axis=0), advance.seconds, passed * len(together)
+    values = np.sum(parts, axis=0)
+    if is_main():
+        _check_finite(values, together, sequences, context.tokenizer)
+    return values, advance.seconds, passed * len(together)
+
+
+def _check_finite(
+    values: np.ndarray, iterates: list[int], sequences: list[PromptResponse], tokenizer: Any
+) -> None:
+    """Raise InputError for the first log-prob (M, S) that is no number."""
+    for model, number in np.argwhere(~np.isfinite(values))[:1].tolist():
+        sequence = sequences[number]
+        texts = [tokenizer.decode(ids) for ids in (sequence.prompt_ids, sequence.response_ids)]
+        raise InputError(
+            f"log-probs: π_{iterates[model]} gives {values[model, number]} for the response "
+            f"{short(texts[1])} to {short(texts[0])}; in model.dtype=float32 it may be a number"
+        )
 
 
 def _tokens(context: Context, sequences: list[PromptResponse]) -> int:

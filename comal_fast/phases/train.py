@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,19 @@ from comal_fast.config.validate import prox_options
 from comal_fast.context import Context
 from comal_fast.distributed import checkpoint
 from comal_fast.distributed.collective import collective
+from comal_fast.distributed.group import summed
 from comal_fast.distributed.sharding import whole_state
 from comal_fast.phases import given
 from comal_fast.phases.generate import rows_by_prompt
 from comal_fast.phases.judge import read_matrices, win_rates
 from comal_fast.phases.logps import prompt_responses
 from comal_fast.store.artefacts import make_key
+from comal_fast.store.directory import IterationFolder
 from comal_fast.system.ranks import is_main, world
+from comal_fast.system.signals import Terminated, asked, put_off
 from comal_fast.system.terminal import console, progress
 from comal_fast.training.items import Items, make_items
-from comal_fast.training.trainer import Trainer
+from comal_fast.training.trainer import Diverged, Trainer
 from comal_kernels import PROX
 from comal_kernels.packing import PromptResponse
 
@@ -51,10 +56,11 @@ def run(context: Context, iteration: int) -> None:
     folder, (key, older) = context.directory.iteration(iteration), keys(context, iteration)
     if folder.model.holds(key, older):
         return
-    items, sequences = _load(context, iteration)
-    resumed = folder.checkpoint.holds(key, older)
+    items, sequences = load_items(context, iteration)
+    resumed = next((c.path for c in folder.checkpoints() if c.holds(key, older)), None)
     fit(context, iteration, items, sequences, key, resumed)
-    folder.checkpoint.discard()
+    for kept in folder.checkpoints():
+        kept.discard()
 
 
 def keys(context: Context, iteration: int) -> tuple[str, str]:
@@ -85,11 +91,11 @@ def fit(
     items: Items,
     sequences: dict[int, PromptResponse],
     key: str,
-    resumed: bool,
+    resumed: Path | None,
 ) -> None:
-    """Train π_{iteration−1} into π_iteration and write it, from its checkpoint where `resumed`."""
-    config, save_steps = context.config, context.config.training.save_steps
-    folder, policies = context.directory.iteration(iteration), context.policies
+    """Train π_{iteration−1} into π_iteration and write it, from the checkpoint `resumed` if any."""
+    config, policies = context.config, context.policies
+    folder = context.directory.iteration(iteration)
     metrics = context.metrics("train", iteration)
     model = policies.take(iteration - 1)
     if world() > 1:  # what a shard is cut from is freed only if nobody keeps it
@@ -104,26 +110,57 @@ def fit(
         )
     rows: list[dict[str, Any]] = []
     if resumed:
-        rows = trainer.restore(folder.checkpoint.path)
+        rows = trainer.restore(resumed)
         metrics.replay(rows)
     description = f"train π_{iteration} ({config.algorithm.prox})"
-    with progress(description, trainer.steps, "steps") as advance, trainer:
-        advance(trainer.step)
-        while trainer.step < trainer.steps:
-            rows.append(metrics.log(trainer.optimizer_step()))
-            advance()
-            if save_steps and trainer.step % save_steps == 0 and trainer.step < trainer.steps:
-                with checkpoint.write_together(folder.checkpoint, key) as temporary:
-                    trainer.save(temporary, rows)
-    weights = whole_state(model) if world() > 1 else None
-    if is_main():
-        folder.log(folder.model).write({"rows": rows}, key)
-        base = policies.key(0) if config.model.lora else None
-        with folder.model.write(key, rests_on=base) as temporary:
-            model.save_pretrained(temporary, state_dict=weights)
-            context.tokenizer.save_pretrained(temporary)
+    with put_off():
+        with progress(description, trainer.steps, "steps") as advance, trainer:
+            advance(trainer.step)
+            saved = time.monotonic()
+            while trainer.step < trainer.steps:
+                try:
+                    rows.append(metrics.log(trainer.optimizer_step()))
+                except Diverged as error:
+                    raise Diverged(f"{error}; {_kept(trainer, folder, key, rows)}") from None
+                advance()
+                ending, due = _now(config, trainer.step, saved)
+                if (ending or due) and trainer.step < trainer.steps:
+                    if is_main():
+                        folder.make_room(config.training.keep_checkpoints)
+                    with checkpoint.write_together(folder.checkpoint, key) as temporary:
+                        trainer.save(temporary, rows)
+                    saved = time.monotonic()
+                    if ending:
+                        raise Terminated(f"a signal, behind step {trainer.step}'s checkpoint")
+        weights = whole_state(model) if world() > 1 else None
+        if is_main():
+            folder.log(folder.model).write({"rows": rows}, key)
+            base = policies.key(0) if config.model.lora else None
+            with folder.model.write(key, rests_on=base) as temporary:
+                model.save_pretrained(temporary, state_dict=weights)
+                context.tokenizer.save_pretrained(temporary)
     if world() == 1:
         policies.keep(iteration, model)
+
+
+def _kept(trainer: Trainer, folder: IterationFolder, key: str, rows: list[dict[str, Any]]) -> str:
+    """Keep the step that has no gradient, before which all is well; says how to look at it."""
+    if trainer.config.training.optimizer_in_backward:
+        return "without training.optimizer_in_backward the step is kept to look at"
+    with checkpoint.write_together(folder.failed, key) as temporary:
+        trainer.save(temporary, rows)
+    return f"`comal-fast replay {folder.failed.path}` shows which tensor and which response"
+
+
+def _now(config: Config, step: int, saved: float) -> tuple[bool, bool]:
+    """(whether the run is to end, whether a checkpoint is due): the same on all ranks."""
+    training = config.training
+    waited = training.save_minutes and time.monotonic() - saved >= 60 * training.save_minutes
+    due = bool(waited) or bool(training.save_steps and step % training.save_steps == 0)
+    if world() == 1:
+        return asked(), due
+    together = summed({"ending": asked(), "due": due and is_main()})
+    return together["ending"] > 0, together["due"] > 0
 
 
 def lost_updates(model: Any, config: Config) -> float:
@@ -142,7 +179,7 @@ def lost_updates(model: Any, config: Config) -> float:
     return lost / max(1, seen)
 
 
-def _load(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResponse]]:
+def load_items(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResponse]]:
     """(the items, the sequence of each row that stands in one)."""
     folder = context.directory.iteration(iteration)
     samples, pairs, cached = folder.samples.read(), folder.pairs.read(), folder.logps.read()

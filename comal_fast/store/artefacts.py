@@ -82,7 +82,10 @@ class Artefact(ABC):
 
     def discard(self) -> None:
         """Remove it, where it is there."""
-        shutil.rmtree(self.path) if self.path.is_dir() else self.path.unlink(missing_ok=True)
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def _must_exist(self) -> None:
         if not self.exists():
@@ -220,8 +223,12 @@ def write_folder(path: Path, key: str, rests_on: str | None = None) -> Iterator[
     temporary = path.with_name(f".{path.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    yield temporary
-    seal_folder(temporary, key, rests_on)
+    try:
+        yield temporary
+        seal_folder(temporary, key, rests_on)
+    except BaseException:  # the disk may be full of it
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     if path.exists():  # a folder cannot be renamed onto another
         old = path.with_name(f".{path.name}.old")
         shutil.rmtree(old, ignore_errors=True)

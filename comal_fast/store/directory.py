@@ -154,6 +154,7 @@ class IterationFolder:
         self.logps = Table(path / "logps.parquet", "logps")
         self.model = Folder(path / "model", "train")
         self.checkpoint = Folder(path / "checkpoint", "train")
+        self.failed = Folder(path / "failed", "train")
         self.eval_samples = Table(path / "eval_samples.parquet", "evaluate")
         self.evaluation = Json(path / "evaluation.json", "evaluate")
         self.pair_evaluation = Json(path / "pair_evaluation.json", "evaluate")
@@ -163,6 +164,23 @@ class IterationFolder:
     def shards(self, artefact: Artefact, key: str) -> Shards:
         """What there is so far of an artefact that is being made."""
         return Shards(self.path / f"{artefact.path.stem}.shards", key)
+
+    def checkpoints(self) -> list[Folder]:
+        """The checkpoint and those kept before it that are there, the newest first."""
+        found = (re.fullmatch(r"checkpoint-(\d+)", p.name) for p in self.path.glob("checkpoint-*"))
+        older = sorted(int(name[1]) for name in found if name)
+        return [f for f in (self.checkpoint, *map(self._earlier, older)) if f.exists()]
+
+    def make_room(self, keep: int) -> None:
+        """Before a checkpoint is written: move the last ones on, of which `keep` − 1 stay."""
+        for number in range(keep - 1, 0, -1):
+            newer = self._earlier(number - 1)
+            if newer.exists():
+                self._earlier(number).discard()
+                newer.path.rename(self._earlier(number).path)
+
+    def _earlier(self, number: int) -> Folder:
+        return Folder(self.path / f"checkpoint-{number}", "train") if number else self.checkpoint
 
     def log(self, artefact: Artefact) -> Json:
         """The rows that an artefact's phase logged, sealed with its key: `{"rows": […]}`."""

@@ -14,13 +14,16 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from threading import Thread
 from typing import Any
 
 from comal_fast.errors import InputError
 from comal_fast.system.doing import remembered
+from comal_fast.system.signals import Terminated, listening
 
+PATIENCE = 600  # seconds in which a phase that is ended writes its checkpoint
 FIRST = "comal_fast.system.one_thread"  # of what the server imports
 
 
@@ -38,6 +41,12 @@ def run_apart(work: Callable[..., None], *arguments: Any) -> None:
     try:
         error = _outcome(receiver)
         child.join()
+    except Terminated:
+        if child.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGTERM)
+        child.join(PATIENCE)  # it writes a checkpoint
+        raise
     except KeyboardInterrupt:
         child.join(1)  # the terminal interrupts both
         if child.is_alive() and child.pid is not None:
@@ -50,6 +59,8 @@ def run_apart(work: Callable[..., None], *arguments: Any) -> None:
         child.join()
     if child.exitcode == 130:
         raise KeyboardInterrupt
+    if child.exitcode == Terminated.STATUS:
+        raise Terminated(signal.SIGTERM.name)
     if child.exitcode not in (0, -signal.SIGKILL, -signal.SIGTERM):
         raise RuntimeError(f"the process of this phase ended by {cause(child.exitcode)}")
     if child.exitcode != 0:
@@ -80,7 +91,10 @@ def _child(sender: Connection, work: Callable[..., None], arguments: tuple[Any, 
     Thread(target=_end_with_parent, daemon=True).start()
     try:
         importlib.import_module(FIRST).all_threads()
-        work(*arguments)
+        with listening():
+            work(*arguments)
+    except Terminated:
+        sys.exit(Terminated.STATUS)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
 import time
@@ -25,7 +26,9 @@ from comal_fast.model.packed import packed_attention
 from comal_fast.optim import make_optimizer
 from comal_fast.plan.check import recomputed_layers
 from comal_fast.store.files import read_json, write_json
-from comal_fast.system.ranks import is_main
+from comal_fast.system.faults import is_out_of_memory
+from comal_fast.system.ranks import is_main, world
+from comal_fast.system.terminal import console
 from comal_fast.training.batches import Group, MicroBatch, epoch_batches, micro_batches
 from comal_fast.training.items import Items, hyperparameters, implicit_rewards
 from comal_fast.training.ranks_share import my_passes
@@ -70,6 +73,8 @@ class Trainer:
             )
         ]
         self.step = 0
+        self.skipped = 0  # steps whose gradient was no number
+        self.max_tokens = training.max_tokens_per_microbatch  # halved where memory runs out
         self._states = forward_pass(model, predictor_states)
 
     def _prompt(self, group: Group) -> Hashable:
@@ -119,7 +124,8 @@ class Trainer:
     def optimizer_step(self) -> dict[str, Any]:
         """Go forward, backward and update for the next batch; returns its metrics row.
 
-        Raises Diverged for a gradient norm that is not finite.
+        A gradient norm that is not finite changes no weight, is counted, and raises Diverged where
+        that is one too many.
         """
         start = time.monotonic()
         epoch, batch = self.schedule[self.step]
@@ -127,30 +133,99 @@ class Trainer:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         torch.manual_seed(seed)
         rate = self.learning_rate(self.step)
+        while (totals := self._passes(batch, rate, seed)) is None:
+            self._halve(batch)
+            torch.manual_seed(seed)
+        norm = whole(self.optimizer.step())
+        row: dict[str, Any] = {"step": self.step + 1, "epoch": epoch + 1}
+        if not torch.isfinite(norm):
+            self._skip(float(norm))
+            totals = {"perf/tokens": totals["perf/tokens"]}
+        self.step += 1
+        row |= summed({name: float(value) for name, value in totals.items()})
+        if {"rewards/chosen", "rewards/rejected"} <= row.keys():
+            row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
+        if "loss" in row:
+            row |= {"grad_norm": float(norm), "learning_rate": rate}
+        else:
+            row |= {"learning_rate": rate, "skipped": self.skipped}
+        seconds = time.monotonic() - start
+        row |= {"perf/seconds": seconds, "perf/tokens_per_s": row["perf/tokens"] / seconds}
+        row["perf/microbatch_tokens"] = self.max_tokens
+        return row
+
+    def _passes(self, batch: Sequence[Group], rate: float, seed: int) -> dict[str, Tensor] | None:
+        """Accumulate the gradients of a batch; the step's means. None where memory ran out."""
         totals: dict[str, Tensor] = {}
         weights = self._weights(batch)
         nothing = {name: torch.zeros_like(x) for name, x in weights.items()}
         both = self.items.chosen, self.items.rejected
         passes = my_passes(batch, *both, self.sequences, self._pack)
-        for number, (micro, counts) in enumerate(passes):
-            self.optimizer.arm(rate, seed, last=number == len(passes) - 1)
-            for name, value in self._backward(micro, weights if counts else nothing).items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value * counts
-        norm = whole(self.optimizer.step())
-        self.step += 1
-        row: dict[str, Any] = {"step": self.step, "epoch": epoch + 1}
-        row |= summed({name: float(value) for name, value in totals.items()})
-        if {"rewards/chosen", "rewards/rejected"} <= row.keys():
-            row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
-        row |= {"grad_norm": float(norm), "learning_rate": rate}
-        if not torch.isfinite(norm):
+        try:
+            for number, (micro, counts) in enumerate(passes):
+                self.optimizer.arm(rate, seed, last=number == len(passes) - 1)
+                for name, value in self._backward(micro, weights if counts else nothing).items():
+                    totals[name] = totals.get(name, torch.zeros_like(value)) + value * counts
+        except Exception as error:
+            if not is_out_of_memory(error) or not self.can_halve:
+                raise
+            return None
+        return totals
+
+    def passes(self, batch: Sequence[Group]) -> list[MicroBatch]:
+        """The packed passes of a step, as one process makes them."""
+        return self._pack(batch)
+
+    def backward(self, micro: MicroBatch, batch: Sequence[Group]) -> Tensor:
+        """The loss () of one pass of a step, whose gradients are left in the parameters."""
+        return self._backward(micro, self._weights(batch))["loss"]
+
+    def _skip(self, norm: float) -> None:
+        """Count a step whose gradient is no number. Raises Diverged for one too many."""
+        training = self.config.training
+        if self.skipped >= training.max_skipped_steps:
             raise Diverged(
-                f"training: the gradient norm of step {self.step} in iteration {self.iteration} is "
-                f"{float(norm)}; lower training.learning_rate or look at the data of this batch"
+                f"training: the gradient norm of step {self.step + 1} in iteration "
+                f"{self.iteration} is {norm}"
             )
-        seconds = time.monotonic() - start
-        row |= {"perf/seconds": seconds, "perf/tokens_per_s": row["perf/tokens"] / seconds}
-        return row
+        self.skipped += 1
+        console.print(
+            f"  [yellow]![/] step {self.step + 1} left out: its gradient norm is {norm} "
+            f"({self.skipped} of at most {training.max_skipped_steps})",
+            soft_wrap=True,
+        )
+
+    @property
+    def can_halve(self) -> bool:
+        """Whether a step can be done again: alone, and with no weight updated before its end."""
+        return world() == 1 and not self.config.training.optimizer_in_backward
+
+    def _halve(self, batch: Sequence[Group]) -> None:
+        """After a step ran out of memory: pass half the tokens at a time from now on.
+
+        The same mathematics; sums of gradients go on in another order. Raises InputError where a
+        pass holds a single group already.
+        """
+        for parameter in self.optimizer.parameters:
+            parameter.grad = None
+        gc.collect()
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        before, self.max_tokens = self.max_tokens, self.max_tokens // 2
+        passes = len(self._pack(batch))
+        while self.max_tokens and len(self._pack(batch)) == passes < len(batch):
+            self.max_tokens //= 2
+        if passes == len(batch):
+            raise InputError(
+                f"out of memory in training, and a pass of step {self.step + 1} holds a single "
+                "pair already; `comal-fast plan` says what fits, data.max_length leaves out what "
+                "does not"
+            )
+        console.print(
+            f"  [yellow]![/] out of memory in step {self.step + 1}: passes of {self.max_tokens} "
+            f"tokens from here on, not {before} (training.max_tokens_per_microbatch)",
+            soft_wrap=True,
+        )
 
     def _pack(self, batch: Sequence[Group]) -> list[MicroBatch]:
         return micro_batches(
@@ -158,7 +233,7 @@ class Trainer:
             self.items.chosen,
             self.items.rejected,
             self.sequences,
-            self.config.training.max_tokens_per_microbatch,
+            self.max_tokens,
         )
 
     def _weights(self, batch: Sequence[Group]) -> dict[str, Tensor]:
@@ -219,7 +294,13 @@ class Trainer:
         """Write what `restore` needs to go on as if nothing had happened. All ranks call it."""
         checkpoint.save(folder, self.model, self.optimizer.inner)
         if is_main():
-            write_json(folder / "trainer.json", {"step": self.step, "rows": rows})
+            state = {
+                "step": self.step,
+                "skipped": self.skipped,
+                "max_tokens": self.max_tokens,
+                "rows": rows,
+            }
+            write_json(folder / "trainer.json", state)
 
     def restore(self, folder: Path) -> list[dict[str, Any]]:
         """Continue from a checkpoint, of any number of ranks; returns the metrics rows up to it."""
@@ -229,5 +310,6 @@ class Trainer:
         except InputError as error:
             why = str(error).split(";")[0]
             raise InputError(f"{why}; delete {folder}, and this iteration trains anew") from None
-        self.step = state["step"]
+        self.step, self.skipped = state["step"], state.get("skipped", 0)
+        self.max_tokens = min(self.max_tokens, state.get("max_tokens", self.max_tokens))
         return state["rows"]

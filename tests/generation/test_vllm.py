@@ -106,6 +106,7 @@ def test_options_go_by_vllms_names(tiny_folder: Path, tmp_path: Path) -> None:
     said.pop("seed")
     assert said == {
         "model": str(tiny_folder),
+        "trust_remote_code": False,
         "dtype": "bfloat16" if torch.cuda.is_available() else said["dtype"],
         "max_model_len": 4 + max(map(len, PROMPTS)),
         "tensor_parallel_size": 1,

@@ -1,0 +1,74 @@
+"""Signals by which people and schedulers end a run: it stops where nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+ENDING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Terminated(BaseException):
+    """A scheduler ends the run; its text names the signal."""
+
+    STATUS = 143
+
+
+_waiting = 0  # blocks within which an ending is put off
+_asked: str | None = None  # the signal that came meanwhile
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Within the block SIGTERM and SIGUSR1 raise Terminated, and a second Ctrl-C ends at once.
+
+    Whatever is being written then is whole or absent. Only the main thread can listen.
+    """
+    global _asked
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _asked = None
+    before = {number: signal.getsignal(number) for number in (*ENDING, signal.SIGINT)}
+    for number in ENDING:
+        signal.signal(number, _end)
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def put_off() -> Iterator[None]:
+    """Within the block an ending waits for `asked`, or for the block's end."""
+    global _waiting
+    _waiting += 1
+    try:
+        yield
+    finally:
+        _waiting -= 1
+    if not _waiting and _asked:
+        raise Terminated(_asked)
+
+
+def asked() -> bool:
+    """Whether an ending is waiting."""
+    return _asked is not None
+
+
+def _end(number: int, frame: Any) -> None:
+    global _asked
+    first, _asked = _asked is None, signal.Signals(number).name
+    if first and not _waiting:
+        raise Terminated(_asked)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    raise KeyboardInterrupt

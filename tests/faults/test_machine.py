@@ -1,0 +1,214 @@
+"""The machine fails: no memory, a full disk, a scheduler's signal, a second process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resume import comparable, contents
+
+DRIVER = """
+import resource, sys
+from comal_fast.cli import main
+from comal_fast.{module} import {owner}
+
+# from there till it is left the process may grow by so many MiB
+enter, leave = {owner}.__enter__, {owner}.__exit__
+def limited(self):
+    size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + ({room} << 20), resource.RLIM_INFINITY))
+    return enter(self)
+def free(self, *error):
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    return leave(self, *error)
+{owner}.__enter__, {owner}.__exit__ = limited, free
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def wide(tiny_run: Path, *more: str) -> list[str]:
+    """A run of the tiny model whose batches take memory."""
+    text = tiny_run.read_text().replace("max_tokens_per_microbatch: 300", "save_minutes: 0")
+    text = text.replace("train_batch_size: 2", "train_batch_size: 64")
+    text = text.replace("num_generations: 3, max_new_tokens: 8, batch_size: 6",
+                        "num_generations: 8, max_new_tokens: 64, batch_size: 64")  # fmt: skip
+    tiny_run.write_text(text.replace("iterations: 2", "iterations: 1"))
+    return ["run", str(tiny_run), *more]
+
+
+def limited(given: list[str], module: str, owner: str, room: int) -> Any:
+    code = DRIVER.format(module=module, owner=owner, room=room)
+    return subprocess.run(
+        [sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=300
+    )
+
+
+def train_rows(folder: Path) -> list[dict[str, Any]]:
+    every = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in every if row["phase"] == "train"]
+
+
+@pytest.mark.slow
+def test_no_memory_in_training_halves_the_passes(tiny_run: Path, tmp_path: Path) -> None:
+    """RLIMIT_AS, and the same losses as without it."""
+    given = wide(tiny_run, "training.backend=torch")
+    for folder, room in (("calm", 1 << 16), ("tight", 72)):
+        place = [*given, f"output_dir={tmp_path / folder}"]
+        done = limited(place, "training.trainer", "Trainer", room)
+        assert done.returncode == 0, done.stderr
+    assert "out of memory in step 1: passes of" in done.stdout
+    calm, tight = (train_rows(tmp_path / folder) for folder in ("calm", "tight"))
+    budgets = [row["perf/microbatch_tokens"] for row in tight]
+    assert budgets[-1] < 16384 and budgets == sorted(budgets, reverse=True)
+    for a, b in zip(calm, tight, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_no_memory_at_all_is_a_line(tiny_run: Path) -> None:
+    done = limited(wide(tiny_run), "training.trainer", "Trainer", 1)
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("comal-fast: error: ") and "out of memory" in last
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A tmpfs of 2 MiB, where the system allows one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def cli(*given: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "comal_fast", *map(str, given)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_full_disk(tiny_run: Path, small_disk: Path, tmp_path: Path) -> None:
+    """Whatever phase it comes in: a line, and the run goes on when there is room."""
+    calm = cli("run", tiny_run, f"output_dir={tmp_path / 'calm'}")
+    assert calm.wait(300) == 0
+    filler = small_disk / "filler"
+    for left in (8 << 10, 64 << 10, 700 << 10):  # bytes
+        free = os.statvfs(small_disk)
+        filler.write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - left))
+        run = cli("run", tiny_run, f"output_dir={small_disk / 'run'}")
+        _, error = run.communicate(timeout=300)
+        last = error.splitlines()[-1]
+        assert run.returncode == 2 and last.startswith("comal-fast: error: "), error
+        assert "No space left" in last or "the disk is full" in last
+        filler.unlink()
+    again = cli("run", tiny_run, f"output_dir={small_disk / 'run'}")
+    assert again.wait(300) == 0 or "full" in again.communicate()[1]
+    if again.returncode == 0:
+        assert contents(small_disk / "run") == contents(tmp_path / "calm")
+
+
+def started(run: subprocess.Popen[str], file: Path, seconds: float = 120) -> None:
+    """Wait until a run has written a file."""
+    end = time.monotonic() + seconds
+    while not file.exists():
+        assert run.poll() is None, run.communicate()[1]
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phases", ["inline", "process"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+def test_a_schedulers_signal(
+    tiny_run: Path, tmp_path: Path, number: signal.Signals, phases: str
+) -> None:
+    """143, with a checkpoint of the very step, and the same end as without it."""
+    text = tiny_run.read_text().replace("save_steps: 1,", "save_steps: 0,")
+    tiny_run.write_text(text.replace("num_train_epochs: 2", "num_train_epochs: 20"))
+    given = ["run", tiny_run, f"phases={phases}", "algorithm.iterations=1"]
+    calm = cli(*given, f"output_dir={tmp_path / 'calm'}")
+    assert calm.wait(300) == 0, calm.communicate()[1]
+    output = tmp_path / "ended"
+    run = cli(*given, f"output_dir={output}")
+    started(run, output / "iterations/0001/logps.parquet")
+    while not any('"step"' in x for x in (output / "metrics.jsonl").read_text().splitlines()):
+        time.sleep(0.005)
+    run.send_signal(number)
+    _, error = run.communicate(timeout=120)
+    assert run.returncode == 143, error
+    assert "nothing finished is lost. To go on from here: comal-fast run" in error
+    kept = json.loads((output / "iterations/0001/checkpoint/trainer.json").read_text())
+    assert kept["step"] == len(kept["rows"]) >= 1
+    again = cli(*given, f"output_dir={output}")
+    assert again.wait(300) == 0, again.communicate()[1]
+    assert contents(output) == contents(tmp_path / "calm")
+    steps = [r for r in comparable(output) if r["phase"] == "train"]
+    assert steps == [r for r in comparable(tmp_path / "calm") if r["phase"] == "train"]
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_directory(tiny_run: Path) -> None:
+    """The second is refused while the first is there, and not by the lock of a dead one."""
+    output = tiny_run.parent / "run"
+    first = cli("run", tiny_run)
+    started(first, output / "iterations/0000/eval_samples.parquet")
+    first.send_signal(signal.SIGSTOP)
+    second = cli("run", tiny_run)
+    assert second.wait(120) == 2
+    assert "another comal-fast is at work in it" in second.communicate()[1]
+    first.kill()
+    third = cli("run", tiny_run)
+    assert third.wait(300) == 0, third.communicate()[1]
+
+
+@pytest.mark.slow
+def test_the_newest_checkpoints_are_kept(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """And where the newest is damaged, the one before it is gone on from."""
+    from comal_fast.cli import main
+    from comal_fast.training.trainer import Trainer
+
+    step = Trainer.optimizer_step
+
+    def fifth(self: Trainer) -> dict[str, Any]:
+        if self.step == 5:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(Trainer, "optimizer_step", fifth)
+    given = ["run", str(tiny_run), "training.keep_checkpoints=3"]
+    assert main(given) == 130
+    monkeypatch.undo()
+    folder = tiny_run.parent / "run/iterations/0001"
+    names = ("checkpoint", "checkpoint-1", "checkpoint-2")
+    held = [json.loads((folder / n / "trainer.json").read_text())["step"] for n in names]
+    assert held == [5, 4, 3] and not (folder / "checkpoint-3").exists()
+    (folder / "checkpoint" / "trainer.json").write_text("{")
+    seen: list[int] = []
+    restore = Trainer.restore
+
+    def watched(self: Trainer, place: Path) -> list[dict[str, Any]]:
+        found = restore(self, place)
+        seen.append(self.step)
+        return found
+
+    monkeypatch.setattr(Trainer, "restore", watched)
+    assert main(given) == 0
+    assert seen[0] == 4 and not list(folder.glob("checkpoint-?"))
