@@ -12,7 +12,7 @@ $(PIP) -e ".[$(1)]" -c constraints.txt
 $(PIP) --no-deps -e ./kernels
 endef
 
-.PHONY: demo lm-game test lint types bench docs vllm clean
+.PHONY: demo lm-game test faults lint types bench docs vllm clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
@@ -24,6 +24,11 @@ lm-game: $(STAMP)
 	$(BIN)/comal-fast run configs/lm-game/inpo.yaml
 	$(BIN)/comal-fast run configs/lm-game/static.yaml
 	$(BIN)/comal-fast lm-game measure configs/lm-game/inpo.yaml configs/lm-game/static.yaml --plot lm_game.png
+
+# kills a tiny run and damages its files at random, N kills and half as many files
+faults: N ?= 200
+faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --kills $(N) --damages $$(($(N) / 2))
 
 test: $(STAMP) $(MODEL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

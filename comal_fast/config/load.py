@@ -123,9 +123,25 @@ def known_keys() -> list[str]:
     return list(dict.fromkeys(option_names(current())))
 
 
+class _Once(yaml.SafeLoader):
+    """YAML in which no key stands twice: the later would hide the earlier."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"{key.value} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
+
+
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Once)  # noqa: S506 - a safe loader
     except OSError as error:
         raise InputError(f"config {path}: can't be read ({error.strerror})") from None
     except RecursionError:

@@ -18,6 +18,9 @@ from comal_fast.store.directory import PHASES
 
 Outcome = Literal["better", "worse", "open", "none"]
 
+# prompts that a verdict takes: of fewer, all on one side is nothing rare (2 · 2⁻ⁿ > 5 %)
+LEAST = 6
+
 
 @dataclass(frozen=True)
 class Verdict(page.Verdict):
@@ -63,7 +66,7 @@ def verdict(run: Run) -> Verdict:
         rate, n_prompts = found, summary.get("n_prompts")
         done = run.summary.get("iterations")
         t = done if isinstance(done, int) else total or 1
-    outcome, meaning = _meaning(rate)
+    outcome, meaning = _meaning(rate, n_prompts)
     unfinished = "" if ended(run) else " (unfinished run)"
     policy = "The final policy" if t == total else f"Iterate {t} of {total or '?'}{unfinished}"
     prompts = "the held-out prompts" if n_prompts is None else f"{n_prompts} held-out prompts"
@@ -84,7 +87,7 @@ def held_out_pairs(run: Run) -> dict[str, Any] | None:
 def _of_pairs(run: Run, pairs: dict[str, Any]) -> Verdict:
     accuracy = to_interval(pairs["accuracy"])
     assert accuracy is not None
-    outcome, meaning = _meaning(accuracy)
+    outcome, meaning = _meaning(accuracy, pairs.get("pairs"))
     text = (
         f"On {pairs.get('pairs')} held-out pairs the final policy has moved towards the chosen "
         f"response in {interval_text(accuracy)} (model {model_name(run)}, prox loss "
@@ -94,7 +97,9 @@ def _of_pairs(run: Run, pairs: dict[str, Any]) -> Verdict:
     return Verdict(text, outcome, pairs.get("iterate"))
 
 
-def _meaning(rate: Interval) -> tuple[Outcome, str]:
+def _meaning(rate: Interval, count: Any) -> tuple[Outcome, str]:
+    if isinstance(count, int) and count < LEAST:
+        return "open", f"{count} are too few for a verdict, it takes {LEAST}"
     if rate.low > 0.5:
         return "better", "the interval excludes 50%, it lies wholly above"
     if rate.high < 0.5:

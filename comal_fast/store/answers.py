@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from comal_fast.errors import InputError
+from comal_fast.system.terminal import console
 
-_APPLICATION, _VERSION = 0x434F4D41, 1  # who made the file, and how it is laid out
+_APPLICATION, _VERSION = 0x434F4D41, 2  # who made the file, and how it is laid out
 _PATIENCE = 120  # seconds to wait while another run writes
 _AT_ONCE = 500  # keys of one query
+_SUM = 8  # bytes of checksum behind an answer
 
 
 class Answers:
@@ -31,18 +34,29 @@ class Answers:
     def read(self, keys: Sequence[bytes]) -> dict[bytes, np.ndarray]:
         """Those of the keys that have an answer. Raises InputError for a file that is no cache."""
         found: dict[bytes, np.ndarray] = {}
+        damaged = 0
         with self._open() as connection:
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
                 query = f"SELECT key, value FROM answers WHERE key IN ({marks})"
                 for key, value in connection.execute(query, some):
-                    found[key] = np.frombuffer(value, dtype="<f8")
+                    answer, sum_ = value[:-_SUM], value[-_SUM:]
+                    if sum_ == _checksum(key, answer):
+                        found[key] = np.frombuffer(answer, dtype="<f8")
+                    else:
+                        damaged += 1
+        if damaged:
+            console.print(
+                f"  [yellow]![/] {self.path}: {damaged} answers are damaged, and asked for again",
+                soft_wrap=True,
+            )
         return found
 
     def write(self, found: Mapping[bytes, np.ndarray]) -> None:
         """Keep the answers, all or none of them. Raises InputError where that can't be."""
-        rows = [(k, np.asarray(v, dtype="<f8").tobytes()) for k, v in found.items()]
+        answers = {k: np.asarray(v, dtype="<f8").tobytes() for k, v in found.items()}
+        rows = [(k, answer + _checksum(k, answer)) for k, answer in answers.items()]
         with self._open() as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
@@ -106,6 +120,8 @@ class Answers:
             connection.execute("COMMIT")
             (made_by,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if (made_by, version) == (_APPLICATION, 1):
+                version = _upgrade(connection)
             if (made_by, version) != (_APPLICATION, _VERSION):
                 raise sqlite3.DatabaseError("another program's database, or another version's")
             _write_ahead(connection)
@@ -114,6 +130,21 @@ class Answers:
             connection.close()
             raise
         return connection
+
+
+def _checksum(key: bytes, answer: bytes) -> bytes:
+    return hashlib.blake2b(key + answer, digest_size=_SUM).digest()
+
+
+def _upgrade(connection: sqlite3.Connection) -> int:
+    """Add the checksums that the first layout had not; returns the version that it is now."""
+    connection.execute("BEGIN IMMEDIATE")
+    rows = connection.execute("SELECT key, value FROM answers").fetchall()
+    summed = [(value + _checksum(key, value), key) for key, value in rows]
+    connection.executemany("UPDATE answers SET value = ? WHERE key = ?", summed)
+    connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute("COMMIT")
+    return _VERSION
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:

@@ -12,8 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+from comal_fast.cli import main
+from comal_fast.generation.decode import Decoder
+from comal_fast.model import logps
+from comal_fast.store.directory import RunDirectory
 from resume import comparable, contents
 
 DRIVER = """
@@ -36,12 +42,13 @@ sys.exit(main(sys.argv[1:]))
 
 
 def wide(tiny_run: Path, *more: str) -> list[str]:
-    """A run of the tiny model whose batches take memory."""
+    """A run of the tiny model with one step of many tokens."""
     text = tiny_run.read_text().replace("max_tokens_per_microbatch: 300", "save_minutes: 0")
-    text = text.replace("train_batch_size: 2", "train_batch_size: 64")
+    text = text.replace("train_batch_size: 2", "train_batch_size: 2000")
     text = text.replace("num_generations: 3, max_new_tokens: 8, batch_size: 6",
-                        "num_generations: 8, max_new_tokens: 64, batch_size: 64")  # fmt: skip
-    tiny_run.write_text(text.replace("iterations: 2", "iterations: 1"))
+                        "num_generations: 16, max_new_tokens: 200, batch_size: 16")  # fmt: skip
+    text = text.replace("max_length: 128", "max_length: 400").replace("tions: 2,", "tions: 1,")
+    tiny_run.write_text(text)
     return ["run", str(tiny_run), *more]
 
 
@@ -61,7 +68,7 @@ def train_rows(folder: Path) -> list[dict[str, Any]]:
 def test_no_memory_in_training_halves_the_passes(tiny_run: Path, tmp_path: Path) -> None:
     """RLIMIT_AS, and the same losses as without it."""
     given = wide(tiny_run, "training.backend=torch")
-    for folder, room in (("calm", 1 << 16), ("tight", 72)):
+    for folder, room in (("calm", 1 << 16), ("tight", 8)):
         place = [*given, f"output_dir={tmp_path / folder}"]
         done = limited(place, "training.trainer", "Trainer", room)
         assert done.returncode == 0, done.stderr
@@ -73,12 +80,58 @@ def test_no_memory_in_training_halves_the_passes(tiny_run: Path, tmp_path: Path)
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-@pytest.mark.slow
-def test_no_memory_at_all_is_a_line(tiny_run: Path) -> None:
-    done = limited(wide(tiny_run), "training.trainer", "Trainer", 1)
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("comal-fast: error: ") and "out of memory" in last
+def no_memory(*given: Any, **named: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("comal_fast.training.trainer.Trainer._backward", "holds a single pair already"),
+        ("comal_fast.model.logps.predictor_states", "holds a single response of"),
+        ("comal_fast.generation.transformers.Decoder.run", "to a single prompt at a time"),
+        ("comal_fast.phases.pair.merged", "pair, iteration 1: out of memory (CUDA out of memory"),
+    ],
+)
+def test_no_memory_at_all_is_a_line(
+    tiny_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    place: str,
+    words: str,
+) -> None:
+    monkeypatch.setattr(place, no_memory)
+    assert main(["run", str(tiny_run)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("comal-fast: error: ") and words in last
+    monkeypatch.undo()
+    assert main(["run", str(tiny_run)]) == 0
+
+
+def test_less_memory_in_sampling_and_log_probs_gives_the_same(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    given = ["run", str(tiny_run), "algorithm.iterations=1"]
+    assert main([*given, f"output_dir={tmp_path / 'calm'}"]) == 0
+    enter, states = Decoder._enter, logps.predictor_states
+
+    def enter_few(self: Decoder) -> None:
+        if self.groups > 1 and len(self.waiting) < len(self.prompts):  # some have ended
+            no_memory()
+        enter(self)
+
+    def few_states(model: Any, packed: Any) -> Any:
+        return states(model, packed) if len(packed.response_cu_seqlens) < 4 else no_memory()
+
+    monkeypatch.setattr(Decoder, "_enter", enter_few)
+    monkeypatch.setattr(logps, "predictor_states", few_states)
+    capsys.readouterr()
+    assert main([*given, f"output_dir={tmp_path / 'tight'}"]) == 0
+    assert "3 responses at a time from here on, not 6" in capsys.readouterr().out
+    calm, tight = (RunDirectory(tmp_path / name).iteration(1) for name in ("calm", "tight"))
+    assert calm.samples.read().equals(tight.samples.read())
+    for a, b in zip(calm.logps.read().columns, tight.logps.read().columns, strict=True):
+        np.testing.assert_allclose(a.to_numpy(), b.to_numpy(), atol=1e-4)
 
 
 @pytest.fixture
@@ -182,7 +235,6 @@ def test_the_newest_checkpoints_are_kept(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """And where the newest is damaged, the one before it is gone on from."""
-    from comal_fast.cli import main
     from comal_fast.training.trainer import Trainer
 
     step = Trainer.optimizer_step

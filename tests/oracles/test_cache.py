@@ -242,3 +242,28 @@ def test_both_orders_go_in_batches(tmp_path: Path) -> None:
     list(make_oracle(options).compare(SEVERAL))
     calls = log.read_text().splitlines().count(".")
     assert calls == -(-2 * len(SEVERAL) // 4)
+
+
+def test_answers_that_changed_are_asked_for_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """And what the first layout held, without checksums, is taken over."""
+    path = tmp_path / "c.sqlite"
+    kept = Answers(path)
+    kept.write({b"a": np.array([0.25, 1.0]), b"b": np.array([0.5])})
+    kept.close()
+    with sqlite3.connect(path) as connection:
+        ((value,),) = connection.execute("SELECT value FROM answers WHERE key = ?", [b"a"])
+        flipped = bytes([value[0] ^ 16]) + value[1:]
+        connection.execute("UPDATE answers SET value = ? WHERE key = ?", [flipped, b"a"])
+    assert kept.read([b"a", b"b"]).keys() == {b"b"}
+    assert "1 answers are damaged" in capsys.readouterr().out
+    kept.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM answers")
+        older = np.array([0.125]).tobytes()
+        connection.execute("INSERT INTO answers VALUES (?, ?)", [b"c", older])
+        connection.execute("PRAGMA user_version = 1")
+    assert kept.read([b"c"])[b"c"].tolist() == [0.125]
+    kept.close()
+    assert kept.read([b"c"])[b"c"].tolist() == [0.125]
