@@ -142,11 +142,12 @@ def _epilogue(flags: dict[str, object], label: str) -> Iterator[Case]:
             3,
             aligned,
         )
+    narrow: dict[str, object] = {"BLOCK_V": tuning.STATISTICS_BLOCK}
     sweeps: list[tuple[Any, dict[str, object], str]] = [
         (reduce_kernel, {}, ""),
         (gradient_kernel, {}, ""),
-        (statistics_kernel, {"KEEP": False}, " keep=0"),
-        (statistics_kernel, {"KEEP": True}, " keep=1"),
+        (statistics_kernel, {"KEEP": False, **narrow}, " keep=0"),
+        (statistics_kernel, {"KEEP": True, **narrow}, " keep=1"),
         (slopes_kernel, {}, ""),
     ]
     for dtype, sweep, aligned in itertools.product(ELEMENT, sweeps, (True, False)):
@@ -156,7 +157,7 @@ def _epilogue(flags: dict[str, object], label: str) -> Iterator[Case]:
             f"{ELEMENT[dtype]} {label}{name} {'aligned' if aligned else 'odd'}",
             kernel,
             _types(kernel, ELEMENT[dtype]),
-            {**flags, **own, "BLOCK_V": tuning.EPILOGUE_BLOCK},
+            {**flags, "BLOCK_V": tuning.EPILOGUE_BLOCK, **own},
             tuning.EPILOGUE_WARPS,
             3,
             aligned,

@@ -43,7 +43,7 @@ class TritonStatistics(TritonEngine):
             likeliest=likeliest,
             n=n,
             KEEP=k > 0,
-            **self._sweep(z),
+            **self._sweep(z, tuning.STATISTICS_BLOCK),
         )
         picked, top, total, weighted, sums = numbers.unbind(0)
         values, ids = z.topk(min(k, z.shape[1]), dim=1)
@@ -76,16 +76,16 @@ class TritonStatistics(TritonEngine):
             of_ids=zero if likely is None else likely,
             grad_stride=grads.stride(0),
             k=0 if likely is None else likely.shape[1],
-            **self._sweep(z),
+            **self._sweep(z, tuning.EPILOGUE_BLOCK),
         )
         return self._back(grads, None)
 
-    def _sweep(self, z: Tensor) -> dict[str, Any]:
+    def _sweep(self, z: Tensor, block: int) -> dict[str, Any]:
         """What both kernels take of z (n, V) and the head."""
         return {
             "vocab": z.shape[1],
             "stride": z.stride(0),
-            "BLOCK_V": tuning.EPILOGUE_BLOCK,
+            "BLOCK_V": block,
             "num_warps": tuning.EPILOGUE_WARPS,
             **epilogue_arguments(self.head),
         }
