@@ -214,8 +214,16 @@ def test_numbers_and_words_as_they_were_meant(tiny_run: Path) -> None:
 
 
 def test_a_date_that_is_none_in_a_file(tiny_run: Path) -> None:
-    tiny_run.write_text(tiny_run.read_text() + "output_dir: 2024-13-45\n")
+    rest = tiny_run.read_text().strip().split("\n", 1)[1]
+    tiny_run.write_text(f"output_dir: 2024-13-45\n{rest}\n")
     with pytest.raises(ValueError, match="not valid YAML: month must be in"):
+        load_config(tiny_run)
+
+
+def test_a_key_that_stands_twice(tiny_run: Path) -> None:
+    """The later one would hide the earlier, unseen."""
+    tiny_run.write_text(tiny_run.read_text() + "training: {num_train_epochs: 2}\n")
+    with pytest.raises(ValueError, match="not valid YAML: training stands twice .* line 12"):
         load_config(tiny_run)
 
 

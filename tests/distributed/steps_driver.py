@@ -57,7 +57,7 @@ def train(case: str, config_file: Path) -> tuple[Weights, Weights, list[dict[str
     if case == "lora":
         context.policies.forget()
     before = {name: x.clone() for name, x in whole_state(model).items()}
-    trainer = train.Trainer(config, model, *train._load(context, 1), 1)
+    trainer = train.Trainer(config, model, *train.load_items(context, 1), 1)
     with trainer:
         rows = [trainer.optimizer_step() for _ in range(STEPS)]
     return before, whole_state(model), rows

@@ -214,7 +214,7 @@ def test_the_command_to_go_on_by_can_be_pasted(
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("output_dir=taken", "taken: it can't be written to (File exists)"),
+        ("output_dir=taken", "output_dir taken: "),
         ("model.name_or_path=package:no.such", "the package no.such is not installed"),
         ("model.name_or_path=package:.x", "the package .x is not installed"),
     ],

@@ -33,6 +33,9 @@ OTHERS = {
         "training.gradient_checkpointing=true",
     ],
     "training.save_steps": ["training.save_steps=3"],
+    "training.save_minutes": ["training.save_minutes=0.0001"],
+    "training.keep_checkpoints": ["training.keep_checkpoints=2"],
+    "model.pickled_weights": ["model.pickled_weights=true"],
 }
 
 # of an oracle: what it is asked stays the same
@@ -73,7 +76,8 @@ def times(config: Config) -> dict[str, int]:
 
 
 def test_each_of_them_is_tried() -> None:
-    assert set(OTHERS) | set(ASKED) | set(ENGINE) == set(how_names(Config))
+    judges = {"oracle.pickled_weights"}  # as of the policy's weights, which are in OTHERS
+    assert set(OTHERS) | set(ASKED) | set(ENGINE) | judges == set(how_names(Config))
 
 
 @pytest.mark.parametrize("name", ASKED)

@@ -86,7 +86,8 @@ def test_the_initial_policy_has_the_key_that_0_1_gave(tiny_run: Path, option: st
     context = Context(config)
     weights = hash_files(weight_files(config.model.name_or_path, None))
     options = config.model.model_dump() | {"name_or_path": None, "device": "cpu"}
-    del options["lora"], options["quantization"]
+    for later in ("lora", "quantization", "trust_remote_code", "pickled_weights"):
+        del options[later]
     assert context.policies.key(0) == make_key("model", weights, options)
 
 

@@ -37,9 +37,9 @@ def reversed_in_place(table: Table) -> None:
 
 def test_win_rates_follow_prompt_and_sample(tiny_run: Path) -> None:
     context = sampled(tiny_run)
-    before, _ = train._load(context, 1)
+    before, _ = train.load_items(context, 1)
     reversed_in_place(context.directory.iteration(1).judgments)
-    after, _ = train._load(context, 1)
+    after, _ = train.load_items(context, 1)
     assert np.array_equal(before.per_item["log_z"], after.per_item["log_z"])
     assert len({float(x) for x in before.per_item["log_z"]}) > 3  # they do differ
 

@@ -21,7 +21,7 @@ def test_attention_is_switched_back(
     with open_run(load_config(tiny_run)) as context:
         for phase in ("generate", "judge", "pair", "logps"):
             run_here(context, phase, 1)
-        items, sequences = train._load(context, 1)
+        items, sequences = train.load_items(context, 1)
         model = context.policies.take(0)
     config = context.config
     if fault == "refused":  # only a GPU knows how much it has left
