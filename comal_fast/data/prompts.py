@@ -63,11 +63,18 @@ def load_prompts(data: DataConfig) -> list[Prompt]:
     return list(seen.values())
 
 
+_NOT_TEXT = ("image", "images", "video", "videos", "audio", "audios")  # of TRL's rows
+
+
 def make_prompt(source: str, row: dict[str, Any], messages: Messages, data: DataConfig) -> Prompt:
     """The prompt of a row, with what `data:` and the row's own fields say to its template.
 
     TRL's fields: `tools`, `chat_template_kwargs`. Raises InputError naming line and field.
     """
+    if seen := [name for name in _NOT_TEXT if row.get(name)]:
+        raise InputError(
+            f"{source}, field {seen[0]}: only text is read; leave such rows out, or the field"
+        )
     if data.system_prompt is not None and messages[0].role != "system":
         messages = (Message("system", data.system_prompt), *messages)
     own = _json_field(source, row, "chat_template_kwargs", dict)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from comal_fast.errors import InputError
 from comal_fast.store.files import checksum, read_bytes, sync, write_bytes
 from comal_fast.store.seal import Damaged, blank, check, key_of, sealed
+from comal_fast.system.ranks import is_main
 from comal_fast.system.terminal import console
 
 if TYPE_CHECKING:  # slow to load, and only tables need it
@@ -60,6 +61,8 @@ class Artefact(ABC):
                 return False
             self.verify()
         except Damaged as error:
+            if not is_main():  # who writes sets aside
+                raise
             aside = self.set_aside()
             console.print(
                 f"  [yellow]![/] {error.path}: damaged ({error.why}); set aside as {aside.name}, "

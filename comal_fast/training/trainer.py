@@ -211,16 +211,15 @@ class Trainer:
         gc.collect()
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
-        before, self.max_tokens = self.max_tokens, self.max_tokens // 2
-        passes = len(self._pack(batch))
-        while self.max_tokens and len(self._pack(batch)) == passes < len(batch):
-            self.max_tokens //= 2
-        if passes == len(batch):
+        before, failed = self.max_tokens, len(self._pack(batch))
+        if failed == len(batch):
             raise InputError(
                 f"out of memory in training, and a pass of step {self.step + 1} holds a single "
                 "pair already; `comal-fast plan` says what fits, data.max_length leaves out what "
                 "does not"
             )
+        while len(self._pack(batch)) == failed:
+            self.max_tokens //= 2
         console.print(
             f"  [yellow]![/] out of memory in step {self.step + 1}: passes of {self.max_tokens} "
             f"tokens from here on, not {before} (training.max_tokens_per_microbatch)",

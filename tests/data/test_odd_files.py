@@ -227,6 +227,9 @@ FAULTS: dict[str, tuple[str, Files, str]] = {
     "tools are an object": (
         "p.jsonl", row(prompt="a", tools={"a": 1}), r"line 1, field tools: expected a list"
     ),
+    "pictures": (
+        "p.jsonl", row(prompt="a", images=["a.png"]), r"line 1, field images: only text is read"
+    ),
     "a folder without data": ("d", {"README.md": b"#"}, r"d: no JSON, CSV or parquet files"),
     "a folder of two kinds": ("d", {"a.csv": b"", "b.jsonl": A}, r"d: it holds JSON and csv files"),
     "a folder without the split": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from comal_fast import loop
 from comal_fast.cli import main
 from comal_fast.generation.decode import Decoder
 from comal_fast.model import logps
@@ -24,6 +26,7 @@ from resume import comparable, contents
 
 DRIVER = """
 import resource, sys
+from comal_fast import loop
 from comal_fast.cli import main
 from comal_fast.{module} import {owner}
 
@@ -174,6 +177,48 @@ def test_a_full_disk(tiny_run: Path, small_disk: Path, tmp_path: Path) -> None:
     assert again.wait(300) == 0 or "full" in again.communicate()[1]
     if again.returncode == 0:
         assert contents(small_disk / "run") == contents(tmp_path / "calm")
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_read_only(tiny_run: Path, small_disk: Path) -> None:
+    again = ["mount", "-o", "remount,ro", str(small_disk)]
+    subprocess.run(again, check=True)
+    run = cli("run", tiny_run, f"output_dir={small_disk / 'run'}")
+    _, error = run.communicate(timeout=120)
+    assert run.returncode == 2 and "output_dir" in error.splitlines()[-1]
+    assert "can't be written to" in error.splitlines()[-1]
+
+
+def test_a_folder_that_vanishes(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Between two phases: a line, and the same command makes it all anew."""
+    run, judge = tiny_run.parent / "run", loop.RUN["judge"]
+
+    def gone(context: Any, iteration: int) -> None:
+        shutil.rmtree(run)
+        judge(context, iteration)
+
+    monkeypatch.setitem(loop.RUN, "judge", gone)
+    assert main(["run", str(tiny_run)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("comal-fast: error: ") and "iterations/0001/samples.parquet" in last
+    monkeypatch.undo()
+    assert main(["run", str(tiny_run)]) == 0
+
+
+def test_a_clock_that_jumps(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An hour back at every look: what is measured are durations of another clock."""
+    now = [1e9]
+
+    def jumping() -> float:
+        now[0] -= 3600
+        return now[0]
+
+    monkeypatch.setattr(time, "time", jumping)
+    assert main(["run", str(tiny_run), "algorithm.iterations=1"]) == 0
+    rows = train_rows(tiny_run.parent / "run")
+    assert all(0 < row["perf/seconds"] < 60 for row in rows)
 
 
 def started(run: subprocess.Popen[str], file: Path, seconds: float = 120) -> None:
