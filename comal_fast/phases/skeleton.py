@@ -30,6 +30,7 @@ def make(
         return
     metrics = context.metrics(phase, iteration)
     folder = context.directory.iteration(iteration)
+    folder.log(artefact).discard()  # of an artefact that is made anew
     for other in folder.finished():
         if other.phase == phase and other.path != artefact.path and folder.log(other).exists():
             metrics.replay(folder.log(other).read()["rows"])

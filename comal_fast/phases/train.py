@@ -97,6 +97,8 @@ def fit(
     config, policies = context.config, context.policies
     folder = context.directory.iteration(iteration)
     metrics = context.metrics("train", iteration)
+    if is_main():
+        folder.log(folder.model).discard()  # of a model that is trained anew
     model = policies.take(iteration - 1)
     if world() > 1:  # what a shard is cut from is freed only if nobody keeps it
         policies.forget()
