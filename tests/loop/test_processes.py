@@ -89,7 +89,8 @@ def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
 def outcome(run: Path) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     """(every artefact that holds no times, the metrics rows without times and memory)."""
     kinds = ("*.safetensors", "*.parquet", "evaluation.json", "diagnostics.json")
-    files = {str(f.relative_to(run)): f.read_bytes() for kind in kinds for f in run.rglob(kind)}
+    every = (f for kind in kinds for f in run.rglob(kind) if f.parent.name != "metrics")
+    files = {str(f.relative_to(run)): f.read_bytes() for f in every}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     timed = ("perf/", "mem/")
     return files, [{k: v for k, v in r.items() if not k.startswith(timed)} for r in rows]
