@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import OrderedDict
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +20,7 @@ from comal_fast.model.stored import Stored
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import RunDirectory
 from comal_fast.store.files import hash_files
+from comal_fast.system.allocator import give_back
 from comal_fast.system.ranks import is_main
 
 
@@ -98,9 +98,7 @@ class Policies:
     def forget(self) -> None:
         """Let go of all that are kept here, and of the GPU memory that they held."""
         self._models.clear()
-        if self.device.type == "cuda":
-            gc.collect()
-            torch.cuda.empty_cache()
+        give_back(self.device)
 
     def key(self, iterate: int) -> str:
         """What π_iterate was made from. Raises InputError where it has not been trained."""

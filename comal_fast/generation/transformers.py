@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import torch
 
 from comal_fast.config.generation import TransformersConfig
 from comal_fast.errors import InputError
 from comal_fast.generation.decode import Decoder
 from comal_fast.generation.engine import Engine, Response, Sampled
 from comal_fast.model.stored import stop_token_ids
+from comal_fast.system.allocator import give_back
 from comal_fast.system.faults import is_out_of_memory
 from comal_fast.system.terminal import console
 
@@ -57,9 +55,7 @@ class TransformersEngine:
 
     def _halve(self, count: int) -> None:
         """After memory ran out: half the responses at a time; they are drawn as they were."""
-        gc.collect()
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.model.device)
         before = self.options.batch_size
         if before < 2 * count:
             raise InputError(

@@ -19,6 +19,7 @@ from comal_fast.errors import InputError
 from comal_fast.model.adapters import keep_trainable, nf4
 from comal_fast.model.head import check_head
 from comal_fast.model.liger import use_liger
+from comal_fast.system.faults import is_out_of_memory
 from comal_fast.system.ranks import local_rank, world
 
 # what transformers raises for a folder that is not as it should be; RuntimeError: other shapes
@@ -264,9 +265,9 @@ def load_pretrained(
     """What `auto` makes of a folder or hub name. Raises InputError, with `option`, if it can't."""
     try:
         return auto.from_pretrained(source, **options)
-    except torch.OutOfMemoryError:
-        raise
     except _UNREADABLE as error:
+        if is_out_of_memory(error):
+            raise
         if "trust_remote_code" in str(error):
             raise InputError(
                 f"{option} {source}: Python code comes with it; read that, then set "

@@ -13,6 +13,7 @@ import torch
 from comal_fast.errors import InputError
 from comal_fast.model.head import head_arguments
 from comal_fast.model.packed import packed_attention
+from comal_fast.system.allocator import give_back
 from comal_fast.system.faults import is_out_of_memory
 from comal_kernels import linear_logprob
 from comal_kernels.integrations.transformers import predictor_states
@@ -114,8 +115,7 @@ def _values(
                 f"out of memory, and a pass holds a single response of {len(sequences[0].inputs)} "
                 "tokens already; `comal-fast plan` says what fits"
             ) from None
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    give_back(device)
     half = len(sequences) // 2
     parts = (sequences[:half], sequences[half:])
     return np.hstack([_values(models, head, part, device, backend) for part in parts])

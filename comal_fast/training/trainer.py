@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import sys
 import time
@@ -26,6 +25,7 @@ from comal_fast.model.packed import packed_attention
 from comal_fast.optim import make_optimizer
 from comal_fast.plan.check import recomputed_layers
 from comal_fast.store.files import read_json, write_json
+from comal_fast.system.allocator import give_back
 from comal_fast.system.faults import is_out_of_memory
 from comal_fast.system.ranks import is_main, world
 from comal_fast.system.terminal import console
@@ -133,7 +133,7 @@ class Trainer:
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
         torch.manual_seed(seed)
         rate = self.learning_rate(self.step)
-        while (totals := self._passes(batch, rate, seed)) is None:
+        while (totals := self._accumulate(batch, rate, seed)) is None:
             self._halve(batch)
             torch.manual_seed(seed)
         norm = whole(self.optimizer.step())
@@ -154,13 +154,15 @@ class Trainer:
         row["perf/microbatch_tokens"] = self.max_tokens
         return row
 
-    def _passes(self, batch: Sequence[Group], rate: float, seed: int) -> dict[str, Tensor] | None:
+    def _accumulate(
+        self, batch: Sequence[Group], rate: float, seed: int
+    ) -> dict[str, Tensor] | None:
         """Accumulate the gradients of a batch; the step's means. None where memory ran out."""
         totals: dict[str, Tensor] = {}
         weights = self._weights(batch)
         nothing = {name: torch.zeros_like(x) for name, x in weights.items()}
         both = self.items.chosen, self.items.rejected
-        passes = my_passes(batch, *both, self.sequences, self._pack)
+        passes = my_passes(batch, *both, self.sequences, self.passes)
         try:
             for number, (micro, counts) in enumerate(passes):
                 self.optimizer.arm(rate, seed, last=number == len(passes) - 1)
@@ -171,10 +173,6 @@ class Trainer:
                 raise
             return None
         return totals
-
-    def passes(self, batch: Sequence[Group]) -> list[MicroBatch]:
-        """The packed passes of a step, as one process makes them."""
-        return self._pack(batch)
 
     def backward(self, micro: MicroBatch, batch: Sequence[Group]) -> Tensor:
         """The loss () of one pass of a step, whose gradients are left in the parameters."""
@@ -208,17 +206,15 @@ class Trainer:
         """
         for parameter in self.optimizer.parameters:
             parameter.grad = None
-        gc.collect()
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        before, failed = self.max_tokens, len(self._pack(batch))
+        give_back(self.model.device)
+        before, failed = self.max_tokens, len(self.passes(batch))
         if failed == len(batch):
             raise InputError(
                 f"out of memory in training, and a pass of step {self.step + 1} holds a single "
                 "pair already; `comal-fast plan` says what fits, data.max_length leaves out what "
                 "does not"
             )
-        while len(self._pack(batch)) == failed:
+        while len(self.passes(batch)) == failed:
             self.max_tokens //= 2
         console.print(
             f"  [yellow]![/] out of memory in step {self.step + 1}: passes of {self.max_tokens} "
@@ -226,7 +222,8 @@ class Trainer:
             soft_wrap=True,
         )
 
-    def _pack(self, batch: Sequence[Group]) -> list[MicroBatch]:
+    def passes(self, batch: Sequence[Group]) -> list[MicroBatch]:
+        """The packed passes of a step, as one process makes them."""
         return micro_batches(
             batch,
             self.items.chosen,

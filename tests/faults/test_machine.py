@@ -22,7 +22,7 @@ from comal_fast.cli import main
 from comal_fast.generation.decode import Decoder
 from comal_fast.model import logps
 from comal_fast.store.directory import RunDirectory
-from resume import comparable, contents
+from resume import break_at, comparable, contents
 
 DRIVER = """
 import resource, sys
@@ -282,14 +282,7 @@ def test_the_newest_checkpoints_are_kept(
     """And where the newest is damaged, the one before it is gone on from."""
     from comal_fast.training.trainer import Trainer
 
-    step = Trainer.optimizer_step
-
-    def fifth(self: Trainer) -> dict[str, Any]:
-        if self.step == 5:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "optimizer_step", fifth)
+    break_at(monkeypatch, 5, KeyboardInterrupt())
     given = ["run", str(tiny_run), "training.keep_checkpoints=3"]
     assert main(given) == 130
     monkeypatch.undo()

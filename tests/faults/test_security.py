@@ -16,7 +16,7 @@ from comal_fast.cli import main
 from comal_fast.distributed.reading import Planner, Reader
 from comal_fast.errors import InputError
 from comal_fast.store.artefacts import folder_key, seal_folder
-from comal_fast.training.trainer import Trainer
+from resume import break_at
 
 
 class Bomb:
@@ -42,14 +42,8 @@ def test_the_bomb_is_one(mark: Path) -> None:
 @pytest.fixture
 def half_way(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Path]:
     """A command whose run was broken off behind a checkpoint, and the checkpoint."""
-    given, step = ["run", str(tiny_run), "training.save_steps=2"], Trainer.optimizer_step
-
-    def fourth(self: Trainer) -> dict[str, Any]:
-        if self.step == 4:
-            raise KeyboardInterrupt
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "optimizer_step", fourth)
+    given = ["run", str(tiny_run), "training.save_steps=2"]
+    break_at(monkeypatch, 4, KeyboardInterrupt())
     assert main(given) == 130
     monkeypatch.undo()
     return given, tiny_run.parent / "run/iterations/0001/checkpoint"

@@ -21,7 +21,7 @@ from comal_fast.errors import InputError
 from comal_fast.loop import run_all
 from comal_fast.system.doing import doing, done_when
 from comal_fast.system.processes import run_apart
-from resume import contents
+from resume import break_at, contents
 
 FAULTS: dict[str, Callable[[], Any]] = {
     "numpy": lambda: np.zeros(2) + np.zeros(3),
@@ -51,16 +51,7 @@ def test_a_fault_keeps_its_traceback(
 def test_it_says_the_step(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from comal_fast.training.trainer import Trainer
-
-    step = Trainer.optimizer_step
-
-    def third(self: Trainer) -> dict[str, Any]:
-        if self.step == 2:
-            raise RuntimeError("no reason")
-        return step(self)
-
-    monkeypatch.setattr(Trainer, "optimizer_step", third)
+    break_at(monkeypatch, 2, RuntimeError("no reason"))
     assert main(["run", str(tiny_run)]) == 1
     error = capsys.readouterr().err
     assert re.search(r"in train, iteration 1: train π_1 \(inpo\), 2 of \d+ steps; nothing", error)
@@ -248,12 +239,7 @@ def test_a_template_that_refuses(tiny_run: Path, capsys: pytest.CaptureFixture) 
 def test_a_checkpoint_that_is_torn(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from comal_fast.training.trainer import Trainer
-
-    step = Trainer.optimizer_step
-    monkeypatch.setattr(
-        Trainer, "optimizer_step", lambda self: step(self) if self.step < 4 else FAULTS["int"]()
-    )
+    break_at(monkeypatch, 4, ValueError("no number"))
     given = ["run", str(tiny_run), "training.save_steps=2"]
     assert main(given) == 1
     monkeypatch.undo()

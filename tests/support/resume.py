@@ -36,3 +36,17 @@ def contents(run: Path) -> dict[str, bytes]:
         for f in files
         if ".bad" not in str(f) and f.parent.name != "metrics"
     }
+
+
+def break_at(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
+    """From now on training raises `error` instead of taking that step, counted from 0."""
+    from comal_fast.training.trainer import Trainer
+
+    take = Trainer.optimizer_step
+
+    def breaking(self: Trainer) -> dict[str, Any]:
+        if self.step == step:
+            raise error
+        return take(self)
+
+    monkeypatch.setattr(Trainer, "optimizer_step", breaking)

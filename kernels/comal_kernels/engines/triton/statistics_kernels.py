@@ -10,7 +10,7 @@ the vocabulary go on in float64, a block's at a time: what differs by little is 
 import triton
 import triton.language as tl
 
-from comal_kernels.engines.triton.tile import cap_slope, final_logits
+from comal_kernels.engines.triton.tile import cap_slope, final_logits, raw_logits
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -35,10 +35,8 @@ def statistics_kernel(
     v = tl.arange(0, BLOCK_V)
     one = tl.arange(0, 1)
     wanted = tl.load(target + row + one)
-    own = tl.zeros((1,), tl.float32)
-    if HAS_BIAS:
-        own = tl.load(bias + wanted).to(tl.float32)
-    pick = final_logits(tl.load(line + wanted), own, inner, outer, SOFTCAP)
+    own, shift = raw_logits(line, bias, wanted, vocab, HAS_BIAS)
+    pick = final_logits(own, shift, inner, outer, SOFTCAP)
     if KEEP:
         tl.debug_barrier()  # the target's product is read before its logit is in its place
     top = tl.full((1,), float("-inf"), tl.float32)
@@ -49,11 +47,8 @@ def statistics_kernel(
     for start in range(0, vocab, BLOCK_V):
         col = start + v
         inside = col < vocab
-        z = tl.load(line + col, mask=inside, other=0.0)
-        add = tl.zeros((BLOCK_V,), tl.float32)
-        if HAS_BIAS:
-            add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
-        z = final_logits(z, add, inner, outer, SOFTCAP)
+        raw, add = raw_logits(line, bias, col, vocab, HAS_BIAS)
+        z = final_logits(raw, add, inner, outer, SOFTCAP)
         if KEEP:
             tl.store(line + col, z, mask=inside)
         sums += tl.sum(tl.where(inside, z, 0.0)[None, :], 1).to(tl.float64)
@@ -115,11 +110,8 @@ def slopes_kernel(
     for start in range(0, vocab, BLOCK_V):
         col = start + v
         inside = col < vocab
-        z = tl.load(line + col, mask=inside, other=0.0)
-        add = tl.zeros((BLOCK_V,), tl.float32)
-        if HAS_BIAS:
-            add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
-        raw, z = z, final_logits(z, add, inner, outer, SOFTCAP)
+        raw, add = raw_logits(line, bias, col, vocab, HAS_BIAS)
+        z = final_logits(raw, add, inner, outer, SOFTCAP)
         gap = z - lse
         g = tl.exp(gap) * (by_p + by_entropy * tl.maximum(gap, -1e4)) + by_every
         g += tl.where(col == wanted, by_target, 0.0)

@@ -84,6 +84,17 @@ def final_logits(z, bias, inner, outer, SOFTCAP: tl.constexpr):
 
 
 @triton.jit
+def raw_logits(line, bias, col, vocab, HAS_BIAS: tl.constexpr):
+    """Raw products and biases (v,) float32 of a row in memory at words col (v,), 0 beyond V."""
+    inside = col < vocab
+    z = tl.load(line + col, mask=inside, other=0.0)
+    add = tl.zeros_like(z)
+    if HAS_BIAS:
+        add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
+    return z, add
+
+
+@triton.jit
 def cap_slope(z, bias, inner):
     """1 − tanh² of what `final_logits` caps, without the cancellation of that difference."""
     e = tl.exp(-2.0 * tl.abs((z + bias) * inner))

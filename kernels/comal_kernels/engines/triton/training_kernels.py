@@ -19,6 +19,7 @@ from comal_kernels.engines.triton.tile import (
     halves,
     place,
     product,
+    raw_logits,
 )
 
 
@@ -121,17 +122,12 @@ def reduce_kernel(
     for start in range(0, vocab, BLOCK_V):
         col = start + v
         inside = col < vocab
-        z = tl.load(line + col, mask=inside, other=0.0)
-        add = tl.zeros((BLOCK_V,), tl.float32)
-        if HAS_BIAS:
-            add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
-        z = final_logits(z, add, inner, outer, SOFTCAP)
+        raw, add = raw_logits(line, bias, col, vocab, HAS_BIAS)
+        z = final_logits(raw, add, inner, outer, SOFTCAP)
         top, total = fold(top, total, tl.where(inside, z, float("-inf"))[None, :])
     one = tl.load(target + row + tl.arange(0, 1))
-    add = tl.zeros((1,), tl.float32)
-    if HAS_BIAS:
-        add = tl.load(bias + one).to(tl.float32)
-    pick = final_logits(tl.load(line + one), add, inner, outer, SOFTCAP)
+    own, shift = raw_logits(line, bias, one, vocab, HAS_BIAS)
+    pick = final_logits(own, shift, inner, outer, SOFTCAP)
     at = row + tl.arange(0, 1)
     tl.store(logp + at, (pick - top) - tl.log(total))
     tl.store(tops + at, top)
@@ -167,11 +163,8 @@ def gradient_kernel(
     for start in range(0, vocab, BLOCK_V):
         col = start + v
         inside = col < vocab
-        z = tl.load(line + col, mask=inside, other=0.0)
-        add = tl.zeros((BLOCK_V,), tl.float32)
-        if HAS_BIAS:
-            add = tl.load(bias + col, mask=inside, other=0.0).to(tl.float32)
-        raw, z = z, final_logits(z, add, inner, outer, SOFTCAP)
+        raw, add = raw_logits(line, bias, col, vocab, HAS_BIAS)
+        z = final_logits(raw, add, inner, outer, SOFTCAP)
         g = tl.where(col == wanted, 1.0, 0.0) - tl.exp((z - top) - rest)
         if SOFTCAP:
             g = g * cap_slope(raw, add, inner)
