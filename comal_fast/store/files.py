@@ -14,7 +14,8 @@ from typing import Any
 
 from comal_fast.errors import InputError
 
-_PIECE = 16 << 20  # bytes that a thread hashes at a time
+_PIECE = 16 << 20  # bytes that one thread hashes
+_BLOCK = 1 << 20  # bytes that it holds at a time
 _known: dict[tuple[int, int, int, int], str] = {}  # device, inode, size, time → checksum
 
 
@@ -106,8 +107,10 @@ def checksum(path: Path) -> str:
         if name not in _known:
 
             def piece(start: int) -> bytes:
-                content = os.pread(stream.fileno(), _PIECE, start)
-                return hashlib.sha256(content).digest()
+                digest, end = hashlib.sha256(), min(start + _PIECE, about.st_size)
+                for block in range(start, end, _BLOCK):  # little at a time: memory may be short
+                    digest.update(os.pread(stream.fileno(), min(_BLOCK, end - block), block))
+                return digest.digest()
 
             starts = range(0, about.st_size, _PIECE)
             if len(starts) < 2:  # where memory is short a thread may never start, nor say so

@@ -26,20 +26,19 @@ from resume import break_at, comparable, contents
 
 DRIVER = """
 import resource, sys
-from comal_fast import loop
 from comal_fast.cli import main
-from comal_fast.{module} import {owner}
+from comal_fast.training.trainer import Trainer
 
-# from there till it is left the process may grow by so many MiB
-enter, leave = {owner}.__enter__, {owner}.__exit__
-def limited(self):
+# the gradients of a step may take so many MiB that the process does not have yet
+accumulate = Trainer._accumulate
+def limited(self, *given):
     size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + ({room} << 20), resource.RLIM_INFINITY))
-    return enter(self)
-def free(self, *error):
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
-    return leave(self, *error)
-{owner}.__enter__, {owner}.__exit__ = limited, free
+    try:
+        return accumulate(self, *given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+Trainer._accumulate = limited
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -55,8 +54,8 @@ def wide(tiny_run: Path, *more: str) -> list[str]:
     return ["run", str(tiny_run), *more]
 
 
-def limited(given: list[str], module: str, owner: str, room: int) -> Any:
-    code = DRIVER.format(module=module, owner=owner, room=room)
+def limited(given: list[str], room: int) -> Any:
+    code = DRIVER.format(room=room)
     return subprocess.run(
         [sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=300
     )
@@ -73,7 +72,7 @@ def test_no_memory_in_training_halves_the_passes(tiny_run: Path, tmp_path: Path)
     given = wide(tiny_run, "training.backend=torch")
     for folder, room in (("calm", 1 << 16), ("tight", 8)):
         place = [*given, f"output_dir={tmp_path / folder}"]
-        done = limited(place, "training.trainer", "Trainer", room)
+        done = limited(place, room)
         assert done.returncode == 0, done.stderr
     assert "out of memory in step 1: passes of" in done.stdout
     calm, tight = (train_rows(tmp_path / folder) for folder in ("calm", "tight"))
