@@ -31,7 +31,7 @@ faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --kills $(N) --damages $$(($(N) / 2))
 
 test: $(STAMP) $(MODEL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=60
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from comal_fast.generation.slots import Slots, decoding
 from comal_fast.model.head import head_arguments
 from comal_kernels.integrations.transformers import refuse_moving_rope
 from comal_kernels.packing import pack_prompts
+from comal_kernels.transfer import to_device
 
 PREFILL_TOKENS = 8192  # of prompts that go through the model together
 ROUND = (16, 128)  # tokens by which what is read of a memory grows; on a GPU, a graph for each
@@ -101,14 +102,15 @@ class Decoder:
         slots = [g * self.count + m for g in groups for m in range(self.count)]
         for group, number in zip(groups, numbers, strict=True):
             self.prompt_of[group] = number
-        at = torch.tensor(slots, device=self.device)
-        self.drawn[at] = torch.stack(
+        at = to_device(np.array(slots), self.device)
+        drawn = torch.stack(
             [
                 uniforms(self.seed, self.prompts[i], sample, self.new)
                 for i in numbers
                 for sample in range(self.count)
             ]
-        ).to(self.device)
+        )
+        self.drawn[at] = to_device(drawn, self.device)
         self.slots.taken[at] = 0
         self.alive[slots], self.length[slots] = True, 0
         self._take(at, logits.repeat_interleave(self.count, 0))

@@ -17,6 +17,7 @@ from transformers import AttentionInterface
 from comal_fast.model.packed import as_input_errors
 from comal_kernels.attention.layout import Engine, Layout, Options
 from comal_kernels.integrations.transformers.attention import CALLS, asked, choose_engine, refuse
+from comal_kernels.transfer import to_devices
 
 NAME = "comal_decode"  # in transformers
 
@@ -43,7 +44,9 @@ class Slots:
         """Begin a pass over prompts, segments of `layout`, which become these groups'."""
         self.layout, self.filled = layout, list(groups)
         sizes = [segment.queries for segment in layout.segments]
-        self.lengths[torch.tensor(self.filled)] = torch.tensor(sizes, device=self.device)
+        lists = [torch.tensor(x) for x in (self.filled, sizes)]
+        at, lengths = to_devices(lists, self.device)
+        self.lengths[at] = lengths
 
     def step(self, rows: Tensor | None, prompt: int, response: int) -> None:
         """Begin a pass over one token of each of `rows` (B,) slots, or of every slot.

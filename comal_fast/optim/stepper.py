@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,14 +27,14 @@ class Stepper:
         for group in self.inner.param_groups:
             group["lr"], group["seed"] = rate, seed
 
-    def step(self) -> Tensor:
-        """Update the parameters and let go of their gradients; () norm of these, unclipped.
+    def step(self) -> float:
+        """Update the parameters and let go of their gradients; the norm of these, unclipped.
 
-        Nothing is updated where the norm is no finite number.
+        Nothing is updated where the norm is no finite number: the host waits to see it.
         """
         limit = self.max_grad_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        if bool(whole(norm).isfinite()):
+        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit)))
+        if math.isfinite(norm):
             self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         return norm
@@ -71,7 +72,7 @@ class BackwardStepper(Stepper):
             hook = self._take if last else self._put_away
             self._hooks = [p.register_post_accumulate_grad_hook(hook) for p in self.parameters]
 
-    def step(self) -> Tensor:
+    def step(self) -> float:
         self._disarm()
         for parameter in self.parameters:  # those that the last pass had no gradient of
             if self.inner.gradients and self.inner.gradients.holds(parameter):
@@ -81,7 +82,7 @@ class BackwardStepper(Stepper):
         self.inner.finish()
         norms = [self._norms[p] for p in self.parameters if p in self._norms]
         self._norms.clear()
-        return torch.linalg.vector_norm(torch.stack(norms))
+        return float(whole(torch.linalg.vector_norm(torch.stack(norms))))
 
     def _disarm(self) -> None:
         for hook in self._hooks:

@@ -172,13 +172,14 @@ def lost_updates(model: Any, config: Config) -> float:
     """
     if config.training.stochastic_rounding:
         return 0.0
-    lost, seen = 0, 0
+    lost: Any = 0  # a tensor from the first weight on: read once
+    seen = 0
     for weight in (p.detach() for p in model.parameters() if p.requires_grad):
         local = weight.to_local() if hasattr(weight, "to_local") else weight
         some = local.flatten()[:: max(1, local.numel() // 4096)].abs()
-        lost += int((some + config.training.learning_rate == some).sum())
+        lost = lost + (some + config.training.learning_rate == some).sum()
         seen += some.numel()
-    return lost / max(1, seen)
+    return int(lost) / max(1, seen)
 
 
 def load_items(context: Context, iteration: int) -> tuple[Items, dict[int, PromptResponse]]:

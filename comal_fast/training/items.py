@@ -20,6 +20,7 @@ from comal_fast.config import Config
 from comal_fast.config.algorithm import Regularised
 from comal_fast.training.batches import MicroBatch
 from comal_kernels import PROX, Prox, Terms
+from comal_kernels.transfer import to_device
 
 
 def reads_rewards(prox: Prox) -> bool:
@@ -69,9 +70,10 @@ class Items:
         return sorted({*self.chosen, *(self.rejected or [])})
 
     def cached(self, micro: MicroBatch, device: torch.device) -> dict[str, Any]:
-        """per_row and per_item of a micro-batch, on its device."""
-        rows = {name: x[micro.rows].to(device) for name, x in self.per_row.items()}
-        return rows | {name: x[micro.items].to(device) for name, x in self.per_item.items()}
+        """per_row and per_item of a micro-batch, on its device; on the host what plans are of."""
+        values = {name: x[micro.rows] for name, x in self.per_row.items()}
+        values |= {name: x[micro.items] for name, x in self.per_item.items()}
+        return {name: x if name == "group" else to_device(x, device) for name, x in values.items()}
 
 
 def make_items(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Hashable, Iterable, Sequence
@@ -35,7 +36,7 @@ from comal_fast.training.ranks_share import my_passes
 from comal_kernels import prox_loss
 from comal_kernels.integrations.transformers import predictor_states
 from comal_kernels.packing import PromptResponse, pack
-from comal_kernels.sharded import whole
+from comal_kernels.transfer import begin_reading, to_device
 
 
 class Diverged(InputError):
@@ -136,17 +137,19 @@ class Trainer:
         while (totals := self._accumulate(batch, rate, seed)) is None:
             self._halve(batch)
             torch.manual_seed(seed)
-        norm = whole(self.optimizer.step())
+        read = begin_reading(totals)
+        norm = self.optimizer.step()  # waits for the device, once a step
+        numbers = read()
         row: dict[str, Any] = {"step": self.step + 1, "epoch": epoch + 1}
-        if not torch.isfinite(norm):
-            self._skip(float(norm))
-            totals = {"perf/tokens": totals["perf/tokens"]}
+        if not math.isfinite(norm):
+            self._skip(norm)
+            numbers = {"perf/tokens": numbers["perf/tokens"]}
         self.step += 1
-        row |= summed({name: float(value) for name, value in totals.items()})
+        row |= summed(numbers)
         if {"rewards/chosen", "rewards/rejected"} <= row.keys():
             row["rewards/margins"] = row["rewards/chosen"] - row["rewards/rejected"]
         if "loss" in row:
-            row |= {"grad_norm": float(norm), "learning_rate": rate}
+            row |= {"grad_norm": norm, "learning_rate": rate}
         else:
             row |= {"learning_rate": rate, "skipped": self.skipped}
         seconds = time.monotonic() - start
@@ -256,7 +259,7 @@ class Trainer:
         rejected = torch.tensor(micro.rejected) if micro.rejected else None
         cached = self.items.cached(micro, device)
         arguments = cached | head_arguments(self.model) | hyperparameters(config)
-        shares = {name: x[micro.items].to(device) for name, x in weights.items()}
+        shares = {name: to_device(x[micro.items], device) for name, x in weights.items()}
         output = prox_loss(
             hidden,
             target=packed.target,
@@ -272,7 +275,7 @@ class Trainer:
         rewards = implicit_rewards(config, output.logp, cached)
         gained = output.margin > 0
         if rejected is None:
-            gained = gained == (self.items.preference[micro.items] > 0.5).to(device)
+            gained = gained == to_device(self.items.preference[micro.items] > 0.5, device)
         result = {
             "loss": output.loss.detach(),
             "rewards/accuracies": (shares["loss"] * gained).sum(),
@@ -281,7 +284,7 @@ class Trainer:
         sides = {"chosen": chosen, "rejected": chosen if rejected is None else rejected}
         for side, rows in sides.items():
             if side in shares:
-                here = rows.to(device)
+                here = to_device(rows, device)
                 result[f"rewards/{side}"] = (shares[side] * rewards[here]).sum()
                 result[f"logps/{side}"] = (shares[side] * output.logp[here]).sum()
         return result

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_kernels.chunks import Ints, to_host
 from comal_kernels.execution import BACKENDS, Execution
 from comal_kernels.head import Head
 from comal_kernels.prox import PROX
 from comal_kernels.row import Prox
+from comal_kernels.transfer import Ints, to_host
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INDEX = (torch.int64, torch.int32)

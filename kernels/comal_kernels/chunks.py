@@ -6,33 +6,12 @@ soon as the chunk's own log-probs are, and its logits can become gradients where
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-Ints = NDArray[np.int64]
-
-
-def to_host(x: Tensor) -> Ints:
-    """x in int64 on the host; the one place that waits for the device, where x lives there."""
-    return x.detach().cpu().numpy().astype(np.int64, copy=False)
-
-
-def to_device(x: NDArray, device: torch.device) -> Tensor:
-    host = torch.from_numpy(np.ascontiguousarray(x))
-    if device.type == "cuda":
-        return host.pin_memory().to(device, non_blocking=True)
-    return host.to(device)
-
-
-def to_devices(arrays: Sequence[Ints], device: torch.device) -> list[Tensor]:
-    """As `to_device`, in one copy: each costs the host as much as planning a few pairs."""
-    whole = to_device(np.concatenate(arrays), device)
-    return list(whole.split([len(x) for x in arrays]))
+from comal_kernels.transfer import Ints
 
 
 @dataclass(frozen=True)

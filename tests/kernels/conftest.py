@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from bfloat16 import install
 from comal_kernels import prox
 from comal_kernels.engines.triton import tuning
+
+if not torch.cuda.is_available():
+    install()  # what the interpreter takes for bfloat16
 
 
 @pytest.fixture(autouse=True)

@@ -40,7 +40,7 @@ def batches(steps: int, micro: int) -> Iterator[list[Tensor]]:
 
 def train(
     model: Any, optimizer: Stepper, steps: int = 3, micro: int = 1, begin: int = 0
-) -> list[Tensor]:
+) -> list[float]:
     """The gradient norms of steps `begin` … `steps` − 1; the learning rate changes with each."""
     norms = []
     for step, parts in enumerate(batches(steps, micro)):

@@ -10,6 +10,6 @@ BACKENDS = [
     ("triton", torch.float32),
     ("triton", torch.float16),
     ("triton softened", torch.float32),
+    ("triton", torch.bfloat16),
+    ("triton softened", torch.bfloat16),
 ]
-if torch.cuda.is_available():  # the interpreter's bfloat16 products are wrong in Triton 3.9
-    BACKENDS += [("triton", torch.bfloat16), ("triton softened", torch.bfloat16)]

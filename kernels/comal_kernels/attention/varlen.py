@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from comal_kernels.attention.layout import Engine, Layout, Options
 from comal_kernels.errors import ModelError
+from comal_kernels.transfer import to_device, to_devices
 
 
 class Kernel(Protocol):
@@ -63,14 +64,12 @@ def _prepare(layout: Layout) -> tuple[Bounds, Tensor | None]:
     """
     queries = [s.queries for s in layout.segments]
     keys = [s.keys for s in layout.segments]
-    cu_q, cu_k = (
-        torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=layout.device)
-        for n in (queries, keys)
-    )
+    edges = [torch.tensor([0, *accumulate(n)], dtype=torch.int32) for n in (queries, keys)]
+    cu_q, cu_k = to_devices(edges, layout.device)
     index = None
     if keys != queries:
         parts = [torch.arange(*r) for s in layout.segments for r in (s.prefix, (s.start, s.stop))]
-        index = torch.cat(parts).to(layout.device)
+        index = to_device(torch.cat(parts), layout.device)
     return Bounds(cu_q, cu_k, max(queries), max(keys)), index
 
 

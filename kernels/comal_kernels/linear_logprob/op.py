@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from comal_kernels import checks, flat
-from comal_kernels.chunks import to_host
 from comal_kernels.flat import Maybe
 from comal_kernels.head import compute_dtype
 from comal_kernels.linear_logprob.passes import kept_rows, token_grads, token_logps
 from comal_kernels.segment import segment_sum
+from comal_kernels.transfer import to_host
 
 _ARGUMENTS = f"Tensor hidden, Tensor target, Tensor? cu_seqlens, int ignore_index, {flat.SCHEMA}"
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_kernels.chunks import Ints, pieces, to_device
+from comal_kernels.chunks import pieces
 from comal_kernels.execution import Execution
 from comal_kernels.head import Head, compute_dtype
+from comal_kernels.transfer import Ints, to_device
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]  # of hidden, weight, bias
 

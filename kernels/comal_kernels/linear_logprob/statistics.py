@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from comal_kernels import checks, flat
-from comal_kernels.chunks import pieces, to_host
+from comal_kernels.chunks import pieces
 from comal_kernels.engines.statistics import Slopes, Statistics
 from comal_kernels.flat import Maybe
 from comal_kernels.head import compute_dtype
 from comal_kernels.linear_logprob.passes import kept_rows
+from comal_kernels.transfer import to_host
 
 _ARGUMENTS = f"Tensor hidden, Tensor target, int k, int ignore_index, {flat.SCHEMA}"
 _TENSORS = ", ".join(

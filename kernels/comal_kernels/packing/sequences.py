@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from comal_kernels.attention.layout import Layout, Segment
+from comal_kernels.transfer import to_devices
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,20 @@ def pack(
             start = len(ids)
     bounds = [0, *accumulate(len(s.response_ids) for s in sequences)]
     target = [token for s in sequences for token in s.response_ids]
+    predicting = [p for row in predictors for p in row]
+    token, position, predictor = _sent([ids, positions, predicting], device)
     return Packed(
-        torch.tensor([ids], device=device),
-        torch.tensor([positions], device=device),
+        token[None],
+        position[None],
         Layout(segments, device),
-        torch.tensor([p for row in predictors for p in row], dtype=torch.int64, device=device),
+        predictor,
         torch.tensor(target, dtype=torch.int64),
         torch.tensor(bounds, dtype=torch.int32),
     )
+
+
+def _sent(lists: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    return to_devices([torch.tensor(x, dtype=torch.int64) for x in lists], device)
 
 
 def pack_prompts(
@@ -133,9 +140,5 @@ def pack_prompts(
     segments = [Segment(end - len(p), end) for p, end in zip(prompts, ends, strict=True)]
     ids = [token for p in prompts for token in p]
     positions = [i for p in prompts for i in range(len(p))]
-    return (
-        torch.tensor([ids], device=device),
-        torch.tensor([positions], device=device),
-        Layout(segments, device),
-        torch.tensor(ends, device=device) - 1,
-    )
+    token, position, last = _sent([ids, positions, [end - 1 for end in ends]], device)
+    return token[None], position[None], Layout(segments, device), last

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from comal_kernels import checks, flat
-from comal_kernels.chunks import make_plan, to_host
+from comal_kernels.chunks import make_plan
 from comal_kernels.flat import Maybe
 from comal_kernels.head import compute_dtype
 from comal_kernels.prox import PROX
 from comal_kernels.prox_loss.passes import ProxPass, Work
 from comal_kernels.prox_loss.step import Inputs, ProxStep
 from comal_kernels.scale import scaled
+from comal_kernels.transfer import to_host
 
 
 @torch.library.custom_op(

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from comal_kernels.chunks import Chunk, Plan, pieces, to_devices
+from comal_kernels.chunks import Chunk, Plan, pieces
 from comal_kernels.engines.base import Engine
 from comal_kernels.execution import Execution
 from comal_kernels.head import Head, compute_dtype
 from comal_kernels.prox_loss.step import ProxStep
 from comal_kernels.segment import segment_sum
+from comal_kernels.transfer import to_devices
 
 
 @dataclass(frozen=True)

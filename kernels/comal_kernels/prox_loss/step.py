@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from comal_kernels.chunks import Chunk, Ints, Plan, to_device, to_devices
+from comal_kernels.chunks import Chunk, Plan
 from comal_kernels.row import Prox, Terms
 from comal_kernels.segment import segment_sum
+from comal_kernels.transfer import Ints, to_device, to_devices
 
 
 @dataclass(frozen=True)
