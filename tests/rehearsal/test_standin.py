@@ -24,12 +24,10 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def rehearsed(folder: Path) -> dict[str, Any]:
     """What `standin_driver.py` says of a tiny run in bfloat16."""
     from tiny import byte_tokenizer, tiny_model
 
-    folder = tmp_path_factory.mktemp("standin")
     tiny_model().to(torch.bfloat16).save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
     rows = [{"prompt": f"Say {'very ' * (i % 4)}nicely what {i} is."} for i in range(14)]
@@ -49,10 +47,14 @@ training: {{learning_rate: 1.0e-3, num_train_epochs: 2, train_batch_size: 4, sav
 evaluation: {{bootstrap: 200}}
 """
     )
-    out = folder / "said.json"
+    return said_by("standin_driver.py", folder / "said.json", str(folder / "config.yaml"))
+
+
+def said_by(driver: str, out: Path, *given: str) -> dict[str, Any]:
+    """What a driver leaves in its last argument, in a process of its own."""
     paths = [str(ROOT / "tests" / "support"), str(ROOT / "kernels"), str(ROOT)]
     done = subprocess.run(
-        [sys.executable, str(HERE / "standin_driver.py"), str(folder / "config.yaml"), str(out)],
+        [sys.executable, str(HERE / driver), *given, str(out)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
@@ -62,27 +64,30 @@ evaluation: {{bootstrap: 200}}
     return json.loads(out.read_text())  # type: ignore[no-any-return]
 
 
-def test_a_whole_run(rehearsed: dict[str, Any]) -> None:
-    """Sampling by a captured graph, judging, log-probs, training, evaluation; nothing is mixed."""
-    assert rehearsed["run"]["device"] == "stand-in for an H100"
-    assert 0.0 < rehearsed["run"]["win_rate"] < 1.0
-    assert {"generate 1", "logps 1", "train 1"} <= rehearsed["run"]["waits"].keys()
+def test_a_run_and_every_mode_of_training(tmp_path: Path) -> None:
+    """Nothing is mixed from sampling by captured graphs to evaluation; a step waits once.
 
-
-def test_every_mode_trains(rehearsed: dict[str, Any]) -> None:
-    failed = {m: said["error"] for m, said in rehearsed["steps"].items() if "error" in said}
+    For the gradients' norm, with which a step's numbers come along; never in a packed pass.
+    """
+    said = rehearsed(tmp_path)
+    assert said["run"]["device"] == "stand-in for an H100"
+    assert 0.0 < said["run"]["win_rate"] < 1.0
+    assert {"generate 1", "logps 1", "train 1"} <= said["run"]["waits"].keys()
+    modes = said["steps"]
+    failed = {mode: found["error"] for mode, found in modes.items() if "error" in found}
     assert not failed, "\n".join(f"{mode}: {why}" for mode, why in failed.items())
-    for mode, said in rehearsed["steps"].items():
-        assert all(map(math.isfinite, said["losses"])), mode
-    losses = {mode: said["losses"][0] for mode, said in rehearsed["steps"].items()}
+    for mode, found in modes.items():
+        assert all(map(math.isfinite, found["losses"])), mode
+        assert sum(found["waits"].values()) == 1, (mode, found["waits"])
+    assert modes["plain"]["passes"] > 1
+    losses = {mode: found["losses"][0] for mode, found in modes.items()}
     for mode in ("one pass", "sdpa", "recomputed", "activations on the host", "float32 moments"):
         assert losses[mode] == pytest.approx(losses["plain"], rel=0.02), mode
 
 
-def test_the_host_waits_once_a_step(rehearsed: dict[str, Any]) -> None:
-    """For the gradients' norm, in which a step's numbers come along; never in a packed pass."""
-    for mode, said in rehearsed["steps"].items():
-        if "host" in mode:  # moments and activations there wait for their copies by events
-            continue
-        assert said["passes"] > 1 or mode != "plain"
-        assert sum(said["waits"].values()) == 1, (mode, said["waits"])
+def test_one_kernel_whatever_the_lengths(tmp_path: Path) -> None:
+    """Fifty random packs: every kernel of a head is compiled once."""
+    said = said_by("variants_driver.py", tmp_path / "variants.json")
+    for head, kernels in said.items():
+        assert len(kernels) > 5, head
+        assert {name: n for name, n in kernels.items() if n > 1} == {}, head

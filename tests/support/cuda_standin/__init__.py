@@ -10,9 +10,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
-import tempfile
+import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("device.cpp")
@@ -30,9 +31,9 @@ def build() -> Path:
     torch = Path(spec.submodule_search_locations[0])
     text = SOURCE.read_bytes() + (torch / "version.py").read_bytes() + str(torch).encode()
     name = f"cuda-standin-{hashlib.sha256(text).hexdigest()[:16]}.so"
-    library = Path(tempfile.gettempdir()) / name
+    library = Path(sys.prefix) / name
     if not library.is_file():
-        made = library.with_suffix(f".{id(text)}")
+        made = library.with_suffix(f".{os.getpid()}")
         flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-w", f"-Wl,-rpath,{torch / 'lib'}"]
         include = [f"-I{torch / 'include'}", f"-I{torch / 'include/torch/csrc/api/include'}"]
         link = [f"-L{torch / 'lib'}", "-lc10", "-ltorch_cpu"]

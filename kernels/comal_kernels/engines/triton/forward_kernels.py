@@ -13,7 +13,7 @@ import triton.language as tl
 from comal_kernels.engines.triton.tile import final_logits, finished, fold, halves, product
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["target", "picks"])
 def pick_kernel(
     x,  # (n, H)
     weight,  # (V, H)
@@ -46,7 +46,10 @@ def pick_kernel(
     tl.store(picks + row + one, final_logits(z, add, inner, outer, SOFTCAP))
 
 
-@triton.jit(do_not_specialize=["n", "split_tiles"])
+@triton.jit(
+    do_not_specialize=["n", "split_tiles"],
+    do_not_specialize_on_alignment=["due", "tops", "totals"],
+)
 def partial_kernel(
     x,  # (n, H), or its descriptor
     weight,  # (V, H), or its descriptor
@@ -101,7 +104,9 @@ def partial_kernel(
     tl.store(totals + at, total, mask=live)
 
 
-@triton.jit(do_not_specialize=["n", "splits"])
+@triton.jit(
+    do_not_specialize=["n", "splits"], do_not_specialize_on_alignment=["tops", "totals", "lse"]
+)
 def combine_kernel(
     any_due,  # (1,) int32: 0 where there is nothing to combine
     tops,  # (splits, n) float32

@@ -13,7 +13,7 @@ import triton.language as tl
 from comal_kernels.engines.triton.tile import cap_slope, final_logits, raw_logits
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["target", "likeliest"])
 def statistics_kernel(
     logits,  # (n, V) float32: raw products; with KEEP final logits afterwards
     bias,  # (V,) or unused
@@ -76,7 +76,17 @@ def statistics_kernel(
     tl.store(likeliest + row + one, (best == wanted).to(tl.int8))
 
 
-@triton.jit(do_not_specialize=["k"])
+@triton.jit(
+    do_not_specialize=["k"],
+    do_not_specialize_on_alignment=[
+        "target",
+        "lses",
+        "of_p",
+        "of_entropy",
+        "of_every",
+        "of_target",
+    ],
+)
 def slopes_kernel(
     logits,  # (n, V) float32: raw products
     grads,  # (n, V) the same memory in the products' dtype, at the start of each row

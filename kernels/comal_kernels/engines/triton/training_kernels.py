@@ -98,7 +98,7 @@ def soften_kernel(
             tl.store(totals + tl.cast(tile, tl.int64) * n + row, total, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["target", "logp", "tops", "rests"])
 def reduce_kernel(
     logits,  # (n, V) float32: raw products
     bias,  # (V,) or unused
@@ -134,7 +134,7 @@ def reduce_kernel(
     tl.store(rests + at, tl.log(total))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["target", "tops", "rests", "coef"])
 def gradient_kernel(
     logits,  # (n, V) float32: raw products
     grads,  # (n, V) the same memory in the products' dtype, at the start of each row
@@ -175,7 +175,7 @@ def gradient_kernel(
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["factor_stride"])
+@triton.jit(do_not_specialize=["factor_stride"], do_not_specialize_on_alignment=["factor"])
 def scale_kernel(
     x,  # (rows, width)
     factor,  # (rows,), or () with a stride of 0
