@@ -20,7 +20,7 @@ from comal_fast.store.directory import RunDirectory
 from comal_fast.store.files import write_json, write_text
 from comal_fast.store.metrics import PhaseMetrics
 from comal_fast.system.allocator import keep_freed_memory
-from comal_fast.system.machine import environment
+from comal_fast.system.machine import environment, sum_in_one_order
 from comal_fast.system.peak import peak_gib
 from comal_fast.system.ranks import is_main
 from comal_fast.system.terminal import console
@@ -40,6 +40,8 @@ class Context:
     def _settle(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory()
+        elif self.config.training.deterministic:
+            sum_in_one_order()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over the state in a phase's own process, which has an allocator to settle anew."""

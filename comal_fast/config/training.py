@@ -62,5 +62,8 @@ class TrainingConfig(Options):
     """Optimiser steps between checkpoints inside an iteration; 0: none."""
     save_minutes: float = how(30.0, ge=0)
     """Minutes after which a checkpoint is written too, whatever the steps; 0: never."""
+    deterministic: bool = how(False)
+    """On a GPU too sums are made in one order, so that a run that was killed ends in the same bits;
+    slower. A CPU's always are."""
     keep_checkpoints: int = how(1, ge=1)
     """How many checkpoints of an iteration are kept, the newest; gone when it is trained."""

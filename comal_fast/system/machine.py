@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -45,3 +46,14 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "command": ["comal-fast", *sys.argv[1:]],
     }
+
+
+def sum_in_one_order() -> None:
+    """No atomic additions on the GPU, nor products that are split at will; before its first one.
+
+    torch warns of an operator that has no such way.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # else new memory is swept, for nothing
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

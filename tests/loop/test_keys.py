@@ -32,6 +32,7 @@ OTHERS = {
         "training.offload_activations=true",
         "training.gradient_checkpointing=true",
     ],
+    "training.deterministic": ["training.deterministic=true"],
     "training.save_steps": ["training.save_steps=3"],
     "training.save_minutes": ["training.save_minutes=0.0001"],
     "training.keep_checkpoints": ["training.keep_checkpoints=2"],

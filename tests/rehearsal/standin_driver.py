@@ -54,6 +54,7 @@ MODES: dict[str, list[str]] = {
     "sppo": ["algorithm={prox: sppo, iterations: 1}"],
     "dro": ["algorithm={prox: dro, iterations: 1}"],
     "rebel": ["algorithm={prox: rebel, iterations: 1}"],
+    "deterministic": ["training.deterministic=true"],  # for good: the last
 }
 
 
