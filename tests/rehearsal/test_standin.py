@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1200),  # a compiler, and three minutes of a core of its own
     pytest.mark.skipif(cuda_standin.compiler() is None, reason="no C++ compiler"),
     pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this torch has CUDA's own"),
 ]
@@ -58,7 +59,7 @@ def said_by(driver: str, out: Path, *given: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
-        timeout=550,
+        timeout=1100,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(out.read_text())  # type: ignore[no-any-return]
