@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from comal_kernels.attention.layout import Engine, Layout, Options
 from comal_kernels.errors import ModelError
+from comal_kernels.transfer import to_devices
 
 BLOCK = 128  # queries, and keys, of a block
 ENDLESS = 1 << 30  # a window wider than any sequence
@@ -100,7 +101,8 @@ def _ranges(layout: Layout, window: int | None) -> tuple[Tensor, Tensor, Tensor]
         a.append((reach + last - start).clamp(min=first))
         b.append(torch.full_like(q, last))
         c.append(reach.clamp(min=start))
-    return tuple(torch.cat(x).to(layout.device, torch.int32) for x in (a, b, c))  # type: ignore[return-value]
+    lists = [torch.cat(x).to(torch.int32) for x in (a, b, c)]
+    return tuple(to_devices(lists, layout.device))  # type: ignore[return-value]
 
 
 def _listed(wanted: Tensor) -> tuple[Tensor, Tensor]:
