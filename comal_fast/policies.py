@@ -13,15 +13,23 @@ import torch
 from comal_fast.config import Config
 from comal_fast.config.options import what
 from comal_fast.config.schema import LoraConfig
+from comal_fast.distributed.group import wait
+from comal_fast.distributed.sharding import scatter
 from comal_fast.errors import InputError
 from comal_fast.model.adapters import add_adapter, freeze, is_adapter, load_adapter
-from comal_fast.model.load import load_model, load_tokenizer, resolve_source, weight_files
+from comal_fast.model.load import (
+    load_model,
+    load_skeleton,
+    load_tokenizer,
+    resolve_source,
+    weight_files,
+)
 from comal_fast.model.stored import Stored
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import RunDirectory
 from comal_fast.store.files import hash_files
 from comal_fast.system.allocator import give_back
-from comal_fast.system.ranks import is_main
+from comal_fast.system.ranks import is_main, world
 
 
 class Policies:
@@ -60,13 +68,39 @@ class Policies:
     def take(self, iterate: int) -> Any:
         """π_iterate to train in place: the caller's alone, no longer kept here.
 
-        With LoRA what trains is its adapter, for π_0 a fresh one.
+        With LoRA what trains is its adapter, for π_0 a fresh one. Under torchrun it is sharded, and
+        every rank calls it; 4-bit weights are whole on each.
         """
+        if world() > 1 and self.config.model.quantization == "none":
+            return self._take_part(iterate)
+        return self._take_whole(iterate)
+
+    def _take_whole(self, iterate: int) -> Any:
         if iterate == 0 and self.config.model.lora:
             return add_adapter(self.load(0), self.config.model, self.config.seed)
         model = self.load(iterate)
         del self._models[iterate]
         return model
+
+    def _take_part(self, iterate: int) -> Any:
+        """This rank's part of π_iterate, of which rank 0 reads the weights, into host memory."""
+        self.forget()
+        whole, config = None, self.config.model
+        if is_main():
+            in_host = config.model_copy(update={"device": "cpu", "liger_kernels": "off"})
+            there = self.config.model_copy(update={"model": in_host})
+            whole = Policies(there, self.directory, self.device)._take_whole(iterate)
+        wait()  # a GGUF file is dequantised by now
+        folder = None
+        if config.gguf_file is not None or (iterate and not config.lora):
+            folder = str(self.directory.iteration(0 if config.lora else iterate).model.path)
+        part = load_skeleton(config, folder, self.device)
+        if whole is not None:
+            part.generation_config, part.name_or_path = whole.generation_config, whole.name_or_path
+        if config.lora:
+            part = add_adapter(freeze(part, config.lora), config, self.config.seed)
+        scatter(whole, part, self.device)
+        return part
 
     def keep(self, iterate: int, model: Any) -> None:
         """Keep a model that was trained into π_iterate."""

@@ -207,32 +207,9 @@ def _optimizer(c: Config) -> None:
 
 
 def check_ranks(config: Config, ranks: int) -> None:
-    """Raise InputError for the first option that several ranks can't keep exactly."""
-    if ranks == 1:
-        return
-    training = config.training
-    refused = [
-        (
-            "training.optimizer_state: 8bit",
-            training.optimizer_state == "8bit",
-            "its scales belong to blocks of one rank's part; use float32",
-        ),
-        (
-            "training.optimizer_offload",
-            training.optimizer_offload,
-            "the moments are sharded already; leave it out",
-        ),
-        (
-            "model.quantization: nf4",
-            config.model.quantization == "nf4",
-            "bitsandbytes' packed weights are not sharded; use model.lora on weights of 16 bits",
-        ),
-        (
-            "phases: process",
-            config.phases == "process",
-            "each rank is a process already; use auto",
-        ),
-    ]
-    for name, given, why in refused:
-        if given:
-            raise InputError(f"{name} under torchrun with {ranks} ranks: {why}")
+    """Raise InputError for what several ranks can't do."""
+    if ranks > 1 and config.phases == "process":
+        raise InputError(
+            f"phases: process under torchrun with {ranks} ranks: each rank is a process already; "
+            "use auto"
+        )

@@ -8,7 +8,12 @@ from types import MethodType
 from typing import Any, TypeVar
 
 import torch
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -23,17 +28,19 @@ from comal_fast.system.ranks import world
 R = TypeVar("R")
 
 
-def shard(model: Any) -> None:
+def shard(model: Any, device: torch.device) -> None:
     """Shard the model's parameters over all ranks, in place; nothing happens on a single one.
 
     Parameters and activations keep their dtype, gradients are reduced in float32, and summed: the
-    loss's weights are shares of the whole step already.
+    loss's weights are shares of the whole step already. Packed 4-bit weights stay whole. device:
+    of the ranks; the model may still be without memory.
     """
-    if world() == 1:
+    if world() == 1 or isinstance(model, FSDPModule):
         return
     options: dict[str, Any] = {
-        "mesh": init_device_mesh(model.device.type, (world(),)),
+        "mesh": init_device_mesh(device.type, (world(),)),
         "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32),
+        "ignored_params": {p for p in model.parameters() if not p.is_floating_point()},
     }
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     for layer in layers:
@@ -45,6 +52,23 @@ def shard(model: Any) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other way
+
+
+def scatter(whole: Any | None, skeleton: Any, device: torch.device) -> None:
+    """Give `skeleton`, a model on the meta device, the weights of rank 0's `whole`, sharded.
+
+    One tensor at a time is sent, and a rank keeps its part alone. All ranks call it.
+    """
+    shard(skeleton, device)
+    skeleton.to_empty(device=device)
+    weights = {} if whole is None else whole.state_dict()
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(skeleton, weights, options=options)
+    kept = {} if whole is None else dict(whole.named_buffers())
+    for name, buffer in skeleton.named_buffers():  # some are computed, and stored nowhere
+        if name in kept:
+            buffer.copy_(kept[name])
+        dist.broadcast(buffer, src=0)
 
 
 def forward_pass(model: Any, function: Callable[..., R]) -> Callable[..., R]:

@@ -28,14 +28,14 @@ def why_not(family: str, device: torch.device) -> str | None:
     return None if known else f"has no kernels for models of type {family}"
 
 
-def use_liger(model: Any, requested: str) -> Any:
-    """The model, with Liger's kernels where `model.liger_kernels` means them.
+def use_liger(model: Any, requested: str, device: torch.device) -> Any:
+    """The model, with Liger's kernels where `model.liger_kernels` means them on such a device.
 
     Raises InputError where they are asked for (`on`) and can't be had.
     """
     if requested == "off":
         return model
-    why = why_not(model.config.model_type, model.device)
+    why = why_not(model.config.model_type, device)
     if why is None:
         apply(model)
     elif requested == "on":

@@ -168,7 +168,21 @@ def _ready(model: Any, config: ModelConfig, source: str) -> Any:
     check_head(model.eval(), source)
     without_dropout(model)
     check_finite(model, source)
-    return use_liger(model, config.liger_kernels)
+    return use_liger(model, config.liger_kernels, model.device)
+
+
+def load_skeleton(config: ModelConfig, source: str | None, device: torch.device) -> Any:
+    """`load_model`'s modules without their weights, on the meta device, to be filled on `device`.
+
+    source: an iterate's folder, or None.
+    """
+    sizes = model_config(config, resolve_source(config) if source is None else source)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            sizes, dtype=getattr(torch, config.dtype), **_code(config)
+        )
+    without_dropout(model.eval())
+    return use_liger(model, config.liger_kernels, device)
 
 
 def check_finite(model: Any, source: str) -> None:

@@ -14,7 +14,7 @@ from comal_fast.optim.gradients import HostGradients
 from comal_fast.optim.host import HostState
 from comal_fast.optim.moments import Moments, choose_moments
 from comal_fast.optim.rounding import round_stochastically
-from comal_fast.optim.slices import local, slices
+from comal_fast.optim.slices import slices
 
 
 class AdamW(torch.optim.Optimizer):
@@ -57,7 +57,7 @@ class AdamW(torch.optim.Optimizer):
                 self._moments[parameter] = moments
                 tensors = moments.zeros(parameter)
                 if offload:
-                    tensors = {name: self._home(local(x)) for name, x in tensors.items()}
+                    tensors = {name: self._home(x) for name, x in tensors.items()}
                 self.state[parameter] = {"step": 0, **tensors}
 
     @torch.no_grad()

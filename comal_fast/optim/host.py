@@ -79,8 +79,12 @@ class HostState:
         self.waiting: deque[tuple[Any, Tensor]] = deque()
 
     def empty(self, like: Tensor) -> Tensor:
-        """Host memory for such a tensor, pinned where a device copies from it."""
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=self.device.type == "cuda")
+        """Host memory for such a tensor, pinned where a device copies from it.
+
+        Of a sharded one each rank has its own part, sharded likewise.
+        """
+        pinned = self.device.type == "cuda"
+        return torch.empty_like(like, device="cpu", pin_memory=pinned)
 
     @contextmanager
     def updating(self, gradient: Tensor) -> Iterator[None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from comal_fast.config.training import OptimizerState
-from comal_fast.optim.slices import local
+from comal_fast.optim.slices import parts, zeros_beside
 
 BLOCK = 256  # elements that share a scale in bitsandbytes' 8-bit kernels
 SMALLEST = (
@@ -85,9 +85,8 @@ class EightBit:
         """The moments before the first step, beside the parameter: a scale of 0 makes them 0."""
         codes = ("exp_avg", "exp_avg_sq")
         state = {name: torch.zeros_like(parameter, dtype=torch.uint8) for name in codes}
-        blocks = local(parameter).numel() // BLOCK
         for name in codes:
-            state[f"{name}_scale"] = torch.zeros(blocks, device=parameter.device)
+            state[f"{name}_scale"] = zeros_beside(parameter, _scale_shape(parameter))
         return state
 
     def working_dtype(self, parameter: Tensor) -> torch.dtype:
@@ -132,15 +131,35 @@ Moments = Dense | EightBit
 def choose_moments(kind: OptimizerState, parameter: Tensor) -> Moments:
     """How `training.optimizer_state` holds the moments of this parameter.
 
-    "8bit" holds those of small parameters, and of any that are not made of whole blocks, in
-    float32.
+    "8bit" holds those of small parameters, and of any that are not made of whole blocks on every
+    rank, in float32. What is held does not depend on the number of ranks but for rows that are no
+    whole blocks and can't be dealt evenly.
     """
     if kind == "model":
         return Dense()
-    count = local(parameter).numel()
-    if kind == "8bit" and count >= SMALLEST and count % BLOCK == 0:
+    if kind == "8bit" and parameter.numel() >= SMALLEST and _in_blocks(parameter):
         return EightBit()
     return Dense(torch.float32)
+
+
+def _in_blocks(parameter: Tensor) -> bool:
+    """Whether every rank has whole blocks, the same ones that a single rank would have."""
+    count, ranks = parameter.numel(), parts(parameter)
+    if _row(parameter) % BLOCK == 0:
+        return True
+    return count % (BLOCK * ranks) == 0 and parameter.shape[0] % ranks == 0
+
+
+def _row(parameter: Tensor) -> int:
+    """Elements of one index of the first dimension, which is the one that ranks share out."""
+    return parameter.numel() // parameter.shape[0]
+
+
+def _scale_shape(parameter: Tensor) -> tuple[int, ...]:
+    """(rows, blocks of a row), or (blocks,) where a row is no whole blocks."""
+    if _row(parameter) % BLOCK == 0:
+        return parameter.shape[0], _row(parameter) // BLOCK
+    return (parameter.numel() // BLOCK,)
 
 
 @cache

@@ -100,7 +100,7 @@ def fit(
     if is_main():
         folder.log(folder.model).discard()  # of a model that is trained anew
     model = policies.take(iteration - 1)
-    if world() > 1:  # what a shard is cut from is freed only if nobody keeps it
+    if world() > 1:  # whatever else is kept here has no room beside what trains
         policies.forget()
     trainer = Trainer(config, model, items, sequences, iteration)
     if (share := lost_updates(model, config)) > 0.5:

@@ -58,7 +58,7 @@ def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
         return
     held = ", ".join(f"{part} {gib(size)}" for part, size in worst.parts.items() if size > 2**27)
     fits = search(shape, work, machine, memory_bytes)
-    nearest_one = choose([f for f in fits if ranks == 1 or _on_ranks(f.mode)], memory_bytes)
+    nearest_one = choose(fits, memory_bytes)
     raise InputError(
         f"{config.model.name_or_path} does not fit: {name} needs {gib(worst.bytes)} GiB ({held}) "
         f"and the GPU has {gib(memory_bytes)} GiB; {_advice(nearest_one, shape.layers, work)}"
@@ -68,21 +68,17 @@ def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
 def shared(phase: str, peak: Peak, shape: Shape, mode: Mode, ranks: int) -> Peak:
     """A phase's peak on each of `ranks` devices, by what they share out in it (`SHARED`).
 
-    Training begins with a whole model on each; a pass gathers two layers at a time, and for its
-    whole length what lies outside the layers.
+    A pass of training gathers two layers at a time, and for its whole length what lies outside the
+    layers. Packed 4-bit weights stay whole.
     """
     if ranks == 1 or not SHARED[phase]:
         return peak
-    parts: Parts = {n: x / ranks if n in SHARED[phase] else x for n, x in peak.parts.items()}
-    outside = shape.parameters - shape.block_parameters + 2 * shape.layer_parameters
-    parts["weights gathered"] = outside * mode.torch_dtype.itemsize
-    loading = Peak("before it is shared out", {"weights": mode.weight_bytes(shape)})
-    return max(replace(peak, parts=parts), loading, key=lambda p: p.bytes)
-
-
-def _on_ranks(mode: Mode) -> bool:
-    """Whether several ranks can train so (`check_ranks`)."""
-    return not (mode.quantized or mode.offload_state or mode.state == "8bit")
+    shares = set(SHARED[phase]) - ({"weights"} if mode.quantized else set())
+    parts: Parts = {n: x / ranks if n in shares else x for n, x in peak.parts.items()}
+    if not mode.quantized:
+        outside = shape.parameters - shape.block_parameters + 2 * shape.layer_parameters
+        parts["weights gathered"] = outside * mode.torch_dtype.itemsize
+    return replace(peak, parts=parts)
 
 
 def _advice(fit: Fit | None, layers: int, work: Workload) -> str:

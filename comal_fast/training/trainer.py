@@ -60,7 +60,7 @@ class Trainer:
         self.config, self.model, self.iteration = config, model, iteration
         self.items, self.sequences = items, sequences
         training = config.training
-        shard(model)
+        shard(model, model.device)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(trained, training)
         self.schedule = [

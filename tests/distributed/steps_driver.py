@@ -8,8 +8,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+
+from comal_fast.system.ranks import is_main
 
 CASES: dict[str, list[str]] = {
     "plain": [],
@@ -23,7 +26,22 @@ CASES: dict[str, list[str]] = {
     "float32 moments": ["training.optimizer_state=float32"],
     "lora": ["model.lora={r: 4}"],
     "in backward": ["training.optimizer_in_backward=true", "training.max_grad_norm=0"],
+    "8bit": ["training.optimizer_state=8bit"],
+    "8bit tied": ["training.optimizer_state=8bit"],
+    "offload": ["training.optimizer_offload=true"],
+    "8bit offload in backward": [
+        "training.optimizer_state=8bit",
+        "training.optimizer_offload=true",
+        "training.optimizer_in_backward=true",
+        "training.max_grad_norm=0",
+        "training.max_tokens_per_microbatch=1",
+    ],
+    "nf4": ["model.lora={r: 4}", "model.quantization=nf4"],
+    "loaded": [],
+    "loaded lora": ["model.lora={r: 4}"],
+    "loaded bfloat16": ["model.lora={r: 4}", "model.dtype=bfloat16"],
 }
+LOADED = {"lora", "nf4", "loaded", "loaded lora", "loaded bfloat16"}  # by the run's own policies
 STEPS = 4
 
 
@@ -31,14 +49,29 @@ def start(case: str) -> Any:
     """The model that a case begins with."""
     from tiny import tiny_model
 
-    model = tiny_model(tie_word_embeddings=case == "tied")
-    if case != "adapters":
-        return model
-    from comal_fast.config.schema import LoraConfig, ModelConfig
-    from comal_fast.model.adapters import add_adapter, freeze
+    sizes = {}
+    if case.startswith("8bit"):  # rows of a quarter of a block, or of whole ones, dealt unevenly
+        sizes = {"hidden_size": 256 if "tied" in case else 64, "intermediate_size": 256}
+    return tiny_model(tie_word_embeddings="tied" in case, **sizes)
 
-    lora = LoraConfig(r=4)
-    return add_adapter(freeze(model, lora), ModelConfig(name_or_path="tiny", lora=lora), seed=0)
+
+def take(context: Any) -> Any:
+    """π_0 to train; a rank other than 0 fails where it reads weights that are to be shared out."""
+    import transformers
+
+    if is_main() or context.config.model.quantization != "none":
+        return context.policies.take(0)
+    with mock.patch.object(transformers.AutoModelForCausalLM, "from_pretrained", None):
+        model = context.policies.take(0)
+    check_share(model)
+    return model
+
+
+def check_share(model: Any) -> None:
+    """Each of two ranks holds half of every weight, in memory of its own."""
+    for name, x in model.named_parameters():
+        half = (x.shape[0] + 1) // 2 * (x.numel() // x.shape[0]) * x.element_size()
+        assert x.to_local().untyped_storage().nbytes() <= half, name
 
 
 Weights = dict[str, torch.Tensor]
@@ -53,9 +86,8 @@ def train(case: str, config_file: Path) -> tuple[Weights, Weights, list[dict[str
 
     config = load_config(config_file, CASES[case])
     context = Context(config)
-    model = context.policies.take(0) if case == "lora" else start(case)
-    if case == "lora":
-        context.policies.forget()
+    model = take(context) if case in LOADED else start(case)
+    context.policies.forget()
     before = {name: x.clone() for name, x in whole_state(model).items()}
     trainer = train.Trainer(config, model, *train.load_items(context, 1), 1)
     with trainer:
@@ -65,7 +97,6 @@ def train(case: str, config_file: Path) -> tuple[Weights, Weights, list[dict[str
 
 def main() -> int:
     from comal_fast.distributed.group import run_rank
-    from comal_fast.system.ranks import is_main
 
     config, out = map(Path, sys.argv[1:])
 

@@ -21,6 +21,7 @@ from comal_fast.loop import open_run, run_all, run_here
 from launch import torchrun
 from modules import load
 from rewards import save_reward
+from tiny import byte_tokenizer, tiny_model
 
 HERE = Path(__file__).parent
 KILLING = HERE.parent / "loop" / "resume_driver.py"
@@ -47,10 +48,29 @@ def prepared(tiny_run: Path) -> Path:
     text = text.replace("prompts_per_iteration: 5", "prompts_per_iteration: 9")
     text = text.replace("train_batch_size: 2", "train_batch_size: 6")
     tiny_run.write_text(text)
-    with open_run(load_config(tiny_run)) as context:
+    prepare(tiny_run)
+    return tiny_run
+
+
+@pytest.fixture
+def lean(prepared: Path, tmp_path: Path) -> Path:
+    """The same of a model with weights in whole 8-bit blocks, moments in host memory."""
+    folder = tmp_path / "wider"
+    tiny_model(hidden_size=64, intermediate_size=256).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    text = prepared.read_text()
+    text = text.replace(load_config(prepared).model.name_or_path, str(folder))
+    prepared.write_text(
+        text.replace("training: {", "training: {optimizer_state: 8bit, optimizer_offload: true, ")
+    )
+    prepare(prepared)
+    return prepared
+
+
+def prepare(config: Path) -> None:
+    with open_run(load_config(config)) as context:
         for phase in ("generate", "judge", "pair", "logps"):
             run_here(context, phase, 1)
-    return tiny_run
 
 
 def gap(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
@@ -69,7 +89,10 @@ def test_steps_equal_one_ranks(prepared: Path, tmp_path: Path) -> None:
     for case, (_, weights, rows) in results.items():
         before, expected, expected_rows = steps.train(case, prepared)
         moved = gap(expected, before)
-        assert gap(weights, expected) <= min(1e-6, 0.02 * moved), case
+        # another order of summation turns one 8-bit code into its neighbour here and there
+        assert gap(weights, expected) <= min(1e-6, (0.1 if "8bit" in case else 0.02) * moved), case
+        far = [(x - expected[name]).abs() > 0.01 * moved for name, x in weights.items()]
+        assert torch.cat([x.flatten() for x in far]).float().mean() < 1e-3, case
         for row, wanted in zip(rows, expected_rows, strict=True):
             assert row.keys() == wanted.keys()
             for name, value in wanted.items():
@@ -128,11 +151,13 @@ def test_reward_models_judge_on_all_ranks(prepared: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("moments", ["prepared", "lean"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_checkpoint_resumes_on_another_number(
-    before: int, after: int, prepared: Path, tmp_path: Path
+    before: int, after: int, moments: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Killed in the fourth step of six, gone on with on more or fewer ranks."""
+    prepared: Path = request.getfixturevalue(moments)
     calm, killed = tmp_path / "calm", tmp_path / "killed"
     for run in (calm, killed):
         shutil.copytree(load_config(prepared).output_dir, run)

@@ -15,19 +15,19 @@ from comal_fast.config import load_config
 from comal_fast.model import liger
 from tiny import tiny_model
 
-CUDA = torch.device("cuda")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_auto_leaves_a_model_on_a_cpu_as_it_is() -> None:
     model = tiny_model()
     before = [type(m) for m in model.modules()]
     for requested in ("auto", "off"):
-        assert [type(m) for m in liger.use_liger(model, requested).modules()] == before
+        assert [type(m) for m in liger.use_liger(model, requested, CPU).modules()] == before
 
 
 def test_on_is_refused_on_a_cpu() -> None:
     with pytest.raises(ValueError, match="model.liger_kernels: on needs CUDA, and .* on cpu"):
-        liger.use_liger(tiny_model(), "on")
+        liger.use_liger(tiny_model(), "on", CPU)
 
 
 @pytest.mark.parametrize("value", ["on", "true"])
