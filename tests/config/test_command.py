@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from jsonschema import Draft202012Validator
 
 from comal_fast.cli import main
 from comal_fast.config import known_keys
+from forked import python
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted(p.relative_to(REPO) for p in (REPO / "configs").rglob("*.yaml"))
@@ -95,7 +95,7 @@ def test_a_plugin_is_in_both(tmp_path: Path) -> None:
     )
 
     def out(*words: str) -> str:  # in a process of its own, since what is registered stays
-        command = [sys.executable, "-m", "comal_fast", "config", *words, "--plugin", plugin.name]
+        command = [python(), "-m", "comal_fast", "config", *words, "--plugin", plugin.name]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
 
     assert "How wide" in out("explain", "algorithm.width")

@@ -18,6 +18,7 @@ from torch import Tensor
 from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.loop import open_run, run_all, run_here
+from forked import python
 from launch import torchrun
 from modules import load
 from rewards import save_reward
@@ -169,7 +170,7 @@ def test_checkpoint_resumes_on_another_number(
     if before == 2:
         assert torchrun(*driver, *arguments).returncode != 0
     else:
-        done = subprocess.run([sys.executable, *driver, *arguments], capture_output=True)
+        done = subprocess.run([python(), *driver, *arguments], capture_output=True)
         assert done.returncode == -9
     checkpoint = json.loads((killed / "iterations/0001/checkpoint/trainer.json").read_text())
     assert checkpoint["step"] == 3 and not (killed / MODEL).exists()

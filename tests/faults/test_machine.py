@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from comal_fast.cli import main
 from comal_fast.generation.decode import Decoder
 from comal_fast.model import logps
 from comal_fast.store.directory import RunDirectory
+from forked import python
 from resume import break_at, comparable, contents
 
 DRIVER = """
@@ -57,7 +57,7 @@ def wide(tiny_run: Path, *more: str) -> list[str]:
 def limited(given: list[str], room: int) -> Any:
     code = DRIVER.format(room=room)
     return subprocess.run(
-        [sys.executable, "-c", code, *given], capture_output=True, text=True, timeout=300
+        [python(), "-c", code, *given], capture_output=True, text=True, timeout=300
     )
 
 
@@ -150,7 +150,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def cli(*given: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "comal_fast", *map(str, given)],
+        [python(), "-m", "comal_fast", *map(str, given)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

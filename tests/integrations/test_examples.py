@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from forked import python
 from modules import load
 from tiny import byte_tokenizer, tiny_model
 
@@ -48,7 +48,7 @@ def test_plain_torch_is_dpo_by_full_logits() -> None:
 
 
 def test_plain_torch_runs(tiny_folder: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "plain_torch.py"), str(tiny_folder)]
+    command = [python(), str(EXAMPLES / "plain_torch.py"), str(tiny_folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("loss") == 10, done.stderr
 

@@ -21,6 +21,7 @@ from comal_fast.errors import InputError
 from comal_fast.loop import run_all
 from comal_fast.system.doing import doing, done_when
 from comal_fast.system.processes import run_apart
+from forked import python
 from resume import break_at, contents
 
 FAULTS: dict[str, Callable[[], Any]] = {
@@ -155,7 +156,7 @@ def test_a_pipe_that_is_not_stdout_is_a_fault(tiny_run: Path, phases: str) -> No
     (tiny_run.parent / "away.py").write_text(BREAKS)
     text = tiny_run.read_text().replace("oracle: {target_words: 2}", "oracle: {name: away}")
     tiny_run.write_text(f"{text}plugins: [away.py]\n")
-    words = [sys.executable, "-m", "comal_fast", "run", "tiny.yaml", f"phases={phases}"]
+    words = [python(), "-m", "comal_fast", "run", "tiny.yaml", f"phases={phases}"]
     done = subprocess.run(words, cwd=tiny_run.parent, capture_output=True, text=True)
     assert done.returncode == 1
     assert "a fault of the program, in judge, iteration 1" in done.stderr

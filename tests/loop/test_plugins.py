@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from comal_fast.config import load_config
 from comal_fast.errors import InputError
 from comal_fast.store.directory import RunDirectory
+from forked import python
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 NAMES = ("my_losses.py", "my_oracle.py", "my_sink.py")
@@ -38,7 +38,7 @@ def folder(tiny_run: Path) -> Path:
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own: what a plugin registers stays."""
-    words = [sys.executable, "-m", "comal_fast", *arguments]
+    words = [python(), "-m", "comal_fast", *arguments]
     return subprocess.run(words, cwd=folder, capture_output=True, text=True)
 
 
@@ -152,7 +152,7 @@ def test_a_loss_is_used_as_its_row_says(tiny_run: Path) -> None:
     (tiny_run.parent / "losses.py").write_text(LOSSES)
     text = tiny_run.read_text().replace("algorithm: {eta: 0.05, ", "algorithm: {")
     tiny_run.write_text(text.replace("pairing: {strategy: all}\n", "") + "plugins: [losses.py]\n")
-    words = [sys.executable, "-c", READ]
+    words = [python(), "-c", READ]
     done = subprocess.run(words, cwd=tiny_run.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     first, refused = done.stdout.splitlines()

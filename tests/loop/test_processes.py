@@ -21,6 +21,7 @@ from comal_fast.config.sizes import parse_bytes
 from comal_fast.errors import InputError
 from comal_fast.loop import phase_runner, run_all
 from comal_fast.system.processes import run_apart
+from forked import python
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_many_threads_after_an_import_that_computed() -> None:
 
 
 def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "comal_fast", "run", str(config), "phases=process"]
+    command = [python(), "-m", "comal_fast", "run", str(config), "phases=process"]
     return subprocess.Popen(
         [*command, *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -6,7 +6,6 @@ import json
 import random
 import sqlite3
 import subprocess
-import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,6 +21,7 @@ from comal_fast.loop import run_all
 from comal_fast.oracles import Comparison, Message, Oracle, make_oracle, self_comparison
 from comal_fast.store.answers import Answers
 from comal_fast.store.directory import RunDirectory
+from forked import python
 from rewards import save_reward
 
 SEVERAL = [
@@ -118,7 +118,7 @@ cache.spend("who", 1, 2)
 
 def test_processes_make_it_at_once(tmp_path: Path) -> None:
     for round_ in range(5):
-        command = [sys.executable, "-c", MAKER, str(tmp_path / str(round_))]
+        command = [python(), "-c", MAKER, str(tmp_path / str(round_))]
         started = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
             for _ in range(5)
@@ -187,7 +187,7 @@ def test_killed_at_random_instants(tmp_path: Path) -> None:
     """Nothing is asked twice, but what was under way when the kill came."""
     log, cache = tmp_path / "log", tmp_path / "cache"
     (tmp_path / "judge.py").write_text(JUDGE.format(log=str(log)))
-    command = [sys.executable, "-c", DRIVER, f"{tmp_path}/judge.py:judge", str(cache)]
+    command = [python(), "-c", DRIVER, f"{tmp_path}/judge.py:judge", str(cache)]
     generator, kills, done = random.Random(0), 0, False
     while not done:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,6 +27,7 @@ from comal_fast.oracles import Comparison, make_oracle, self_comparison
 from comal_fast.oracles.endpoint import label_probability, verdict
 from comal_fast.oracles.template import Template
 from comal_fast.store.directory import RunDirectory
+from forked import python
 from openai_server import TEMPLATE, Server, gap, serving
 
 TEXTS = ["a", "bbbb", "cccccccccc"]
@@ -231,7 +231,7 @@ except InputError as error:
 
 def test_runs_at_the_same_time_keep_one_budget(template: Path, tmp_path: Path) -> None:
     with serving(delay=0.02) as server:
-        command = [sys.executable, "-c", BUDGET, server.url, str(template), f"{tmp_path}/cache"]
+        command = [python(), "-c", BUDGET, server.url, str(template), f"{tmp_path}/cache"]
         runs = [
             subprocess.Popen([*command, name], stdout=subprocess.PIPE, text=True) for name in "abc"
         ]
@@ -318,7 +318,7 @@ def test_killed_at_random_instants(template: Path, tmp_path: Path) -> None:
     """What the server answered and the judge had time to read is not asked for again."""
     generator, kills, done = random.Random(1), 0, False
     with serving(delay=0.01) as server:
-        command = [sys.executable, "-c", DRIVER, server.url, str(template), f"{tmp_path}/cache"]
+        command = [python(), "-c", DRIVER, server.url, str(template), f"{tmp_path}/cache"]
         while not done:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
@@ -337,7 +337,7 @@ def test_interrupted(template: Path, tmp_path: Path) -> None:
     """Ctrl-C leaves at once, whatever the server does."""
     script = ["ok"] * 5 + ["stall"] * 99
     with serving(*script) as server:
-        command = [sys.executable, "-c", DRIVER, server.url, str(template), f"{tmp_path}/cache"]
+        command = [python(), "-c", DRIVER, server.url, str(template), f"{tmp_path}/cache"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while len(server.asked) < 9:
             time.sleep(0.05)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
+
+from forked import python
 
 SUPPORT = Path(__file__).parent
 
@@ -13,7 +14,7 @@ SUPPORT = Path(__file__).parent
 def torchrun(*arguments: str | Path, ranks: int = 2) -> subprocess.CompletedProcess[str]:
     """`arguments`: a script with its own, or `-m` and a module."""
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    launcher = [python(), "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     path = [str(SUPPORT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.run(
         [*launcher, *rendezvous, *map(str, arguments)],

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from forked import python
 
 DRIVER = Path(__file__).parents[1] / "loop" / "resume_driver.py"
 
 
 def start(config: Path, output: Path, target: str = "never", count: int = 0) -> int:
     """`comal-fast run`, killed in the count-th call of `target` (module:function); its status."""
-    command = [sys.executable, str(DRIVER), target, str(count), "run", str(config)]
+    command = [python(), str(DRIVER), target, str(count), "run", str(config)]
     done = subprocess.run([*command, f"output_dir={output}"], capture_output=True, text=True)
     if done.returncode not in (0, -9):
         pytest.fail(done.stderr)
