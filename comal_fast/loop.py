@@ -76,9 +76,10 @@ def run_all(config: Config) -> dict[str, Any]:
         if evaluated:
             phase("evaluate", end.result if end else iteration)  # if it was not
         summary = write_summary(context, iteration, end)
-        report = write_report(context.directory.path)
+        report = write_report(context.directory.path) if config.evaluation.report else None
     print_summary(summary, config)
-    console.print(f"report: {report}")
+    if report:
+        console.print(f"report: {report}")
     return summary
 
 

@@ -45,7 +45,7 @@ pairing: {{strategy: all}}
 algorithm: {{eta: 0.05, iterations: 2, ref_update_interval: 2}}
 training: {{learning_rate: 1.0e-3, num_train_epochs: 2, train_batch_size: 2, save_steps: 1,
             max_tokens_per_microbatch: 300}}
-evaluation: {{bootstrap: 200}}
+evaluation: {{bootstrap: 200, report: false}}
 """
     )
     return config

@@ -100,6 +100,8 @@ class EvaluationConfig(Options):
     """Evaluate every so many iterations (and the initial policy, and the last iterate)."""
     bootstrap: int = Field(10_000, ge=100)
     """Bootstrap resamples of the prompts for the 95 % intervals."""
+    report: bool = how(True)
+    """End `run` with report.html; `comal-fast report` writes it at any time."""
 
 
 class Config(Options):

@@ -16,6 +16,7 @@ from comal_fast.loop import run_all
 from comal_fast.report.load import load_run
 from games import CYCLIC, ORDERED, POISONED, play
 
+PAGE = "evaluation.report=true"
 GAME = [  # one letter a response, so that a second teaches a preference
     "data.eval_prompts=40", "data.prompts_per_iteration=40", "generation.max_new_tokens=1",
     "generation.num_generations=4", "generation.batch_size=160", "algorithm.eta=0.2",
@@ -34,12 +35,6 @@ def game_run(tiny_run: Path) -> Path:
     return tiny_run
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages take longer to draw than the tiny model to train."""
-    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
-
-
 def names(summary: dict[str, Any]) -> set[str]:
     return {finding["name"] for finding in summary["findings"]}
 
@@ -48,7 +43,7 @@ def test_a_healthy_run_is_silent_and_the_report_says_so(
     game_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(monkeypatch, ORDERED)
-    summary = run_all(load_config(game_run, [*GAME, "algorithm.iterations=3"]))
+    summary = run_all(load_config(game_run, [*GAME, PAGE, "algorithm.iterations=3"]))
     assert summary["win_rate"]["ci95"][0] > 0.5, "the run must have something to be healthy about"
     assert summary["findings"] == [] and summary["ended"] is None and summary["result"] == 3
     page = (game_run.parent / "run/report.html").read_text()
@@ -62,7 +57,7 @@ def test_poisoned_rewards_degrade_and_roll_back(
 ) -> None:
     """Judged by the reverse of what the evaluation prefers: π_2 loses, π_1 is the result."""
     play(monkeypatch, POISONED, ORDERED)
-    options = [*GAME, "algorithm.iterations=3"]
+    options = [*GAME, PAGE, "algorithm.iterations=3"]
     arguments = ["run", str(game_run), *options, "diagnostics.degradation=rollback"]
     assert main(arguments) == 3
     run = game_run.parent / "run"
@@ -86,7 +81,6 @@ def test_poisoned_rewards_degrade_and_roll_back(
     assert weights.stat().st_mtime_ns == before  # and went on from where it had ended
 
 
-@pytest.mark.usefixtures("no_report")
 def test_too_large_a_step_diverges_and_stops(
     game_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,7 +98,7 @@ def test_a_gradient_that_is_no_number(
     game_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, action: str
 ) -> None:
     play(monkeypatch, ORDERED)
-    options = [*GAME, "training.learning_rate=1e30", f"diagnostics.divergence={action}"]
+    options = [*GAME, PAGE, "training.learning_rate=1e30", f"diagnostics.divergence={action}"]
     status = main(["run", str(game_run), *options])
     run = game_run.parent / "run"
     assert not (run / "iterations/0001/model").exists()
@@ -117,7 +111,6 @@ def test_a_gradient_that_is_no_number(
     assert "Ended by a diagnostic" in (run / "report.html").read_text()
 
 
-@pytest.mark.usefixtures("no_report")
 def test_steps_that_are_too_small_are_slow(game_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, ORDERED)
     options = [*GAME, "training.learning_rate=1e-9", "diagnostics.slow_window=2"]
@@ -129,7 +122,6 @@ SEEDS = (10, 13, 2, 3, 5, 6, 8, 9, 11, 12)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_report")
 def test_a_cyclic_game_without_regularisation_cycles(
     game_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,7 +144,6 @@ def test_a_cyclic_game_without_regularisation_cycles(
     pytest.fail("none of the seeds comes round")
 
 
-@pytest.mark.usefixtures("no_report")
 def test_only_some_iterates_are_evaluated(game_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     play(monkeypatch, ORDERED)
     options = [*GAME, "algorithm.iterations=3", "evaluation.interval=2"]

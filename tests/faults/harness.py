@@ -37,7 +37,7 @@ pairing: {{strategy: all}}
 algorithm: {{eta: 0.05, iterations: 2, ref_update_interval: 2}}
 training: {{learning_rate: 1.0e-3, num_train_epochs: 2, train_batch_size: 3, save_steps: 1,
            max_tokens_per_microbatch: 300}}
-evaluation: {{bootstrap: 100}}
+evaluation: {{bootstrap: 100, report: false}}
 seed: {seed}
 """
 PATIENCE = 120  # seconds within which a run must end

@@ -72,12 +72,9 @@ def test_what_was_being_done_crosses_processes() -> None:
     assert "np.zeros(2) + np.zeros(3)" in "".join(caught.value.__notes__)
 
 
-def test_what_the_user_gave_is_one_line(
-    tiny_run: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_user_gave_is_one_line(tiny_run: Path, capsys: pytest.CaptureFixture) -> None:
     """From a phase in a process of its own too."""
     config = load_config(tiny_run, ["phases=process"])
-    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
     run_all(config)
     foreign = Path(config.output_dir) / "iterations/0001/model/model-00002-of-00002.safetensors"
     foreign.write_bytes(b"")

@@ -36,6 +36,7 @@ OTHERS = {
     "training.save_steps": ["training.save_steps=3"],
     "training.save_minutes": ["training.save_minutes=0.0001"],
     "training.keep_checkpoints": ["training.keep_checkpoints=2"],
+    "evaluation.report": ["evaluation.report=true"],
     "model.pickled_weights": ["model.pickled_weights=true"],
 }
 
@@ -105,10 +106,7 @@ def test_keys_hold_the_others_alone(tiny_run: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "output_dir"])
-def test_weights_and_keys_are_the_same(
-    tiny_run: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
+def test_weights_and_keys_are_the_same(tiny_run: Path, tmp_path: Path, name: str) -> None:
     plain = load_config(tiny_run, [*BASE, f"output_dir={tmp_path / 'plain'}"])
     run_all(plain)
     before = times(plain)

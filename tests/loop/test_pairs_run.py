@@ -46,7 +46,7 @@ data: {{pairs: {pairs}, eval_prompts: 4, max_length: 64}}
 algorithm: {{prox: dpo, beta: 0.1}}
 training: {{learning_rate: 3.0e-3, num_train_epochs: 6, train_batch_size: 4, save_steps: 2,
             max_tokens_per_microbatch: 200}}
-evaluation: {{bootstrap: 200}}
+evaluation: {{bootstrap: 200, report: false}}
 """
     )
     return file

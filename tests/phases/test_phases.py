@@ -42,7 +42,7 @@ def test_choose_pairs(strategy: str, pairs: list[tuple[int, int]]) -> None:
 
 def test_verbs_one_by_one_equal_run(tiny_run: Path, tmp_path: Path) -> None:
     whole, steps = tmp_path / "whole", tmp_path / "steps"
-    run_all(load_config(tiny_run, [f"output_dir={whole}"]))
+    run_all(load_config(tiny_run, [f"output_dir={whole}", "evaluation.report=true"]))
     arguments = [str(tiny_run), f"output_dir={steps}"]
     assert main(["evaluate", *arguments, "--iteration", "0"]) == 0
     for iteration in ("1", "2"):

@@ -45,7 +45,7 @@ oracle: {{target_words: 2}}
 algorithm: {{eta: 0.05, iterations: 1}}
 training: {{learning_rate: 1.0e-3, num_train_epochs: 2, train_batch_size: 4, save_steps: 1,
             max_tokens_per_microbatch: 120}}
-evaluation: {{bootstrap: 200}}
+evaluation: {{bootstrap: 200, report: false}}
 """
     )
     return said_by("standin_driver.py", folder / "said.json", str(folder / "config.yaml"))

@@ -25,12 +25,6 @@ BRIEF = ["training.num_train_epochs=1", "training.save_steps=0", "diagnostics.cy
 GRID = ["--grid", "tau_eta_ratio=0.2,1", "ref_update_interval=1,1000"]
 
 
-@pytest.fixture(autouse=True)
-def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The cells' own reports are tested elsewhere, and slow to draw."""
-    monkeypatch.setattr("comal_fast.loop.write_report", lambda directory: directory)
-
-
 @pytest.mark.slow
 def test_a_grid_runs_shares_and_resumes(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
