@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.measure.sass import MATRIX
 from comal_kernels.engines.triton import tuning
 from comal_kernels.engines.triton.forward_kernels import (
     combine_kernel,
@@ -35,7 +36,6 @@ from comal_kernels.engines.triton.training_kernels import (
 )
 
 ELEMENT = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-MATRIX = re.compile(r"\b(UTC[A-Z]*MMA|HGMMA|HMMA|QGMMA)\b")
 
 
 @dataclass(frozen=True)
@@ -198,6 +198,11 @@ def tool(name: str) -> str | None:
 
 def measure(case: Case, arch: int) -> Figures:
     """The registers, spills, shared memory and instructions of a case compiled for sm_<arch>."""
+    return inspect(case, arch)[0]
+
+
+def inspect(case: Case, arch: int) -> tuple[Figures, str]:
+    """`measure`, and the machine code as text."""
     names = case.function.arg_names
     signature = {n: case.types.get(n, "constexpr") for n in names}
     hint = [["tt.divisibility", 16]]
@@ -213,7 +218,7 @@ def measure(case: Case, arch: int) -> Figures:
         options={"num_warps": case.warps, "num_stages": case.stages},
     )
     usage, code = _inspect(compiled.asm["cubin"])
-    return Figures(
+    figures = Figures(
         case.kernel,
         case.config,
         arch,
@@ -222,6 +227,7 @@ def measure(case: Case, arch: int) -> Figures:
         shared_bytes=compiled.metadata.shared,
         matrix_instructions=dict(Counter(MATRIX.findall(code))),
     )
+    return figures, code
 
 
 def _inspect(cubin: bytes) -> tuple[str, str]:
