@@ -26,6 +26,7 @@ from comal_fast.plan import count, memory
 from comal_fast.plan.count import Load
 from comal_fast.plan.machines import MACHINES, Machine, predict
 from comal_fast.plan.modes import Mode
+from comal_fast.plan.several import Traffic, traffic
 from comal_fast.system.peak import bytes_in_use
 
 PER_NODE = 8  # devices
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> Record:
         held["Python and libraries"] = libraries
     if args.nodes:
         held = _sharded(held, devices)
-        rows.append(communication(machine, shape.parameters * load.itemsize, devices, args.nodes))
+        mode = Mode(dtype=str(dtype).removeprefix("torch."))
+        rows.append(communication(machine, traffic(shape, mode, devices, args.nodes)))
         computed = sum(row["seconds"] for row in rows[:-1])
         total = max(computed, rows[-1]["seconds"])
     else:
@@ -116,13 +118,11 @@ def held_at_peak(name: str, load: Load, dtype: torch.dtype, cuda: bool) -> dict[
     return memory.peak(memory.training(shape, mode, batch, cuda)).parts
 
 
-def communication(machine: Machine, weights: float, devices: int, nodes: int) -> Row:
+def communication(machine: Machine, moved: Traffic) -> Row:
     """A row: sharded weights gathered for either pass, gradients scattered."""
-    moved = 3 * weights * (devices - 1) / devices
-    rate = machine.network if nodes > 1 else machine.link
-    seconds = moved / rate
     name = "communication (beside the computation)"
-    return {"name": name, "flops": 0.0, "bytes": moved, "seconds": seconds, "bound": "network"}
+    row = {"name": name, "flops": 0.0, "bytes": moved.inside, "bound": "network"}
+    return row | {"seconds": moved.seconds(machine)}
 
 
 def _sharded(held: dict[str, float], devices: int) -> dict[str, float]:

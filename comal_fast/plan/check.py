@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from comal_fast.errors import InputError
 from comal_fast.model.activations import layers_of
 from comal_fast.plan import modes
 from comal_fast.plan.machines import MACHINES, nearest
-from comal_fast.plan.memory import SHARED, Parts, Peak
-from comal_fast.plan.modes import Mode
 from comal_fast.plan.search import (
     Fit,
     Workload,
@@ -26,7 +23,7 @@ from comal_fast.plan.search import (
     configured,
     search,
 )
-from comal_fast.plan.shapes import Shape, Unplanned, read_shape, shape_of
+from comal_fast.plan.shapes import Unplanned, read_shape, shape_of
 from comal_fast.system.ranks import world
 from comal_fast.system.terminal import console
 
@@ -46,13 +43,12 @@ def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
     """Raise InputError, one line, where a phase's estimate exceeds the device's memory.
 
     It names the estimate by part and the nearest mode that fits. `ranks`: devices that share out
-    what they can (`shared`).
+    what they can (`memory.SHARED`).
     """
     shape, work = read_shape(config.model), Workload.of(config)
     machine = MACHINES[nearest(memory_bytes)]
     mode = configured(config, shape, memory_bytes)
-    fit = assess(shape, mode, work, machine)
-    phases = {name: shared(name, peak, shape, mode, ranks) for name, peak in fit.phases.items()}
+    phases = assess(shape, mode, work, machine, ranks).phases
     name, worst = max(phases.items(), key=lambda item: item[1].bytes)
     if worst.bytes <= memory_bytes:
         return
@@ -63,22 +59,6 @@ def check_fits(config: Config, memory_bytes: float, ranks: int = 1) -> None:
         f"{config.model.name_or_path} does not fit: {name} needs {gib(worst.bytes)} GiB ({held}) "
         f"and the GPU has {gib(memory_bytes)} GiB; {_advice(nearest_one, shape.layers, work)}"
     )
-
-
-def shared(phase: str, peak: Peak, shape: Shape, mode: Mode, ranks: int) -> Peak:
-    """A phase's peak on each of `ranks` devices, by what they share out in it (`SHARED`).
-
-    A pass of training gathers two layers at a time, and for its whole length what lies outside the
-    layers. Packed 4-bit weights stay whole.
-    """
-    if ranks == 1 or not SHARED[phase]:
-        return peak
-    shares = set(SHARED[phase]) - ({"weights"} if mode.quantized else set())
-    parts: Parts = {n: x / ranks if n in shares else x for n, x in peak.parts.items()}
-    if not mode.quantized:
-        outside = shape.parameters - shape.block_parameters + 2 * shape.layer_parameters
-        parts["weights gathered"] = outside * mode.torch_dtype.itemsize
-    return replace(peak, parts=parts)
 
 
 def _advice(fit: Fit | None, layers: int, work: Workload) -> str:

@@ -25,6 +25,8 @@ def register(verbs: Any) -> None:
     verb.add_argument("--model", help="a name or folder, planned with the default options")
     verb.add_argument("--gpu-memory", metavar="SIZE", help="such as 80GiB; default: of --gpu")
     verb.add_argument("--gpu", choices=tuple(MACHINES), help="default: by its memory")
+    verb.add_argument("--nodes", type=int, metavar="N", help="training on 1, 2, 4 … N nodes")
+    verb.add_argument("--gpus-per-node", type=int, metavar="G", help="with --nodes; default: 8")
     verb.set_defaults(run=run)
 
 
@@ -32,6 +34,10 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0, or 2 where no mode fits."""
     config = _config(args)
     memory, machine = _device(args)
+    if args.nodes is not None:
+        return _several(args, config, memory, machine)
+    if args.gpus_per_node is not None:
+        raise InputError("--gpus-per-node: goes with --nodes, which is missing")
     from comal_fast.plan import search
     from comal_fast.plan.shapes import read_shape
 
@@ -58,6 +64,71 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"host memory: {gib(best.host)} GiB, pinned")
     console.print(f"[bold]{best.mode.name}[/]:\n{_yaml(best, shape.layers, work)}")
     return 0
+
+
+def _several(args: argparse.Namespace, config: Config, memory: float, machine: Machine) -> int:
+    """Print what training on several nodes would be; returns 0, or 2 where no mode fits."""
+    from comal_fast.plan import several
+    from comal_fast.plan.modes import LADDER
+    from comal_fast.plan.search import Workload
+    from comal_fast.plan.shapes import read_shape
+
+    per_node = 8 if args.gpus_per_node is None else args.gpus_per_node
+    for name, number in (("--nodes", args.nodes), ("--gpus-per-node", per_node)):
+        if number < 1:
+            raise InputError(f"{name}: {number}; expected 1 or more")
+    shape, work = read_shape(config.model), Workload.of(config)
+    counts = [2**i for i in range(args.nodes.bit_length()) if 2**i < args.nodes] + [args.nodes]
+    found = [
+        plan
+        for nodes in counts
+        for mode in LADDER
+        if (plan := several.plan(shape, mode, work, machine, memory, per_node, nodes))
+    ]
+    name = config.model.name_or_path
+    if not found:
+        print(
+            f"comal-fast: error: {name}: no mode trains on {args.nodes} × {per_node} GPUs of "
+            f"{gib(memory)} GiB",
+            file=sys.stderr,
+        )
+        return 2
+    table = Table(
+        title=f"{name}: training on nodes of {per_node} × {machine.name}, {gib(memory)} GiB each"
+    )
+    columns = "nodes", "mode", "recompute", "tokens", "most", "GiB", "GB in", "GB a card"
+    for column in (*columns, "s", "exposed", "hidden from", "tokens/s"):
+        table.add_column(column, justify="left" if column == "mode" else "right")
+    for plan in found:
+        table.add_row(
+            f"{plan.nodes}",
+            plan.mode.name,
+            f"{plan.mode.recomputed}",
+            f"{plan.tokens:,}",
+            f"{plan.most:,}",
+            gib(plan.bytes),
+            f"{plan.traffic.inside / 1e9:.0f}",
+            f"{plan.traffic.between / 1e9:.1f}",
+            f"{plan.seconds:.2f}",
+            f"{plan.exposed:.2f}",
+            f"{plan.hidden_from:,.0f}",
+            f"{plan.rate:,.0f}",
+            end_section=plan is [p for p in found if p.nodes == plan.nodes][-1],
+        )
+    console.print(table, _several_notes(machine), soft_wrap=True)
+    return 0
+
+
+def _several_notes(machine: Machine) -> str:
+    return (
+        "A step of one packed pass a GPU. tokens: of the fastest pass that fits; most: of the "
+        "largest; GB in: what a GPU takes in\nover the links inside its node "
+        f"({machine.link / 1e9:.0f} GB/s); GB a card: over its network card "
+        f"({machine.network / 1e9:.0f} GB/s); exposed: seconds of that beside which nothing is\n"
+        "computed; hidden from: tokens of a pass from which its computation takes as long. "
+        f"Counted bytes, rates of a {machine.source}:\nestimates, not measured. Sampling and "
+        "log-probs, where every GPU holds the whole model unless vLLM shares it out, are not in it."
+    )
 
 
 def _config(args: argparse.Namespace) -> Config:

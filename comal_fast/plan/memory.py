@@ -162,3 +162,23 @@ def log_probs(shape: Shape, mode: Mode, tokens: int) -> dict[str, Parts]:
             "head: states": tokens * shape.hidden * mode.torch_dtype.itemsize,
         }
     }
+
+
+def shared(
+    phase: str, moments: dict[str, Parts], shape: Shape, mode: Mode, ranks: int
+) -> dict[str, Parts]:
+    """A phase's moments on each of `ranks` devices, by what they share out in it (`SHARED`).
+
+    A pass of training gathers two layers at a time, and for its whole length what lies outside the
+    layers. Packed 4-bit weights stay whole.
+    """
+    if ranks == 1 or not SHARED[phase]:
+        return moments
+    shares = set(SHARED[phase]) - ({"weights"} if mode.quantized else set())
+    outside = shape.parameters - shape.block_parameters + 2 * shape.layer_parameters
+    gathered = 0 if mode.quantized else outside * mode.torch_dtype.itemsize
+    return {
+        name: {part: x / ranks if part in shares else x for part, x in parts.items()}
+        | {"weights gathered": gathered}
+        for name, parts in moments.items()
+    }

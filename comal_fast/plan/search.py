@@ -103,15 +103,16 @@ class Fit:
         return self.bytes <= usable
 
 
-def assess(shape: Shape, mode: Mode, work: Workload, machine: Machine) -> Fit:
-    """Memory of every phase and time of a training step."""
+def assess(shape: Shape, mode: Mode, work: Workload, machine: Machine, ranks: int = 1) -> Fit:
+    """Memory of every phase, on each of `ranks` devices, and time of a training step on one."""
     batch, load = work.batch(), work.load(mode, shape)
     generated = [
         memory.peak(memory.generation(shape, mode, work.generation_batch, k, work.prompt, work.new))
         for k in (work.generations, work.evaluations)
         if k and work.generation_batch
     ]
-    phases = {"train": memory.peak(memory.training(shape, mode, batch))}
+    training = memory.shared("train", memory.training(shape, mode, batch), shape, mode, ranks)
+    phases = {"train": memory.peak(training)}
     if generated:
         phases["generate, evaluate"] = max(generated, key=lambda peak: peak.bytes)
     phases["logps"] = memory.peak(memory.log_probs(shape, mode, batch.tokens))

@@ -96,7 +96,12 @@ def test_symmetric_oracles_are_left_alone() -> None:
 @pytest.fixture
 def two_runs(tiny_run: Path, tmp_path: Path) -> list[Path]:
     runs = [tmp_path / "slow", tmp_path / "quick"]
-    brief = ["algorithm.iterations=1", "training.num_train_epochs=1", "training.save_steps=0"]
+    brief = [
+        "evaluation.report=true",
+        "algorithm.iterations=1",
+        "training.num_train_epochs=1",
+        "training.save_steps=0",
+    ]
     for run, rate in zip(runs, ("1e-4", "1e-2"), strict=True):
         options = [f"output_dir={run}", f"training.learning_rate={rate}", *brief]
         run_all(load_config(tiny_run, options))

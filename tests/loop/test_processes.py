@@ -21,7 +21,6 @@ from comal_fast.config.sizes import parse_bytes
 from comal_fast.errors import InputError
 from comal_fast.loop import phase_runner, run_all
 from comal_fast.system.processes import run_apart
-from forked import python
 
 
 @pytest.mark.parametrize(
@@ -60,7 +59,7 @@ def test_many_threads_after_an_import_that_computed() -> None:
 
 
 def start(config: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [python(), "-m", "comal_fast", "run", str(config), "phases=process"]
+    command = [sys.executable, "-m", "comal_fast", "run", str(config), "phases=process"]
     return subprocess.Popen(
         [*command, *overrides], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -166,10 +165,6 @@ def test_who_runs_where(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert not apart()
     from comal_fast.loop import open_run
 
-    for option, words in {
-        "phases=process": "phases: process under torchrun with 2 ranks",
-        "training.optimizer_offload=true": "training.optimizer_offload under torchrun",
-        "training.optimizer_state=8bit": "training.optimizer_state: 8bit under torchrun",
-    }.items():
-        with pytest.raises(ValueError, match=words), open_run(load_config(tiny_run, [option])):
-            pass
+    config = load_config(tiny_run, ["phases=process"])
+    with pytest.raises(ValueError, match="phases: process under torchrun with 2"), open_run(config):
+        pass

@@ -16,9 +16,9 @@ from comal_fast.config.schema import ModelConfig, TrainingConfig
 from comal_fast.config.sizes import parse_bytes
 from comal_fast.errors import InputError
 from comal_fast.plan import modes
-from comal_fast.plan.check import check_fits, shared
+from comal_fast.plan.check import check_fits
 from comal_fast.plan.machines import MACHINES, nearest
-from comal_fast.plan.memory import SHARED
+from comal_fast.plan.memory import SHARED, LargestPass, peak, shared, training
 from comal_fast.plan.modes import LADDER, Mode, mode_of
 from comal_fast.plan.search import (
     Workload,
@@ -265,11 +265,27 @@ def test_each_phase_of_a_plan_says_what_it_shares() -> None:
 
 def test_training_gathers_what_it_needs() -> None:
     shape, mode = KNOWN["llama-3-8b"], LADDER[0]
-    one = assess(shape, mode, WORK, MACHINES["h100"]).phases["train"]
+    one = training(shape, mode, WORK.batch())
     eight = shared("train", one, shape, mode, 8)
-    assert eight.parts["gradients"] == one.parts["gradients"] / 8
     outside = shape.parameters - shape.block_parameters
-    assert eight.parts["weights gathered"] >= 2 * outside
-    assert eight.parts["weights"] == one.parts["weights"] / 8
-    packed = assess(shape, LADDER[-1], WORK, MACHINES["h100"]).phases["train"]
-    assert shared("train", packed, shape, LADDER[-1], 8).parts["weights"] == packed.parts["weights"]
+    for moment, parts in eight.items():
+        assert parts["gradients"] == one[moment]["gradients"] / 8
+        assert parts["weights gathered"] >= 2 * outside
+        assert parts["weights"] == one[moment]["weights"] / 8
+    packed = training(shape, LADDER[-1], WORK.batch())
+    for moment, parts in shared("train", packed, shape, LADDER[-1], 8).items():
+        assert parts["weights"] == packed[moment]["weights"]
+
+
+def test_the_peak_of_ranks_is_sought_after_sharing() -> None:
+    """Alone the gradients' moment is worst; of many, one with activations, which none share."""
+    shape = KNOWN["llama-3-70b"]
+    mode = replace(LADDER[0], recomputed=shape.layers)
+    moments = training(shape, mode, LargestPass(8192, 8192, alone=True))
+    many = shared("train", moments, shape, mode, 64)
+    before, after = peak(moments), peak(many)
+    assert before.moment != after.moment
+    assert after.bytes > sum(many[before.moment].values())
+    fit = assess(shape, mode, WORK, MACHINES["h100"], 64).phases["train"]
+    expected = shared("train", training(shape, mode, WORK.batch()), shape, mode, 64)
+    assert fit.bytes == peak(expected).bytes

@@ -18,6 +18,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from comal_fast.system import terminal
+from comal_fast.system.ranks import is_main
+
 STARTED = dict(os.environ)
 
 
@@ -93,6 +96,7 @@ def become(request: dict[str, Any]) -> None:
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.executable = request["python"]
+    terminal.console.quiet = not is_main()  # settled at import, when there were no ranks
     if path := request["environment"].get("PYTHONPATH"):
         sys.path[:0] = [x for x in path.split(os.pathsep) if x not in sys.path]
     first, *rest = request["arguments"]
