@@ -14,7 +14,7 @@ $(PIP) -e ".[$(1)]" -c constraints.txt
 $(PIP) --no-deps -e ./kernels
 endef
 
-.PHONY: demo lm-game test rehearse faults lint types bench docs vllm clean
+.PHONY: demo lm-game test nightly rehearse faults lint types bench docs vllm clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
@@ -33,6 +33,10 @@ faults: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/harness.py --kills $(N) --damages $$(($(N) / 2))
 
 test: $(STAMP) $(MODEL)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=60 -m "not nightly"
+
+# the longest ones too
+nightly: $(STAMP) $(MODEL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=60
 
 # the suite on the versions that GPU machines have; what they lack is left out. Downloads 3 GB

@@ -20,6 +20,7 @@ from comal_fast.system import peak
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_full_logits_grow_and_ours_do_not() -> None:
     def extra(family: str, tokens: int) -> int:
         size = Size(64, 32000, torch.float32, torch.device("cpu"))

@@ -67,6 +67,7 @@ def test_our_trainer_and_the_plain_loop_take_the_same_steps(micro_pairs: int) ->
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_every_trainer_in_its_process(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
     options = ["--model", "tiny", "--pairs", "2", "--response", "8", "--repeat", "2"]

@@ -237,7 +237,11 @@ def started(run: subprocess.Popen[str], file: Path, seconds: float = 120) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("phases", ["inline", "process"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.nightly)],
+    ids=lambda n: n.name,
+)
 def test_a_schedulers_signal(
     tiny_run: Path, tmp_path: Path, number: signal.Signals, phases: str
 ) -> None:

@@ -279,6 +279,8 @@ def real_sequences(tokenizer: Any, prompts: list[str], responses: int) -> list[P
     return sequences
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_real_model_real_prompts(smollm2: ModelConfig, ultrafeedback: Path) -> None:
     """SmolLM2-135M, float32: at most 1e-4 a sequence, a prompt's tokens computed once."""
     tokenizer, model = load_tokenizer(smollm2), load_model(smollm2)

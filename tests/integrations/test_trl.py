@@ -128,7 +128,10 @@ OURS = {"packing", "share_prompts"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [pytest.param(m, marks=pytest.mark.nightly) if m == "accumulation" else m for m in MODES],
+)
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_dpo_follows_trl(mode: str, pairs: Dataset, tmp_path: Path) -> None:
     more = MODES[mode]

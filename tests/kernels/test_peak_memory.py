@@ -55,6 +55,7 @@ def extra_bytes(n: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_peak_does_not_grow_with_the_batch() -> None:
     few, many = extra_bytes(512), extra_bytes(16384)
     assert few <= SLACK and many <= SLACK, (few, many)

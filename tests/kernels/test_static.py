@@ -56,7 +56,11 @@ def compile_all(arch: int, matches: list[str], cache: Path) -> int:
 
 @pytest.mark.parametrize(
     "arch",
-    [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)],
+    [
+        pytest.param(80, marks=[pytest.mark.slow, pytest.mark.nightly]),
+        90,
+        pytest.param(100, marks=[pytest.mark.slow, pytest.mark.nightly]),
+    ],
 )
 def test_the_plainest_and_the_fullest(arch, tmp_path) -> None:
     """All the others: `python -m bench compile --arch N`, minutes for each."""

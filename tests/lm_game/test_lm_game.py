@@ -122,6 +122,7 @@ def test_one_iteration_is_one_step_of_the_game(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_comal_reaches_nash_and_a_static_reference_does_not(
     played: list[str], tmp_path: Path
 ) -> None:

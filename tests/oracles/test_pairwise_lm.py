@@ -157,6 +157,7 @@ def test_not_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_smollm2_judges_real_prompts(smollm2: Any) -> None:
     """The whole answer to a question against a word of another subject."""
     given = {"gguf_file": smollm2.gguf_file, "dtype": "float32", "device": "cpu"}
