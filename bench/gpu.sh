@@ -14,7 +14,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT="${OUT:-bench/results}"
 MINUTES="${MINUTES:-9}"
-PARTS="${PARTS:-head forward step check run scaling profile}"
+PARTS="${PARTS:-head forward tune step check run scaling profile}"
 export PYTHONPATH="kernels:.:.peers:.peers/nvidia_cutlass_dsl/dsl_packages${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONUNBUFFERED=1 TQDM_DISABLE=1
 python3 -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"' || exit 1
@@ -46,6 +46,7 @@ bench() { # name, seconds at most, arguments of a bench with a record and a plot
 
 bench head 180 head --tokens 8192 --repeat 10
 bench forward 60 head --tokens 8192 --forward-only --repeat 10 --peers torch trl liger quack
+bench tune 60 tune --repeat 10
 bench step 150 step --repeat 3 --peers lean trl
 # named as they go, for a cut-off; the kernels' static checks need no GPU
 part check 120 python3 -m pytest tests/kernels tests/generation tests/optim tests/model/test_attention.py \
