@@ -71,7 +71,7 @@ class ProxStep:
         self.wanted = torch.zeros_like(self.weight)  # (P,) what the margin is pulled towards
 
     def _per_pair(self, x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(self.device).double().index_select(0, self.pair)
+        return None if x is None else to_device(x, self.device).double().index_select(0, self.pair)
 
     def difference(self, x: Tensor, at: slice = slice(None)) -> Tensor:
         """x (S,) in the caller's order → (p,): chosen less rejected, or of the listed response."""
@@ -79,13 +79,13 @@ class ProxStep:
         return first if self.rejected is None else first - x.index_select(0, self.rejected[at])
 
     def _per_seq(self, x: Tensor | None) -> Tensor | None:
-        return None if x is None else self.difference(x.to(self.device).double())
+        return None if x is None else self.difference(to_device(x, self.device).double())
 
     def _averaged(self, x: Tensor | None) -> Tensor | None:  # (S,) sums → (S,) means, if wanted
         if x is None or self.share is None:
             return x
         share = torch.empty_like(self.share).index_copy_(0, self.seq, self.share)
-        return x.to(self.device).double() * share
+        return to_device(x, self.device).double() * share
 
     def _hyper(self, name: str, value: float | Tensor | None) -> float | Tensor:
         if value is None:
@@ -93,8 +93,8 @@ class ProxStep:
         if not isinstance(value, Tensor):
             return value
         if self.prox.hyper[name].per == "response":
-            return value.to(self.device).double().index_select(0, self.pair)
-        return value.to(self.device).double().index_select(0, self.chosen)
+            return to_device(value, self.device).double().index_select(0, self.pair)
+        return to_device(value, self.device).double().index_select(0, self.chosen)
 
     def refer(self, chunk: Chunk, seq_logp: Tensor) -> None:
         """Take the reference's seq_logp (s,) float64 of the chunk's sequences, for `run`."""
