@@ -29,6 +29,7 @@ from comal_fast.model.adapters import nf4
 from comal_fast.model.head import check_head
 from comal_fast.model.load import (
     find_source,
+    keep_soft_cap,
     load_pretrained,
     pick_device,
     weight_files,
@@ -168,6 +169,7 @@ def _load(
         wanted |= {"quantization_config": nf4(dtype, spared), "device_map": {"": str(device)}}
     wanted |= weight_options(source, options.pickled_weights, _gguf(options), OPTION)
     model, seen = load_pretrained(auto, source, wanted, OPTION)
+    keep_soft_cap(model)
     return (model if quantized else model.to(device)).eval(), sorted(seen["missing_keys"])
 
 

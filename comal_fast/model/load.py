@@ -165,7 +165,7 @@ def _ready(model: Any, config: ModelConfig, source: str) -> Any:
     """The model in eval mode, with Liger's kernels where they are wanted, its head checked."""
     if getattr(model, "peft_config", None):  # of a hub name: nobody saw its files before
         raise InputError(f"model.name_or_path {source}: {_ADAPTER}")
-    check_head(model.eval(), source)
+    check_head(keep_soft_cap(model.eval()), source)
     without_dropout(model)
     check_finite(model, source)
     return use_liger(model, config.liger_kernels, model.device)
@@ -181,7 +181,7 @@ def load_skeleton(config: ModelConfig, source: str | None, device: torch.device)
         model = AutoModelForCausalLM.from_config(
             sizes, dtype=getattr(torch, config.dtype), **_code(config)
         )
-    without_dropout(model.eval())
+    without_dropout(keep_soft_cap(model.eval()))
     return use_liger(model, config.liger_kernels, device)
 
 
@@ -197,6 +197,18 @@ def check_finite(model: Any, source: str) -> None:
                 f"model.name_or_path {source}: {len(bad):,} numbers of {name} are NaN or infinite, "
                 f"the first at {tuple(bad[0].tolist())}"
             )
+
+
+def keep_soft_cap(model: Any) -> Any:
+    """The model, by eager attention where it caps attention's logits and would have SDPA.
+
+    transformers 5.17 gives Gemma 2 SDPA, which leaves the cap out without a word; later ones don't.
+    """
+    config = model.config.get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None)
+    if capped and config._attn_implementation == "sdpa":
+        model.set_attn_implementation("eager")
+    return model
 
 
 def without_dropout(model: Any) -> None:

@@ -20,6 +20,8 @@ CONFIGS = sorted(p.relative_to(REPO) for p in (REPO / "configs").rglob("*.yaml")
 
 @pytest.mark.parametrize("name", CONFIGS, ids=str)
 def test_shipped_configs_load(name: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "nf4" in (REPO / name).read_text():
+        pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(REPO)  # paths in them are relative to the working directory
     load_config(name)
 
@@ -194,6 +196,7 @@ def test_an_override_to_another_variant_leaves_the_former_ones_options_out(
 
 
 def test_vllm_holds_a_base_of_four_bits_in_four(tiny_run: Path) -> None:
+    pytest.importorskip("bitsandbytes")
     given = ["generation.engine=vllm", "model.lora={}", "model.quantization=nf4"]
     with pytest.raises(ValueError, match=r"vllm\.quantization: .*bitsandbytes holds its weights"):
         load_config(tiny_run, given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,9 @@ def test_run_files_and_merge(tiny_run: Path, tmp_path: Path, quantization: str) 
     )
     config = load_config(tiny_run, chosen)
     if quantization == "none":  # whole: evaluation, diagnostics and report too
-        assert {"peft", "bitsandbytes"} <= run_all(config)["versions"].keys()
+        versions = run_all(config)["versions"].keys()
+        assert "peft" in versions
+        assert ("bitsandbytes" in versions) == bool(find_spec("bitsandbytes"))
         context = Context(config)
     else:
         context = trained(config, 2)
@@ -230,5 +233,6 @@ def test_sweep_shares_what_comes_before_the_adapter(tiny_run: Path) -> None:
     full, small, large = config(), config("model.lora={r: 2}"), config("model.lora={r: 4}")
     assert common_iterations(small, large) == common_iterations(full, small) == 0
     assert common_iterations(small, config("model.lora={r: 2}", "algorithm.iterations=1")) == 1
+    pytest.importorskip("bitsandbytes")
     quantized = config("model.lora={r: 2}", "model.quantization=nf4")
     assert common_iterations(small, quantized) is None

@@ -144,8 +144,9 @@ def test_inputs_lie_in_host_memory_until_they_are_fetched() -> None:
     undo = recompute_layers(model, 3, shelf.checkpoint)
     with packed_attention(model, "auto"):
         total = predictor_states(model, packed).sum()
-        assert [kept.host.shape for kept in shelf.shelf] == [(1, packed.tokens, 32)] * 3
-        assert [kept.here is None for kept in shelf.shelf] == [True, True, False]
+        shelf_ = [kept for kept in shelf.shelf if kept.host.numel()]  # torch 2.11 keeps empty ones
+        assert [kept.host.shape for kept in shelf_] == [(1, packed.tokens, 32)] * 3
+        assert [kept.here is None for kept in shelf_] == [True, True, False]
         total.backward()
     undo()
     assert shelf.shelf == []

@@ -144,7 +144,8 @@ def test_gradients_equal_autograd_through_whole_logits(config: ModelConfig) -> N
 def test_frozen_head_has_no_gradient_made(config: ModelConfig) -> None:
     def made(model: Any) -> list[int]:
         """Words of dhidden, dweight, dbias that the loss made and holds for backward."""
-        return [x.numel() for x in prox(model, responses(4)).loss.grad_fn.saved_tensors]
+        loss = prox(model, responses(4)).loss
+        return [x.numel() for x in loss.grad_fn.saved_tensors]
 
     policy, full = (
         trained(frozen(config), config, 3),
