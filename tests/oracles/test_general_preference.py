@@ -49,7 +49,9 @@ def plain(folder: Path, messages: Messages, texts: list[str], normalize: bool = 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
     weights = load_file(folder / "model.safetensors")
     turns = [m.to_dict() for m in messages]
 
