@@ -104,8 +104,12 @@ def _timed(
     pair = min(TYPICAL_PROMPT, work.prompt) + 2 * min(TYPICAL_RESPONSE, work.new)
     own = replace(work, pairs=max(1, tokens // pair), budget=tokens)
     load = own.load(mode, shape)
-    load = replace(load, micro_batches=1, trained=max(1, mode.trained(shape) // gpus))
+    trained = max(1, mode.trained(shape) // gpus)
+    load = replace(load, micro_batches=1, trained=trained)
     compute = sum(row["seconds"] for row in predict(machine, parts(shape, load)))
+    if mode.offload_state and machine.host:
+        copies = trained * mode.state_bytes / machine.host
+        compute = max(compute, copies) if mode.in_backward else compute + copies
     moved = traffic(shape, mode, gpus, nodes)
     communication = moved.seconds(machine)
     # the first layer's weights, and the last layer's gradients, have nothing beside them
