@@ -176,7 +176,10 @@ def load_skeleton(config: ModelConfig, source: str | None, device: torch.device)
 
     source: an iterate's folder, or None.
     """
-    sizes = model_config(config, resolve_source(config) if source is None else source)
+    if source is None:
+        sizes = model_config(config, resolve_source(config))
+    else:  # whose files are not those of the configuration's gguf_file and revision
+        sizes = load_pretrained(AutoConfig, source, _code(config))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
             sizes, dtype=getattr(torch, config.dtype), **_code(config)
