@@ -5,7 +5,9 @@ MODEL := .venv/demo-model
 PEERS := .venv/peers
 VLLM := .venv-vllm
 REHEARSAL := .venv-rehearsal
-REHEARSAL_PYTHON := $(or $(shell command -v python3.12),$(PYTHON))
+# the first that runs: pyenv leaves a python3.12 on the path that may not
+PYTHONS := python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3)
+REHEARSAL_PYTHON = $(firstword $(foreach each,$(PYTHONS),$(shell $(each) -c "print('$(each)')" 2>/dev/null)) $(PYTHON))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # both distributions, with an extra: the trainer brings the library as a copy, which gives way to the folder
