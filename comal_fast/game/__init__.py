@@ -10,7 +10,8 @@ from comal_fast.game.nash import (
     nash_policy,
     strict_cycle,
 )
-from comal_fast.game.operators import OPERATORS, Step, mirror_step, prox_step
+from comal_fast.game.newer import apo, mnpo, nash_prox, onpo, rspo
+from comal_fast.game.operators import OPERATORS, Step, mirror_step, prox_step, regularised_gap
 from comal_fast.game.preference import (
     PAPER_START,
     Game,
@@ -20,7 +21,7 @@ from comal_fast.game.preference import (
     load_game,
     paper_game,
 )
-from comal_fast.game.solvers import SOLVERS, comal, regularised_gap
+from comal_fast.game.solvers import SOLVERS, comal
 from comal_fast.game.trajectory import Trajectory
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Step",
     "Trajectory",
     "advantage",
+    "apo",
     "check_matrix",
     "check_start",
     "comal",
@@ -44,12 +46,16 @@ __all__ = [
     "kl_divergence",
     "load_game",
     "mirror_step",
+    "mnpo",
     "nash_md",
     "nash_policy",
+    "nash_prox",
     "omwu",
+    "onpo",
     "paper_game",
     "prox_step",
     "regularised_gap",
+    "rspo",
     "sppo",
     "strict_cycle",
 ]

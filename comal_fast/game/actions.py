@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from comal_fast.errors import InputError
-from comal_fast.game.compare import CRITERIA, Entry, lineup, same_curves
+from comal_fast.game.compare import CRITERIA, Entry, fixed_settings, lineup, same_curves
 from comal_fast.game.nash import is_unique, nash_policy
 from comal_fast.game.preference import PAPER_START, Array, Game, paper_game
 from comal_fast.game.report import (
@@ -27,7 +27,14 @@ from comal_fast.game.report import (
     to_json,
 )
 from comal_fast.game.solvers import SOLVERS
-from comal_fast.game.study import STUDY_COLUMNS, run_study, study_games, study_json, study_table
+from comal_fast.game.study import (
+    STUDY_COLUMNS,
+    against_fixed,
+    run_study,
+    study_games,
+    study_json,
+    study_table,
+)
 from comal_fast.game.trajectory import DEFAULT_ETA, DEFAULT_TAU
 from comal_fast.store.files import check_target, write_all
 from comal_fast.system.terminal import Bar
@@ -171,10 +178,19 @@ def compare(
     _print_written(console, contents)
 
 
-def study(console: Console, count: int, seed: int, shared: Settings, outputs: Outputs) -> None:
+def study(
+    console: Console,
+    count: int,
+    seed: int,
+    shared: Settings,
+    outputs: Outputs,
+    *,
+    fixed: bool = False,
+) -> None:
     """Run every algorithm but dpo-raw on `count` random games: the table of verdicts.
 
-    Raises InputError for `count` < 1 or `seed` < 0.
+    fixed: COMAL auto and COMAL at fixed settings instead, and how the first compares. Raises
+    InputError for `count` < 1 or `seed` < 0.
     """
     if count < 1:
         raise InputError(f"--study {count}: it must be a number of games, at least 1")
@@ -183,6 +199,8 @@ def study(console: Console, count: int, seed: int, shared: Settings, outputs: Ou
     entries = lineup(
         shared.eta, shared.tau, shared.outer, shared.inner, every=shared.inner, raw=False
     )
+    if fixed:
+        entries = fixed_settings(shared.outer, shared.inner)
     games = study_games(count, seed)
     with Bar(console, "study", len(entries) * count) as advance:
         results = run_study(games, entries, advance)
@@ -198,12 +216,21 @@ def study(console: Console, count: int, seed: int, shared: Settings, outputs: Ou
     write_all(contents)
 
     sizes = [len(game.names) for game in games]
+    options = f"{shared.outer} × {shared.inner} oracle calls each" if fixed else shared
     console.print(
         f"{count} random games of {min(sizes)} to {max(sizes)} responses, seed {seed}, from the "
-        f"uniform policy: {shared}\n", highlight=False
+        f"uniform policy: {options}\n", highlight=False
     )  # fmt: skip
     console.print(study_table(results))
     console.print(f"\n{CRITERIA} {STUDY_COLUMNS}", highlight=False)
+    if fixed:
+        chosen = against_fixed(results)
+        console.print(
+            f"\nCOMAL auto takes at most twice the calls of the best of the fixed settings, "
+            f"{chosen.best}, on {chosen.within_best:.0%} of the {chosen.games} games that any of "
+            f"them solves; of whichever setting is fastest on each game, on "
+            f"{chosen.within_each:.0%}.", highlight=False
+        )  # fmt: skip
     _print_written(console, contents)
 
 

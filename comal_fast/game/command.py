@@ -14,11 +14,21 @@ from comal_fast.game.families import FAMILIES, load_empirical, make_game
 from comal_fast.game.operators import OPERATORS
 from comal_fast.game.preference import PAPER_START, Array, Game, check_start, load_game
 from comal_fast.game.report import OPTIONS
-from comal_fast.game.solvers import SOLVERS
+from comal_fast.game.solvers import METHODS, SOLVERS
 from comal_fast.store.files import check_target
 
 GAME_OPTIONS = ("matrix", "game", "size", "seed", "empirical", "iteration", "prompt")
-EVERYTHING = (*GAME_OPTIONS, "algorithm", *OPTIONS, "compare", "study", "start", "json", "plot")
+EVERYTHING = (
+    *GAME_OPTIONS,
+    "algorithm",
+    *OPTIONS,
+    "compare",
+    "study",
+    "settings",
+    "start",
+    "json",
+    "plot",
+)
 
 _DESCRIPTION = """\
 Solve a two-player preference game in float64 and compare solvers with the exact Nash policy.
@@ -47,21 +57,33 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="of the run (default: the first with a cycle, or else the first)")  # fmt: skip
     add = parser.add_argument_group("what to do with it").add_argument
     add("--algorithm", choices=sorted(SOLVERS),
-        help="comal: the reference moves every outer step; inpo, egpo, nash-md: it stays at the "
-        "start; ipo, sppo, omwu: no regularisation (default: comal)")  # fmt: skip
+        help="comal, nash-prox: the reference moves every outer step; inpo, egpo, nash-md, mnpo, "
+        "rspo: it stays at the start; ipo, sppo, apo, omwu, onpo: no regularisation (default: "
+        "comal)")  # fmt: skip
     add("--compare", action="store_true", default=None,
         help="run every algorithm, with outer × inner oracle calls: which converge?")  # fmt: skip
     add("--study", type=int, metavar="N",
         help="the same on N random games of 3 to 50 responses")  # fmt: skip
+    add("--settings", action="store_true", default=None,
+        help="with --study: COMAL with --eta auto beside COMAL at 19 fixed settings")  # fmt: skip
     add = parser.add_argument_group(
         "options (defaults: the paper's, or the algorithm's; a comparison of another game or a "
         "study: eta 1, tau 0.03, inner 100, outer 200 or 1000)"
     ).add_argument
     add("--prox", choices=sorted(OPERATORS), help="inner solver of comal (default: inpo)")
-    add("--eta", type=float, metavar="F",
-        help="KL coefficient of a step, the inverse step size (default: 1/0.3)")  # fmt: skip
+    add("--method", choices=METHODS,
+        help="how an inner solve of comal steps (default: mirror)")  # fmt: skip
+    add("--eta", type=_eta, metavar="F",
+        help="KL coefficient of a step, the inverse step size (default: 1/0.3); comal takes "
+        "'auto': η, τ and reference moves from what it measures")  # fmt: skip
     add("--tau", type=float, metavar="F",
         help="KL coefficient of the reference, in (0, eta] (default: 0.1)")  # fmt: skip
+    add("--forward", type=float, metavar="F",
+        help="rspo: weight of the KL from the reference (default: 0.1)")  # fmt: skip
+    add("--momentum", type=float, metavar="F",
+        help="apo: of the extrapolation, in [0, 1) (default: 0.3)")  # fmt: skip
+    add("--opponents", type=int, metavar="N",
+        help="mnpo: how many of the last iterates (default: 3)")  # fmt: skip
     add("--outer", type=int, metavar="N",
         help="outer steps: reference moves for comal, logged rows for inpo, iterations for the "
         "others (default: 40; egpo 1000, the others 2000)")  # fmt: skip
@@ -91,12 +113,18 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _check_outputs(args)
     outputs = actions.Outputs(args.json, args.plot)
+    if args.eta == "auto" and (args.study is not None or args.compare):
+        raise InputError("--eta auto: a comparison has a row of its own for it; give a number")
     if args.study is not None:
-        taken = ("study", "seed", "eta", "tau", "outer", "inner", "json", "plot")
+        taken = ("study", "settings", "seed", "eta", "tau", "outer", "inner", "json", "plot")
         _refuse(args, "--study", set(EVERYTHING) - set(taken))
         settings = actions.settings("study", args.eta, args.tau, args.outer, args.inner)
-        actions.study(console, args.study, args.seed or 0, settings, outputs)
+        if args.settings:
+            _refuse(args, "--settings, which has its own", ("eta", "tau"))
+        fixed = bool(args.settings)
+        actions.study(console, args.study, args.seed or 0, settings, outputs, fixed=fixed)
         return 0
+    _refuse(args, "anything but --study", ("settings",))
     if args.compare:
         _refuse(args, "--compare", ("algorithm", "prox", "adaptive", "c1"))
         game, label = _game(args)
@@ -130,6 +158,10 @@ def _game(args: argparse.Namespace) -> tuple[Game, str]:
     if _is_paper(args):
         return game, actions.PAPER
     return game, f"a {args.game} game, {len(game.names)} responses, seed {args.seed or 0}"
+
+
+def _eta(word: str) -> float | str:
+    return word if word == "auto" else float(word)
 
 
 def _is_paper(args: argparse.Namespace) -> bool:

@@ -18,6 +18,7 @@ from comal_fast.game.trajectory import OnStep, Trajectory
 
 CONVERGED = 1e-6  # duality gap
 FALLING, SPIRAL = 0.9, 0.999  # of the value half-way, at the end
+FIRST_TAU = 0.05  # of COMAL auto, in units of the payoff range
 MOVING = 0.01  # total variation from the last policy, somewhere in the last quarter
 VERDICTS = ("converges", "falling", "stops short", "cycles")
 CRITERIA = (
@@ -56,11 +57,16 @@ def lineup(
     operators = [name for name in sorted(OPERATORS) if raw or OPERATORS[name].exact]
     pulls = sorted({tau / 10, tau, min(10 * tau, eta)})
     half = {"outer": max(1, calls // 2), "every": max(1, every // 2)}
+    pull = {"eta": eta, "tau": tau}
+    free = {"eta": eta / 3, "tau": min(tau / 10, eta / 3)}
+    twice = {"outer": outer, "inner": max(1, inner // 2)}
+    gradient = {"eta": max(eta / 10, tau), "tau": tau}
     return [
-        *(
-            Entry(f"COMAL {name}", "comal", {"prox": name, "eta": eta, "tau": tau, **loops})
-            for name in operators
-        ),
+        *(Entry(f"COMAL {name}", "comal", {"prox": name, **pull, **loops}) for name in operators),
+        Entry("COMAL extra η/3 τ/10", "comal", {"method": "extragradient", **free, **twice}),
+        Entry("COMAL optim. η/3 τ/10", "comal", {"method": "optimistic", **free, **loops}),
+        Entry("COMAL auto", "comal", {"eta": "auto", "tau": FIRST_TAU, **loops}),
+        Entry("Nash-Prox η/10", "nash-prox", {**gradient, **loops}),
         *(Entry(f"INPO τ={t:g}", "inpo", {"eta": eta, "tau": t, **loops}) for t in pulls),
         Entry("iterative IPO", "ipo", step),
         Entry("SPPO", "sppo", step),
@@ -68,6 +74,27 @@ def lineup(
         Entry(f"EGPO τ={tau:g}", "egpo", {"eta": eta, "tau": tau, **half}),
         Entry("OMWU", "omwu", step),
         Entry("OMWU η/3", "omwu", {**step, "eta": eta / 3}),
+        Entry("ONPO", "onpo", step),
+        Entry("APO α=0.3", "apo", {**step, "momentum": 0.3}),
+        Entry(f"MNPO τ={tau:g}", "mnpo", {**pull, "outer": calls, "every": every}),
+        Entry(f"RSPO τ={tau:g}", "rspo", {**pull, "forward": tau, **loops}),
+    ]
+
+
+def fixed_settings(outer: int, inner: int) -> list[Entry]:
+    """COMAL auto first, then COMAL at 19 fixed settings: what there is to choose from by hand."""
+    loops = {"outer": outer, "inner": inner}
+    grid = [
+        *(("mirror", eta, tau) for eta in (0.3, 1.0, 3.0) for tau in (0.1, 0.03, 0.01)),
+        *(("optimistic", eta, tau) for eta in (0.3, 1.0) for tau in (0.03, 0.01, 0.003, 0.001)),
+        *(("optimistic", 0.5, tau) for tau in (0.01, 0.003)),
+    ]
+    return [
+        Entry("COMAL auto", "comal", {"eta": "auto", "tau": FIRST_TAU, **loops}),
+        *(
+            Entry(f"{m} η={e:g} τ={t:g}", "comal", {"method": m, "eta": e, "tau": t, **loops})
+            for m, e, t in grid
+        ),
     ]
 
 

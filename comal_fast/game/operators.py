@@ -24,6 +24,7 @@ import numpy as np
 from scipy.special import expit
 
 from comal_fast.errors import InputError
+from comal_fast.game.nash import kl_divergence
 from comal_fast.game.preference import Array
 
 NEWTON_LIMIT = 200
@@ -166,6 +167,18 @@ def bradley_terry_scores(advantages: Array, weights: Array, gain: Array) -> Arra
         "prox dpo-raw: its loss has no minimiser on this matrix (a win rate of 0 or 1 asks for "
         "an infinite score); use --prox dpo, or keep P inside (0, 1)"
     )
+
+
+def regularised_gap(log_policy: Array, log_reference: Array, gain: Array, tau: float) -> Array:
+    """Duality gap of π in the regularised game, 2·(max_p J_τ(p, π) − ½), shape (...).
+
+    The best response is p ∝ π_ref exp(P(y ≻ π)/τ), and the gap 2τ KL(π ‖ p): summed so, it keeps
+    its digits near 0. It bounds the distance to the game's Nash policy: gap ≥ 2τ KL(π ‖ π*_τ).
+    gain (..., n): P(y ≻ π) − ½.
+    """
+    response = log_normalise(log_reference + gain / tau)
+    gap: Array = 2 * tau * kl_divergence(np.exp(log_policy), response)
+    return gap
 
 
 def power(log_policy: Array, exponent: float) -> Array:

@@ -20,7 +20,10 @@ from comal_fast.game.trajectory import Trajectory
 
 SHOWN_RESPONSES = 12
 LARGEST = 1000  # responses, for which the linear program takes about 20 s; beyond, no Nash policy
-OPTIONS = ("prox", "eta", "tau", "outer", "inner", "adaptive", "c1")
+OPTIONS = (
+    "prox", "method", "eta", "tau", "forward", "momentum", "opponents", "outer", "inner",
+    "adaptive", "c1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

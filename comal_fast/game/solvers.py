@@ -7,14 +7,16 @@ the same unit, 0 < tau ≤ eta.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from comal_fast.errors import InputError
+from comal_fast.game.automatic import follow
 from comal_fast.game.baselines import egpo, inpo, ipo, nash_md, omwu, sppo
-from comal_fast.game.nash import kl_divergence
-from comal_fast.game.operators import OPERATORS, Step, log_normalise, prox_step
+from comal_fast.game.newer import apo, mnpo, nash_prox, onpo, rspo
+from comal_fast.game.operators import OPERATORS, Step, prox_step, regularised_gap
 from comal_fast.game.preference import Array
 from comal_fast.game.trajectory import (
     DEFAULT_ETA,
@@ -26,13 +28,16 @@ from comal_fast.game.trajectory import (
     check_options,
 )
 
+METHODS = ("mirror", "optimistic", "extragradient")
+
 
 def comal(
     matrix: ArrayLike,
     start: ArrayLike | None = None,
     *,
     prox: str = "inpo",
-    eta: float = DEFAULT_ETA,
+    method: str = "mirror",
+    eta: float | str = DEFAULT_ETA,
     tau: float = DEFAULT_TAU,
     outer: int = 40,
     inner: int = 50,
@@ -50,15 +55,40 @@ def comal(
     its budget c1/(9t⁴), which the convergence theorem for inexact solves asks for. c1 None: the
     regularised gap at the start, so that solve 1 must shrink its error ninefold. `adaptive`: a
     solve stops once it is within budget; `inner` is then the most steps that it may take.
+
+    `method`, how an inner solve steps: "mirror", the prox step; "optimistic", the same with the win
+    rates 2P(y ≻ π_k) − P(y ≻ π_{k−1}) (ONPO, arXiv 2502.16852, on the regularised game), stable
+    near its limit for η > 0.62 on any game, where the mirror step needs η of the order 1/τ;
+    "extragradient", from
+    π_k with the win rates against where the prox step leads (EGPO, arXiv 2503.08942), two oracle
+    calls a step.
+
+    eta "auto": `comal_fast.game.automatic` chooses η, τ (from `tau` on) and when the reference
+    moves, for outer × inner steps in all, a row every `inner`; optimistic steps.
     """
-    check_options(eta=eta, tau=tau, outer=outer, inner=inner)
     if prox not in OPERATORS:
         raise InputError(f"prox = {prox!r}: it must be one of {', '.join(sorted(OPERATORS))}")
+    if method not in METHODS:
+        raise InputError(f"method = {method!r}: it must be one of {', '.join(METHODS)}")
+    if method != "mirror" and not OPERATORS[prox].exact:
+        raise InputError(f"method = {method!r}: prox {prox} takes no other win rates than P's own")
+    if isinstance(eta, str):
+        if eta != "auto":
+            raise InputError(f"eta = {eta!r}: it must be a number, or 'auto'")
+        check_options(tau=tau, outer=outer, inner=inner)
+        for name, idle in (("prox", prox == "inpo"), ("method", method == "mirror"),
+                           ("adaptive", not adaptive), ("c1", c1 is None)):  # fmt: skip
+            if not idle:
+                raise InputError(f"{name} has no effect with eta = 'auto'; leave it out")
+        play = Play(matrix, start, on_step, every=inner)
+        follow(play, tau, outer * inner)
+        return play.trajectory()
+    check_options(eta=eta, tau=tau, outer=outer, inner=inner)
     if c1 is not None and not (math.isfinite(c1) and c1 > 0):
         raise InputError(f"c1 = {c1:g}: it must be a positive number")
     play = Play(matrix, start, on_step)
     log_policy = play.start
-    gain = play.win(log_policy)
+    before = gain = play.win(log_policy)
     constant = regularised_gap(log_policy, log_policy, gain, tau) if c1 is None else c1
     errors: list[Array] = []
     budgets: list[Array] = []
@@ -68,9 +98,13 @@ def comal(
         active = np.ones(gain.shape[:-1], dtype=np.bool_)
         for _ in range(inner):
             step = Step(log_policy, reference, gain, play.advantages, eta, tau)
+            if method == "optimistic":
+                step = replace(step, gain=2 * gain - before)
+            elif method == "extragradient":
+                step = replace(step, gain=play.win(prox_step(prox, step), active))
             moved = prox_step(prox, step)
             log_policy = play.move(np.where(active[..., None], moved, log_policy), active)
-            gain = play.win(log_policy, active)
+            before, gain = gain, play.win(log_policy, active)
             if adaptive:
                 active = active & (regularised_gap(log_policy, reference, gain, tau) > budget)
                 if not active.any():
@@ -79,18 +113,6 @@ def comal(
         budgets.append(budget)
         play.row(log_policy)
     return play.trajectory(errors, budgets)
-
-
-def regularised_gap(log_policy: Array, log_reference: Array, gain: Array, tau: float) -> Array:
-    """Duality gap of π in the regularised game, 2·(max_p J_τ(p, π) − ½), shape (...).
-
-    The best response is p ∝ π_ref exp(P(y ≻ π)/τ), and the gap 2τ KL(π ‖ p): summed so, it keeps
-    its digits near 0. It bounds the distance to the game's Nash policy: gap ≥ 2τ KL(π ‖ π*_τ).
-    gain (..., n): P(y ≻ π) − ½.
-    """
-    response = log_normalise(log_reference + gain / tau)
-    gap: Array = 2 * tau * kl_divergence(np.exp(log_policy), response)
-    return gap
 
 
 # A solver takes (matrix, start, *, options, on_step); its keyword arguments are the options that
@@ -103,4 +125,9 @@ SOLVERS: dict[str, Solver] = {
     "nash-md": nash_md,
     "egpo": egpo,
     "omwu": omwu,
+    "onpo": onpo,
+    "nash-prox": nash_prox,
+    "mnpo": mnpo,
+    "rspo": rspo,
+    "apo": apo,
 }

@@ -89,6 +89,38 @@ def run_study(
     return results
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """COMAL auto beside fixed settings: shares of `games`, those that any of the two solved."""
+
+    games: int
+    best: str
+    """The one setting that solves most of them, and of those with as many in the fewest calls."""
+    within_best: float
+    within_each: float
+    """Of the games on which auto takes at most twice the calls of the fastest setting of all."""
+
+
+def against_fixed(results: list[Result]) -> Chosen:
+    """Compare results[0] with the rest, in oracle calls to a gap of 1e-6."""
+    calls = np.array(
+        [[np.inf if c is None else c for c in result.calls_to_converge] for result in results]
+    )
+    calls = calls[:, np.isfinite(calls).any(axis=0)]
+    auto, fixed = calls[0], calls[1:]
+    solved = np.isfinite(fixed)
+    total = np.where(solved, fixed, 0).sum(axis=1)
+    order = np.lexsort((total, -solved.sum(axis=1)))
+    best = int(order[0])
+
+    def within(other: Array) -> float:
+        return float((auto <= 2 * other).mean()) if len(auto) else 0.0
+
+    return Chosen(
+        len(auto), results[best + 1].label, within(fixed[best]), within(fixed.min(axis=0))
+    )
+
+
 class _Batch:
     """Games of different sizes as one array; a response that a game lacks has probability 0."""
 

@@ -135,3 +135,10 @@ def check_options(
             raise InputError(f"{name} = {count!r}: it must be a whole number, at least 1")
         if count < 1:
             raise InputError(f"{name} = {count}: it must be at least 1")
+
+
+def check_range(name: str, value: float, low: float, high: float, *, below: bool = False) -> None:
+    """InputError unless low ≤ value ≤ high (`below`: value < high)."""
+    if not (math.isfinite(value) and low <= value and (value < high if below else value <= high)):
+        limit = f"below {high:g}" if below else f"to {high:g}"
+        raise InputError(f"{name} = {value:g}: it must be a number from {low:g} {limit}")

@@ -69,6 +69,7 @@ def test_our_trainer_and_the_plain_loop_take_the_same_steps(micro_pairs: int) ->
 @pytest.mark.slow
 @pytest.mark.nightly
 def test_every_trainer_in_its_process(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")  # of the lean rows
     out = tmp_path / "step.json"
     options = ["--model", "tiny", "--pairs", "2", "--response", "8", "--repeat", "2"]
     options += ["--responses-per-prompt", "4", "--peers", *(n for n in NAMES if n != "comal")]

@@ -56,6 +56,7 @@ def prepared(tiny_run: Path) -> Path:
 @pytest.fixture
 def lean(prepared: Path, tmp_path: Path) -> Path:
     """The same of a model with weights in whole 8-bit blocks, moments in host memory."""
+    pytest.importorskip("bitsandbytes")
     folder = tmp_path / "wider"
     tiny_model(hidden_size=64, intermediate_size=256).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)

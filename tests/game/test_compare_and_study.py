@@ -46,7 +46,7 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_verdicts_on_the_game_of_the_paper(capsys):
     game("--compare", "--json", "o.json", "--plot", "o.png")
     table = rows(capsys.readouterr().out)
-    assert len(table) == 16
+    assert len(table) == 25
     for name, operator in OPERATORS.items():
         row = table[f"COMAL {name}"]
         assert row[0] == "converges" and row[4:] == ["never", "851"]
@@ -103,7 +103,7 @@ def test_study_is_reproducible_and_agrees_with_single_games(capsys):
     game(*argv, "--json", "b.json")
     first = json.loads(Path("a.json").read_text())
     assert first == json.loads(Path("b.json").read_text())
-    assert len(first["sizes"]) == 6 and len(first["algorithms"]) == 15
+    assert len(first["sizes"]) == 6 and len(first["algorithms"]) == 24
     games = study_games(6, 2)
     for entry, result in zip(
         lineup(1.0, 0.03, 20, 10, every=10, raw=False), first["algorithms"], strict=True
