@@ -17,6 +17,10 @@ PROX_CHOICE = Choice("prox", "prox", default="inpo")
 STRATEGY, LABELS = "pairing.strategy", "pairing.soft_labels"
 
 
+# of Regularised, beyond the mirror step, and the methods that read each
+PAST = {"method": ("onpo", "mnpo", "apo"), "history": ("onpo", "mnpo"), "momentum": ("apo",)}
+
+
 class AlgorithmConfig(Options):
     """The outer loop and its prox operator."""
 
@@ -45,6 +49,19 @@ class Regularised(_Step):
     """τ/η: the pull of the reference policy. sppo, dro and rebel step from π_t along
     r(y) = P(y ≻ π_t) − τ log(π_t/π_ref)(y); 0 is the sppo and rebel of their papers, 1 anchors at
     the reference alone, as the papers of ipo and dro do."""
+    method: Literal["mirror", "onpo", "mnpo", "apo"] = "mirror"
+    """How the inner solver steps: mirror from π_t; onpo (optimistic, arXiv 2502.16852) from a mean
+    of past iterates, a step almost twice as long; mnpo (2509.23102) from the mean of the last
+    iterates; apo (2410.06293) from π_t extrapolated away from π_{t−1}."""
+    history: int = Field(3, ge=2, le=16)
+    """Iterates in the mean of onpo and mnpo: log-probs under so many are computed."""
+    momentum: float = Field(0.3, ge=0, lt=1)
+    """Of apo's extrapolation, α."""
+
+    @property
+    def past(self) -> tuple[str, ...]:
+        """The options of PAST that its method reads."""
+        return tuple(name for name, methods in PAST.items() if self.method in methods)
 
 
 @PROX_CHOICE.register

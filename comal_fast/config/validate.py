@@ -6,7 +6,7 @@ import importlib.util
 import os
 from typing import Any
 
-from comal_fast.config.algorithm import LABELS, PROX_CHOICE, STRATEGY
+from comal_fast.config.algorithm import LABELS, PAST, PROX_CHOICE, STRATEGY, Regularised
 from comal_fast.config.generation import VllmConfig
 from comal_fast.config.schema import Config
 from comal_fast.config.sizes import parse_bytes
@@ -20,7 +20,7 @@ def prox_options(config: Config) -> dict[str, Any]:
     own = {
         f"algorithm.{name}": getattr(algorithm, name)
         for name in type(algorithm).model_fields
-        if name not in common
+        if name not in common and not (name in PAST and name not in getattr(algorithm, "past", ()))
     }
     pairing = {name: getattr(config.pairing, name.split(".")[1]) for name in algorithm.pairing}
     return dict(sorted((own | pairing).items()))
@@ -61,6 +61,12 @@ def ignored(c: Config) -> dict[str, str]:
         name: f"prox {c.algorithm.prox} ignores it; it reads {reads}"
         for name in sorted({LABELS, STRATEGY} - set(c.algorithm.pairing))
     }
+    if isinstance(c.algorithm, Regularised):
+        for name in sorted(set(PAST) - {"method", *c.algorithm.past}):
+            readers = " and ".join(PAST[name])
+            found[f"algorithm.{name}"] = (
+                f"method {c.algorithm.method} ignores it; {readers} read it"
+            )
     if c.data.pairs is not None:
         found["data.prompts"] = "data.pairs stands in its place; leave one of the two out"
         found["pairing.strategy"] = "people chose the pairs of data.pairs; leave it out"

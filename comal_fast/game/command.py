@@ -12,12 +12,13 @@ from comal_fast.errors import InputError
 from comal_fast.game import actions
 from comal_fast.game.families import FAMILIES, load_empirical, make_game
 from comal_fast.game.operators import OPERATORS
+from comal_fast.game.payoffs import PAYOFFS, with_payoff
 from comal_fast.game.preference import PAPER_START, Array, Game, check_start, load_game
 from comal_fast.game.report import OPTIONS
 from comal_fast.game.solvers import METHODS, SOLVERS
 from comal_fast.store.files import check_target
 
-GAME_OPTIONS = ("matrix", "game", "size", "seed", "empirical", "iteration", "prompt")
+GAME_OPTIONS = ("matrix", "game", "size", "seed", "empirical", "iteration", "prompt", "payoff")
 EVERYTHING = (
     *GAME_OPTIONS,
     "algorithm",
@@ -55,6 +56,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--iteration", type=int, metavar="T", help="of the run (default: the last one judged)")
     add("--prompt", type=int, metavar="ID",
         help="of the run (default: the first with a cycle, or else the first)")  # fmt: skip
+    add("--payoff", choices=PAYOFFS,
+        help="what is played for: Ψ(P) in place of P (default: preference, P itself)")  # fmt: skip
     add = parser.add_argument_group("what to do with it").add_argument
     add("--algorithm", choices=sorted(SOLVERS),
         help="comal, nash-prox: the reference moves every outer step; inpo, egpo, nash-md, mnpo, "
@@ -141,6 +144,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _game(args: argparse.Namespace) -> tuple[Game, str]:
     """The game that the arguments name, and what to call it."""
+    game, label = _preferences(args)
+    if args.payoff is None:
+        return game, label
+    return with_payoff(game, args.payoff), f"{label}, payoff {args.payoff}"
+
+
+def _preferences(args: argparse.Namespace) -> tuple[Game, str]:
     sources = [name for name in ("matrix", "game", "empirical") if getattr(args, name) is not None]
     if len(sources) > 1:
         raise InputError(f"--{sources[0]} and --{sources[1]}: two games; give one of them")

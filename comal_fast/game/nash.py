@@ -135,6 +135,17 @@ def strict_cycle(
     return [names[i] for i in walk[walk.index(node) :]]
 
 
+def smith_set(matrix: ArrayLike, tolerance: float = 1e-9) -> list[int]:
+    """The smallest set of responses that each beat every response outside of it, in order.
+
+    A tie counts as not beaten. `matrix`, edges and errors as in `has_strict_cycle`.
+    """
+    reach = ~_majority_edges(matrix, tolerance).T
+    while not np.array_equal(further := reach @ reach, reach):  # booleans: paths twice as long
+        reach = further
+    return [int(i) for i in np.flatnonzero(reach.all(axis=1))]
+
+
 def _majority_edges(matrix: ArrayLike, tolerance: float) -> NDArray[np.bool_]:
     p = np.asarray(matrix, dtype=np.float64)
     if p.ndim != 2 or p.shape[0] != p.shape[1]:

@@ -20,6 +20,7 @@ from comal_fast.store.artefacts import make_key
 from comal_fast.store.shards import Shards
 from comal_fast.system.ranks import is_main, rank, world
 from comal_fast.system.terminal import progress
+from comal_fast.training.history import past
 from comal_kernels.packing import PromptResponse
 
 
@@ -28,6 +29,7 @@ def run(context: Context, iteration: int) -> None:
     folder, policies = context.directory.iteration(iteration), context.policies
     samples, pairs = folder.samples.read(), folder.pairs.read()
     last, reference = iteration - 1, context.reference_of(iteration)
+    older = past(context.config, iteration)
     key = make_key(
         "logps",
         folder.samples.key(),
@@ -35,6 +37,7 @@ def run(context: Context, iteration: int) -> None:
         policies.key(last),
         policies.key(reference),
         context.config.training.max_tokens_per_microbatch,
+        *([[w, policies.key(t)] for t, w in older.items()] if len(older) > 1 else []),
     )
 
     shards = folder.shards(folder.logps, key)
@@ -43,16 +46,17 @@ def run(context: Context, iteration: int) -> None:
         columns = (pairs[c].to_pylist() for c in ("chosen", "rejected"))
         used = sorted({row for column in columns for row in column if row is not None})
         sequences = prompt_responses(samples, used)
-        iterates = {last, reference}
+        iterates = {last, reference, *older}
         logps, speed = model_logps(context, iterates, sequences, "log-probs", shards)
         firsts = first_rows(samples)
-        spread = {
-            name: _spread(logps[t], used, firsts)
-            for name, t in (("ref", reference), ("last", last))
-        }
+        mean = np.sum([weight * logps[t] for t, weight in older.items()], axis=0)
+        cached = {"ref": logps[reference], "last": mean}
+        spread = {name: _spread(values, used, firsts) for name, values in cached.items()}
         table = pa.table({f"{n}_logp": pa.array(x, from_pandas=True) for n, x in spread.items()})
         return table, {
-            "comal/kl_to_reference": float(np.nanmean(spread["last"] - spread["ref"])),
+            "comal/kl_to_reference": float(
+                np.nanmean(_spread(logps[last] - logps[reference], used, firsts))
+            ),
             "perf/tokens_per_s": speed,
         }
 

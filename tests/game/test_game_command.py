@@ -15,7 +15,8 @@ from comal_fast.game import SOLVERS, comal, command
 from comal_fast.store import files
 
 FIELDS = {
-    "matrix", "names", "algorithm", "prox", "eta", "tau", "outer", "inner", "adaptive", "c1",
+    "matrix", "names", "algorithm", "prox", "method", "eta", "tau", "forward", "momentum",
+    "opponents", "outer", "inner", "adaptive", "c1",
     "start", "nash", "policy", "duality_gap", "kl_to_nash", "oracle_calls", "inner_error",
     "inner_budget", "versions",
 }  # fmt: skip
