@@ -11,7 +11,15 @@ from rich.console import Console
 from rich.text import Text
 
 from comal_fast.errors import InputError
-from comal_fast.game.compare import CRITERIA, Entry, fixed_settings, lineup, same_curves
+from comal_fast.game.compare import (
+    CRITERIA,
+    FIXED_LABELS,
+    LABELS,
+    Entry,
+    fixed_settings,
+    lineup,
+    same_curves,
+)
 from comal_fast.game.nash import is_unique, nash_policy
 from comal_fast.game.preference import PAPER_START, Array, Game, paper_game
 from comal_fast.game.report import (
@@ -171,7 +179,7 @@ def compare(
 
     console.print(Text(f"{label}: {shared}\n"))
     console.print(comparison_table(outcomes))
-    console.print(f"\n{CRITERIA}", highlight=False)
+    console.print(f"\n{LABELS} {CRITERIA}", highlight=False)
     if not raw:
         console.print(f"\nCOMAL dpo-raw is left out beyond {RAW_LARGEST} responses: too slow.")
     _notes(console, game, nash)
@@ -222,7 +230,8 @@ def study(
         f"uniform policy: {options}\n", highlight=False
     )  # fmt: skip
     console.print(study_table(results))
-    console.print(f"\n{CRITERIA} {STUDY_COLUMNS}", highlight=False)
+    labels = FIXED_LABELS if fixed else LABELS
+    console.print(f"\n{labels} {CRITERIA} {STUDY_COLUMNS}", highlight=False)
     if fixed:
         chosen = against_fixed(results)
         console.print(

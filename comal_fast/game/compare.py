@@ -30,6 +30,13 @@ CRITERIA = (
 )
 
 
+LABELS = (
+    "optimistic, extragrad.: COMAL with that inner solver, η/3 and τ/10. auto: it chooses both. "
+    "Nash-Prox: η/10, its gradient being scaled by π."
+)
+FIXED_LABELS = "prox, opt.: COMAL with method mirror or optimistic, at η/τ."
+
+
 @dataclass(frozen=True)
 class Entry:
     """An algorithm with its options, under the name that tables give it."""
@@ -63,8 +70,8 @@ def lineup(
     gradient = {"eta": max(eta / 10, tau), "tau": tau}
     return [
         *(Entry(f"COMAL {name}", "comal", {"prox": name, **pull, **loops}) for name in operators),
-        Entry("COMAL extra η/3 τ/10", "comal", {"method": "extragradient", **free, **twice}),
-        Entry("COMAL optim. η/3 τ/10", "comal", {"method": "optimistic", **free, **loops}),
+        Entry("extragrad. η/3", "comal", {"method": "extragradient", **free, **twice}),
+        Entry("optimistic η/3", "comal", {"method": "optimistic", **free, **loops}),
         Entry("COMAL auto", "comal", {"eta": "auto", "tau": FIRST_TAU, **loops}),
         Entry("Nash-Prox η/10", "nash-prox", {**gradient, **loops}),
         *(Entry(f"INPO τ={t:g}", "inpo", {"eta": eta, "tau": t, **loops}) for t in pulls),
@@ -89,10 +96,11 @@ def fixed_settings(outer: int, inner: int) -> list[Entry]:
         *(("optimistic", eta, tau) for eta in (0.3, 1.0) for tau in (0.03, 0.01, 0.003, 0.001)),
         *(("optimistic", 0.5, tau) for tau in (0.01, 0.003)),
     ]
+    names = {"mirror": "prox", "optimistic": "opt."}
     return [
         Entry("COMAL auto", "comal", {"eta": "auto", "tau": FIRST_TAU, **loops}),
         *(
-            Entry(f"{m} η={e:g} τ={t:g}", "comal", {"method": m, "eta": e, "tau": t, **loops})
+            Entry(f"{names[m]} {e:g}/{t:g}", "comal", {"method": m, "eta": e, "tau": t, **loops})
             for m, e, t in grid
         ),
     ]

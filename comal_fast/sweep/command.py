@@ -29,6 +29,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "cells")  # fmt: skip
     add("--markdown", metavar="FILE.md",
         help="write the page there too, its picture into img/ beside it")  # fmt: skip
+    add("--power", action="store_true",
+        help="also: prompts and seeds that would show a difference of 1 to 5 points")  # fmt: skip
     add("overrides", nargs="*", metavar="key=value", help="options set in all cells")
     parser.set_defaults(run=run)
 
@@ -36,12 +38,15 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast sweep`; returns 0, or 1 where a cell broke off."""
     from comal_fast.config.load import know_plugins
+    from comal_fast.errors import InputError
     from comal_fast.store.files import check_target
     from comal_fast.sweep.grid import expand, full_override, parse_axes
 
     know_plugins(args.config)
     axes, fixed = parse_axes([word for words in args.grid for word in words])
     overrides = [*map(full_override, args.overrides), *fixed]
+    if args.power and all(axis.key == "seed" for axis in axes):
+        raise InputError("--power: seeds alone show no difference; give the grid two settings")
     if args.markdown is not None:
         check_target(args.markdown, "--markdown")
     folder, cells = expand(args.config, axes, overrides)
@@ -67,6 +72,7 @@ def _write(
     from comal_fast.sweep.conclusions import conclusions
     from comal_fast.sweep.markdown import render
     from comal_fast.sweep.plot import draw
+    from comal_fast.sweep.power import explanation, power_table, variances
     from comal_fast.sweep.results import collect, to_json
     from comal_fast.sweep.table import table
     from comal_fast.system.terminal import console
@@ -84,6 +90,10 @@ def _write(
     console.print(table(sweep))
     for sentence in conclusions(sweep):
         console.print(f"• {sentence}", markup=False)
+    if args.power:
+        found = variances(sweep.results)
+        console.print(power_table(found))
+        console.print(explanation(sweep, found), highlight=False)
     for page in pages:
         console.print(f"wrote {page}", soft_wrap=True)
 

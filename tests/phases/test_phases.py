@@ -18,6 +18,7 @@ from comal_fast.generation.transformers import TransformersEngine
 from comal_fast.loop import run_all
 from comal_fast.model.load import load_model, load_tokenizer
 from comal_fast.model.logps import response_logps
+from comal_fast.phases.logps import prompt_responses
 from comal_fast.phases.pair import choose_pairs
 from comal_fast.store.directory import PHASES
 from comal_kernels.packing import PromptResponse
@@ -93,6 +94,43 @@ def test_logps_follow_the_reference(tiny_run: Path) -> None:
     rows = pq.read_table(Path(config.output_dir) / "iterations/0002/logps.parquet").to_pylist()
     used = [row for row in rows if row["ref_logp"] is not None]
     assert used and all(row["ref_logp"] == row["last_logp"] for row in used)
+
+
+@pytest.mark.parametrize("prox", ["inpo", "rebel"])
+def test_a_mean_of_iterates_stands_in_for_the_last(tiny_run: Path, prox: str) -> None:
+    """Step 2 of onpo: its cached log-probs, and the loss at first, by what is in the run."""
+    options = ["algorithm.iterations=3", f"algorithm.prox={prox}", "training.num_train_epochs=1"]
+    config = load_config(tiny_run, [*options, "algorithm.method=onpo", "algorithm.history=2"])
+    run_all(config)
+    context = Context(config)
+    folder = context.directory.iteration(3)
+    rows = [row for row in folder.logps.read().to_pylist() if row["ref_logp"] is not None]
+    used = [i for i, row in enumerate(folder.logps.read().to_pylist()) if row["ref_logp"]]
+    sequences = prompt_responses(folder.samples.read(), used)
+    tokens = config.training.max_tokens_per_microbatch
+    now, before = (
+        response_logps(context.policies.load(t), sequences, max_tokens=tokens) for t in (2, 1)
+    )
+    ratio = (1 - 1 / 3) / (2 - 1 / 3)
+    mean = (1 - ratio) * now + ratio * before
+    assert np.abs(now - before).max() > 1e-4
+    np.testing.assert_allclose([row["last_logp"] for row in rows], mean, atol=2e-4)
+    metrics = (Path(config.output_dir) / "metrics.jsonl").read_text().splitlines()
+    means = {r["iteration"]: r for r in map(json.loads, metrics) if r["phase"] == "logps"}
+    reference = np.array([row["ref_logp"] for row in rows])
+    assert means[3]["comal/kl_to_reference"] == pytest.approx((now - reference).mean(), abs=1e-3)
+
+
+def test_a_method_is_in_the_keys_of_what_it_changes(tiny_run: Path) -> None:
+    run_all(load_config(tiny_run))
+    context = Context(load_config(tiny_run))
+    names = ("pairs.parquet", "logps.parquet", "model")
+    files = {n: context.directory.iteration(2).path / n for n in names}
+    before = {n: f.stat().st_mtime_ns for n, f in files.items()}
+    run_all(load_config(tiny_run, ["algorithm.method=mirror"]))
+    assert {n: f.stat().st_mtime_ns for n, f in files.items()} == before
+    run_all(load_config(tiny_run, ["algorithm.method=apo"]))
+    assert files["model"].stat().st_mtime_ns != before["model"]
 
 
 def test_sampling_is_seeded_and_padding_is_invisible(tiny_run: Path) -> None:
