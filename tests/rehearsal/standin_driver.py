@@ -9,6 +9,8 @@ import json
 import os
 import sys
 from collections import Counter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +110,9 @@ def steps(config_file: Path, overrides: list[str]) -> dict[str, Any]:
 def main() -> int:
     config, out = map(Path, sys.argv[1:])
     # what looks for a GPU's own library as it is imported is imported before there is a GPU
-    import bitsandbytes  # noqa: F401
-    import liger_kernel.transformers  # noqa: F401
-    import peft  # noqa: F401
+    for name in ("bitsandbytes", "liger_kernel.transformers", "peft"):
+        if find_spec(name.split(".")[0]) is not None:
+            import_module(name)
 
     import bfloat16
 

@@ -1,8 +1,8 @@
 """A CUDA device that is not there: code for GPUs runs, on one whose memory is the host's.
 
 `load()` before anything imports torch, then `start()`. Tensors say cuda:0, mixed devices are
-refused, and `Waits` counts what makes the host wait. Wants a C++ compiler, and a build of torch
-without CUDA.
+refused, and `Waits` counts what makes the host wait. Wants a C++ compiler; on a build of torch with
+CUDA it stands in front of what that has.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def build() -> Path:
 
 
 def load() -> None:
-    """Be there when torch first asks for its devices."""
+    """Be there when torch first asks for its devices; before `import torch`."""
+    os.environ["TORCH_CUDNN_SDPA_DEPRIORITIZED"] = "1"  # or SDPA asks the driver for the device
     ctypes.CDLL(str(build()))
 
 
@@ -52,5 +53,6 @@ def start() -> None:
     """Let torch.cuda know the device, and the operators that only a GPU has."""
     from cuda_standin import operators, runtime
 
+    ctypes.CDLL(str(build())).stand_in()
     runtime.install()
     operators.install()

@@ -1,8 +1,8 @@
 // A CUDA device that is not there: its tensors say cuda:0 and lie in host memory.
 //
 // Every operator runs on the CPU, on the same memory; factors on two devices are refused as CUDA would.
-// For a build of torch without CUDA, loaded before torch asks for its devices. No streams that overlap,
-// no races, no limit of memory.
+// Loaded before torch, and told to `stand_in` after it: a build of torch with CUDA brings answers of its
+// own, which give way. No streams that overlap, no races, no limit of memory.
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
@@ -21,6 +21,10 @@
 using namespace at;
 
 static const Device HERE(kCUDA, 0);
+
+// Its tensors have this key too, which nobody uses: it comes before the kernels that a build with CUDA
+// has for them, and after Python's modes, which see them first.
+#define STAND CustomRNGKeyId
 
 // ---- guards: one device, one stream, on which nothing is ever late
 
@@ -41,7 +45,6 @@ struct Guard : NoOpDeviceGuardImpl<DeviceType::CUDA> {
   void synchronizeEvent(void*) const override {}
   void synchronizeDevice(const DeviceIndex) const override {}
 };
-C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 } // namespace c10::impl
 
 // ---- memory from which a GPU copies without a wait
@@ -111,6 +114,7 @@ struct CUDAHooks : CUDAHooksInterface { // the name by which torch asks for them
   bool hasPrimaryContext(DeviceIndex) const override { return false; }
   DeviceIndex deviceCount() const override { return 1; }
   int getNumGPUs() const override { return 1; }
+  long versionCuDNN() const override { return 0; }
   DeviceIndex current_device() const override { return 0; }
   DeviceIndex getCurrentDevice() const override { return 0; }
   void setCurrentDevice(DeviceIndex) const override {}
@@ -127,7 +131,7 @@ struct CUDAHooks : CUDAHooksInterface { // the name by which torch asks for them
     return make_generator<Numbers>(detail::createCPUGenerator());
   }
 };
-REGISTER_CUDA_HOOKS(CUDAHooks)
+C10_REGISTER_CLASS_WITH_PRIORITY(CUDAHooksRegistry, CUDAHooks, c10::REGISTRY_PREFERRED, CUDAHooks)
 } // namespace at
 
 // ---- one memory under two names
@@ -142,8 +146,9 @@ static Tensor renamed(const Tensor& x, Device device) {
   auto* allocator = device.is_cpu() ? c10::GetCPUAllocator() : nullptr;
   Storage storage(
       Storage::use_byte_size_t(), from.nbytes(), std::move(memory), allocator, allocator != nullptr);
-  auto key = device.is_cuda() ? DispatchKey::CUDA : DispatchKey::CPU;
-  auto result = at::detail::make_tensor<TensorImpl>(std::move(storage), DispatchKeySet(key), x.dtype());
+  DispatchKeySet keys(device.is_cuda() ? DispatchKey::CUDA : DispatchKey::CPU);
+  if (device.is_cuda()) keys = keys.add(DispatchKey::STAND);
+  auto result = at::detail::make_tensor<TensorImpl>(std::move(storage), keys, x.dtype());
   auto* impl = result.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(x.sizes(), x.strides(), x.storage_offset());
   if (x.is_conj()) impl->_set_conj(true);
@@ -292,11 +297,11 @@ static int64_t plain_attention(
   return 0; // plain products
 }
 
-TORCH_LIBRARY_IMPL(_, CUDA, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run>()); }
+TORCH_LIBRARY_IMPL(_, CustomRNGKeyId, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&run>());
+}
 
-TORCH_LIBRARY_IMPL(aten, CUDA, m) {
-  m.impl("empty.memory_format", TORCH_FN(make));
-  m.impl("empty_strided", TORCH_FN(make_strided));
+TORCH_LIBRARY_IMPL(aten, CustomRNGKeyId, m) {
   m.impl("copy_", TORCH_FN(copy_over));
   m.impl("resize_", TORCH_FN(resize_to));
   m.impl("set_.source_Storage", TORCH_FN(set_whole));
@@ -306,4 +311,12 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("_reshape_alias", TORCH_FN(at::native::_reshape_alias));
   m.impl("unfold", TORCH_FN(at::native::unfold));
   m.impl("_fused_sdp_choice", TORCH_FN(plain_attention));
+}
+
+// Take the place of what torch brought: the guard, and what makes tensors out of nothing.
+extern "C" void stand_in() {
+  c10::impl::DeviceGuardImplRegistrar(DeviceType::CUDA, new c10::impl::Guard());
+  static torch::Library makers(torch::Library::IMPL, "aten", DispatchKey::CUDA, __FILE__, __LINE__);
+  makers.impl("empty.memory_format", TORCH_FN(make));
+  makers.impl("empty_strided", TORCH_FN(make_strided));
 }

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+STAND = "CustomRNGKeyId"  # the key of device.cpp
 _LIBRARY: list[torch.library.Library] = []  # what is registered lives as long
 
 
@@ -15,13 +16,13 @@ def install() -> None:
     """Register them for the stand-in."""
     library = torch.library.Library("aten", "IMPL")
     _LIBRARY.append(library)
-    library.impl("mm.dtype", _mm, "CUDA")
-    library.impl("mm.dtype_out", _mm_out, "CUDA")
-    library.impl("bmm.dtype", _mm, "CUDA")
-    library.impl("addmm.dtype", _addmm, "CUDA")
-    library.impl("addmm.dtype_out", _addmm_out, "CUDA")
-    library.impl("_flash_attention_forward", _flash_forward, "CUDA")
-    library.impl("_flash_attention_backward", _flash_backward, "CUDA")
+    library.impl("mm.dtype", _mm, STAND)
+    library.impl("mm.dtype_out", _mm_out, STAND)
+    library.impl("bmm.dtype", _mm, STAND)
+    library.impl("addmm.dtype", _addmm, STAND)
+    library.impl("addmm.dtype_out", _addmm_out, STAND)
+    library.impl("_flash_attention_forward", _flash_forward, STAND)
+    library.impl("_flash_attention_backward", _flash_backward, STAND)
 
 
 def _halves(*factors: Tensor) -> None:

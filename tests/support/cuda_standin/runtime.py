@@ -110,6 +110,8 @@ def install() -> None:
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer)
+    for kernels in ("flash", "mem_efficient", "cudnn"):  # SDPA's on CUDA: plain products are left
+        getattr(torch.backends.cuda, f"enable_{kernels}_sdp")(False)
     torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign]
 
 
