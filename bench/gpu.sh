@@ -47,7 +47,7 @@ bench() { # name, seconds at most, arguments of a bench with a record and a plot
 bench head 180 head --tokens 8192 --repeat 10
 bench forward 60 head --tokens 8192 --forward-only --repeat 10 --peers torch trl liger quack
 bench tune 60 tune --repeat 10
-bench step 150 step --repeat 3 --peers lean trl
+bench step 180 step --repeat 3 --peers lean leanest lora trl
 # named as they go, for a cut-off; the kernels' static checks need no GPU
 part check 120 python3 -m pytest tests/kernels tests/generation tests/optim tests/model/test_attention.py \
     --ignore tests/kernels/test_static.py -m "not slow" -n 12 -vv -p no:cacheprovider --timeout 90

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 
 from bench.trainers.base import LEARNING_RATE, MAX_GRAD_NORM, Task, Turn
 from comal_fast.config.algorithm import DpoConfig
-from comal_fast.config.schema import Config, ModelConfig, TrainingConfig
+from comal_fast.config.schema import Config, LoraConfig, ModelConfig, TrainingConfig
+from comal_fast.model.adapters import add_adapter
 from comal_fast.system.allocator import keep_freed_memory
 from comal_fast.training.items import Items, make_items
 from comal_fast.training.trainer import Trainer
@@ -49,6 +51,12 @@ def train_leanest(task: Task, turn: Turn) -> None:
         total = torch.cuda.get_device_properties(task.model.device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / total), task.model.device)
     train(task, turn, **LEANEST)
+
+
+def train_lora(task: Task, turn: Turn) -> None:
+    """Take steps of adapters alone, as `model.lora` trains them; the model itself stays."""
+    options = ModelConfig(name_or_path="", lora=LoraConfig(r=16))
+    train(dataclasses.replace(task, model=add_adapter(task.model, options, seed=0)), turn)
 
 
 def train(

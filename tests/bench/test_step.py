@@ -12,7 +12,7 @@ from bench.__main__ import main
 from bench.benches.step import agree
 from bench.models import MODELS, load
 from bench.pairs import plain_logps, random_pairs
-from bench.trainers import AUTHORS, LEAN, LEANEST, NAMES, OURS, TRL, UNSHARED
+from bench.trainers import AUTHORS, LEAN, LEANEST, LORA, NAMES, OURS, TRL, UNSHARED
 from bench.trainers.base import Task
 
 
@@ -77,7 +77,7 @@ def test_every_trainer_in_its_process(tmp_path: Path) -> None:
     record = json.loads(out.read_text())
     rows = {row["name"]: row for row in record["rows"]}
     assert rows.keys() == set(NAMES.values())
-    for name in (OURS, UNSHARED, LEAN, LEANEST, AUTHORS):
+    for name in (OURS, UNSHARED, LEAN, LEANEST, LORA, AUTHORS):
         assert len(rows[name]["seconds"]["runs"]) == 2 and rows[name]["peak"] > 2**26
         seconds = rows[name]["seconds"]["median"]
         tokens = record["shape"]["distinct_tokens"]
