@@ -19,7 +19,7 @@ from comal_fast.game.study import Result, against_fixed, run_study, study_games
 GAME = paper_game()
 
 
-def calls(game, outer: int = 60, inner: int = 50) -> int | None:
+def calls(game, outer: int = 200, inner: int = 50) -> int | None:
     t = comal(game.matrix, eta="auto", outer=outer, inner=inner)
     return calls_to_converge(duality_gap(game.matrix, t.policies), t.calls)
 
