@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from comal_fast.game.nash import kl_divergence
-from comal_fast.game.operators import log_normalise
+from comal_fast.game.operators import log_normalise, power
 from comal_fast.game.preference import Array
 from comal_fast.game.trajectory import Play
 
@@ -46,7 +46,7 @@ def follow(play: Play, tau: float, steps: int) -> None:
     taken = np.zeros(eta.shape, dtype=np.int64)
     for _ in range(steps):
         eta = np.maximum(eta, weight)
-        pull = _power(reference, weight / eta) + _power(log_policy, 1 - weight / eta)
+        pull = power(reference, weight / eta) + power(log_policy, 1 - weight / eta)
         moved = play.move(log_normalise(pull + (2 * gain - before) / eta))
         before, gain = gain, play.win(moved)
         eta = np.maximum(CURVATURES * _curvature(log_policy, moved, gain - before), DECAY * eta)
@@ -71,9 +71,3 @@ def _curvature(old: Array, new: Array, change: Array) -> Array:
     apart = 2 * kl_divergence(policy, old)[..., None]
     found: Array = np.sqrt(np.where(apart > _FLAT, variance / np.maximum(apart, _FLAT), 0.0))
     return found
-
-
-def _power(log_policy: Array, exponent: Array) -> Array:
-    """log π^exponent with 0⁰ = 1; exponent (..., 1)."""
-    impossible = np.isneginf(log_policy) & (exponent == 0)
-    return np.where(impossible, 0.0, exponent * np.where(impossible, 0.0, log_policy))

@@ -181,9 +181,12 @@ def regularised_gap(log_policy: Array, log_reference: Array, gain: Array, tau: f
     return gap
 
 
-def power(log_policy: Array, exponent: float) -> Array:
-    """log π^exponent, where 0⁰ = 1 (0 · log 0 would be NaN)."""
-    return np.zeros_like(log_policy) if exponent == 0 else exponent * log_policy
+def power(log_policy: Array, exponent: float | Array) -> Array:
+    """log π^exponent, where 0⁰ = 1 (0 · log 0 would be NaN); exponent a number or (..., 1)."""
+    zero = np.equal(exponent, 0)
+    if not zero.any():
+        return exponent * log_policy
+    return np.where(zero, 0.0, np.where(zero, 1.0, exponent) * log_policy)
 
 
 def log_normalise(logits: Array) -> Array:
