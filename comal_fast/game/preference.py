@@ -123,8 +123,13 @@ def load_game(path: str | Path) -> Game:
         if "matrix" not in content:
             raise InputError(f"{path}: the key 'matrix' is missing")
         names, content = content.get("names"), content["matrix"]
-    matrix = check_matrix(_check_rows(content, str(path)), str(path))
-    return Game(matrix, _check_names(names, len(matrix), str(path)))
+    return parse_game(content, names, str(path))
+
+
+def parse_game(content: object, names: object, source: str) -> Game:
+    """The game of a parsed JSON matrix and of its names, or None. InputError naming `source`."""
+    matrix = check_matrix(_check_rows(content, source), source)
+    return Game(matrix, _check_names(names, len(matrix), source))
 
 
 def _read_json(path: str | Path) -> object:

@@ -1,7 +1,8 @@
-"""What a run did to a model that plays a known game: exact probabilities, not samples."""
+"""What a run did to a model that plays known games: exact probabilities, not samples."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from comal_fast.config.oracle import MatrixConfig
 from comal_fast.context import Context
 from comal_fast.errors import InputError
 from comal_fast.game.nash import duality_gap, nash_policy
-from comal_fast.game.preference import Array, Game, load_game
+from comal_fast.game.preference import Array, Game, check_start, load_game
+from comal_fast.game.prompted import SUFFIX, PromptGame, load_games
 from comal_fast.lm_game.model import game_sequences
 from comal_fast.model.logps import response_logps
 from comal_fast.oracles.matrix import with_unknown
@@ -24,13 +26,15 @@ from comal_fast.system.terminal import progress
 class Measured:
     """Iterates π_0 … π_T of one run on all of its prompts.
 
-    policies (T+1, prompts, n+1) float64: the exact probability of each response, the last column
-    being all other strings; held_out (prompts,) bool; nash (n,); seconds: of the run's phases.
+    policies (T+1, prompts, m+1) float64: the exact probability of each response, the last column
+    being all other strings; of a game with fewer than m responses the columns between are 0.
+    nash (prompts, m) likewise; held_out (prompts,) bool; seconds: of the run's phases.
     """
 
     name: str
     prox: str
-    game: Game
+    prompts: tuple[str, ...]
+    games: tuple[PromptGame, ...]
     nash: Array
     policies: Array
     held_out: np.ndarray
@@ -40,32 +44,48 @@ class Measured:
     @property
     def total_variation(self) -> Array:
         """(T+1, prompts) distance of each policy from Nash, to which other strings are foreign."""
-        away = np.abs(self.policies - np.append(self.nash, 0.0))
+        foreign = np.zeros((len(self.nash), 1))
+        away = np.abs(self.policies - np.concatenate([self.nash, foreign], axis=1))
         result: Array = away.sum(axis=-1) / 2
         return result
+
+    @property
+    def leak(self) -> Array:
+        """(T+1, prompts) probability of strings that are no response of the game."""
+        result: Array = self.policies[..., -1]
+        return result
+
+    @property
+    def one(self) -> Game | None:
+        """The game, where all prompts have the same."""
+        first = self.games[0].game
+        return first if all(played.game is first for played in self.games) else None
 
     def to_json(self) -> dict[str, Any]:
         """What lm_game.json holds: per iterate the mean over prompts, the worst, the held-out."""
         tv = self.total_variation
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "iterate": t,
-                "policy": self.policies[t].mean(axis=0).tolist(),
                 "total_variation": float(tv[t].mean()),
                 "total_variation_worst": float(tv[t].max()),
                 "total_variation_held_out": float(tv[t, self.held_out].mean()),
                 "duality_gap": float(self.gap[t].mean()),
+                "leak": float(self.leak[t].mean()),
             }
             for t in range(len(tv))
         ]
-        return {
+        found: dict[str, Any] = {
             "prox": self.prox,
-            "names": [*self.game.names, "other"],
-            "nash": self.nash.tolist(),
             "prompts": {"train": int((~self.held_out).sum()), "held_out": int(self.held_out.sum())},
             "seconds": self.seconds,
             "iterates": rows,
         }
+        if (game := self.one) is not None:
+            for t, row in enumerate(rows):
+                row["policy"] = self.policies[t].mean(axis=0).tolist()
+            return {"names": [*game.names, "other"], "nash": self.nash[0].tolist(), **found}
+        return found
 
 
 def measure(config: Config) -> Measured:
@@ -73,17 +93,20 @@ def measure(config: Config) -> Measured:
 
     InputError where the oracle is no game, or the run has not trained anything.
     """
-    oracle, game = known_game(config)
+    oracle, game_of = known_games(config)
     context = Context(config)
     trained = context.directory.trained()
     last = max((t for t in trained if t <= config.algorithm.iterations), default=0)
     if not last and context.directory.result() is None:  # 0: rolled back to where it began
         raise InputError(f"{context.directory}: no trained model in it; `comal-fast run` first")
-    visited = (p.ids for t in range(1, last + 1) for p in context.training_prompts(t))
-    training = list(dict.fromkeys(map(tuple, visited)))
-    prompts = [*training, *(p.ids for p in context.held_out_prompts())]
-    sequences = game_sequences(context.tokenizer, prompts, game.names)
-    policies = np.empty((last + 1, len(prompts), len(game.names) + 1))
+    visited = (p for t in range(1, last + 1) for p in context.training_prompts(t))
+    training = list({tuple(p.ids): p for p in visited}.values())
+    prompts = [*training, *context.held_out_prompts()]
+    games = [game_of(p.text) for p in prompts]
+    names = [played.game.names for played in games]
+    sequences = game_sequences(context.tokenizer, [p.ids for p in prompts], names)
+    here = _places(names)
+    policies = np.zeros((last + 1, len(prompts), here.shape[1] + 1))
     with progress(f"measure {context.directory.path.name}", last + 1, "policies") as advance:
         for t in range(last + 1):
             logps = response_logps(
@@ -93,28 +116,72 @@ def measure(config: Config) -> Measured:
                 attn_implementation=config.model.attn_implementation,
                 backend=config.training.backend,
             )
-            known = np.exp(logps).reshape(len(prompts), len(game.names))
-            policies[t, :, :-1], policies[t, :, -1] = known, 1 - known.sum(axis=1)
+            policies[t, :, :-1][here] = np.exp(logps)
+            policies[t, :, -1] = 1 - policies[t].sum(axis=1)
             advance()
     measured = Measured(
         name=context.directory.path.name,
         prox=config.algorithm.prox,
-        game=game,
-        nash=nash_policy(game.matrix),
+        prompts=tuple(p.text for p in prompts),
+        games=tuple(games),
+        nash=_nash(games, here),
         policies=policies,
         held_out=np.arange(len(prompts)) >= len(training),
-        gap=duality_gap(with_unknown(game.matrix, oracle.unknown_wins), policies),
+        gap=_gaps(games, policies, oracle.unknown_wins),
         seconds=float(sum(row["perf/seconds"] for row in context.directory.rows())),
     )
     write_json(context.directory.lm_game, measured.to_json())
     return measured
 
 
-def known_game(config: Config) -> tuple[MatrixConfig, Game]:
-    """The options of the oracle `matrix`, and its game. InputError for any other oracle."""
+def _places(names: Sequence[Sequence[str]]) -> np.ndarray:
+    """(prompts, m) bool: where a prompt's game has a response."""
+    sizes = np.array([len(some) for some in names])
+    result: np.ndarray = np.arange(sizes.max()) < sizes[:, None]
+    return result
+
+
+def _nash(games: Sequence[PromptGame], here: np.ndarray) -> Array:
+    solved = {id(played.game): nash_policy(played.game.matrix) for played in games}
+    nash = np.zeros(here.shape)
+    nash[here] = np.concatenate([solved[id(played.game)] for played in games])
+    return nash
+
+
+def _gaps(games: Sequence[PromptGame], policies: Array, unknown_wins: float) -> Array:
+    """(T+1, prompts): a game's prompts at once."""
+    gaps = np.empty(policies.shape[:2])
+    prompts: dict[int, list[int]] = {}
+    for i, played in enumerate(games):
+        prompts.setdefault(id(played.game), []).append(i)
+    for some in prompts.values():
+        matrix = games[some[0]].game.matrix
+        known, other = policies[:, some, : len(matrix)], policies[:, some, -1:]
+        whole = np.concatenate([known, other], axis=-1)
+        gaps[:, some] = duality_gap(with_unknown(matrix, unknown_wins), whole)
+    return gaps
+
+
+def known_games(config: Config) -> tuple[MatrixConfig, Callable[[str], PromptGame]]:
+    """The options of the oracle `matrix`, and what finds the game of a prompt's text.
+
+    InputError for any other oracle, and where a prompt has no game.
+    """
     if not isinstance(config.oracle, MatrixConfig):
         raise InputError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
+    file = config.oracle.game
     try:
-        return config.oracle, load_game(config.oracle.game)
+        if not file.endswith(SUFFIX):
+            game = load_game(file)
+            played = PromptGame(game, check_start(None, len(game.names)), "")
+            return config.oracle, lambda prompt: played
+        games = load_games(file)
     except InputError as error:
         raise InputError(f"oracle.game {error}") from None
+
+    def found(prompt: str) -> PromptGame:
+        if prompt not in games:
+            raise InputError(f"oracle.game {file}: no game for the prompt {prompt!r}")
+        return games[prompt]
+
+    return config.oracle, found

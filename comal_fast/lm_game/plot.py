@@ -20,7 +20,7 @@ _CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])
 def draw(runs: Sequence[Measured], theme: Theme = LIGHT) -> bytes:
     """A PNG: mean policies over the prompts (where the game has three responses), and distances."""
     figure = new_figure(theme, 3.6)
-    if len(runs[0].nash) == 3:
+    if runs[0].one and len(runs[0].one.names) == 3:
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
         _simplex(left, runs, theme)
     else:
@@ -62,17 +62,21 @@ def _simplex(axes: Axes, runs: Sequence[Measured], theme: Theme) -> None:
         axes.plot(*path.T, color=colour, lw=1.4, marker="o", ms=2.2, zorder=2)
         axes.plot(*path[-1], "o", color=colour, ms=6, mec=theme.paper, mew=0.9, zorder=4)
     note: dict[str, Any] = {"textcoords": "offset points", "color": theme.ink, "fontsize": 9}
-    start, nash = _place(runs[0].policies[0].mean(axis=0)[:3]), _place(runs[0].nash)
+    start, nash = _place(runs[0].policies[0].mean(axis=0)[:3]), _place(runs[0].nash[0])
     axes.plot(*start, "o", ms=6, mfc=theme.paper, mec=theme.ink, mew=1.3, zorder=5)
     axes.annotate("start", tuple(start), (7, 5), **note)
     axes.plot(*nash, "*", ms=15, color=theme.ink, mec=theme.paper, mew=0.9, zorder=3.5)
     axes.annotate("Nash", tuple(nash), (7, -11), **note)
     shifts = ((0, -13), (0, -13), (0, 6))
-    for corner, name, shift in zip(_CORNERS, runs[0].game.names, shifts, strict=True):
+    for corner, name, shift in zip(_CORNERS, _names(runs[0]), shifts, strict=True):
         label = name.replace("$", r"\$")
         axes.annotate(label, tuple(corner), shift, ha="center", fontweight="bold", **note)
     axes.set_aspect("equal")
     axes.set_axis_off()
+
+
+def _names(run: Measured) -> tuple[str, ...]:
+    return run.one.names if run.one else ()
 
 
 def _place(policies: Array) -> Array:
