@@ -11,10 +11,11 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from comal_fast import __version__, export, merge, replay
+from comal_fast import __version__, merge, replay
 from comal_fast.compare import command as compare
 from comal_fast.config import command as options
 from comal_fast.errors import InputError
+from comal_fast.export import command as export
 from comal_fast.game import command as game
 from comal_fast.inspection import command as inspection
 from comal_fast.lm_game import command as lm_game

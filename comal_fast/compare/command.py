@@ -11,7 +11,9 @@ from typing import Any
 DESCRIPTION = """\
 Judge the held-out samples of run directories against each other, all pairs on the same prompts.
 One run: all its iterates. Several: the initial policy and each run's result. oracle.NAME=value asks
-another oracle than the runs' own, a reward model that they were not trained on, say."""
+another oracle than the runs' own, a reward model that they were not trained on, say. A file (.json,
+.jsonl) holds another system's answers, as AlpacaEval, Arena-Hard or MT-Bench read them: first turns
+are compared, on questions that all have, lengths in words."""
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -24,7 +26,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run_dirs", nargs="+", metavar="RUN_DIR")
+    add("run_dirs", nargs="+", metavar="RUN_DIR|FILE")
+    add("--questions", metavar="FILE",
+        help="of Arena-Hard 0.1 or MT-Bench, whose answers do not repeat them")  # fmt: skip
     add("--all", action="store_true", help="every iterate of every run (default with one run)")
     add("--json", metavar="OUT.json", help="write everything, intervals too")
     add("--plot", metavar="OUT.png", help="write the matrix as a picture")
@@ -33,7 +37,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast compare`; returns 0, or raises InputError before anything is written."""
-    from comal_fast.compare.entrants import load_entrants, samples_of
+    from comal_fast.compare.entrants import load_entrants, match, samples_of
+    from comal_fast.compare.files import held_of, is_answers, judge_of
     from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
     from comal_fast.compare.tournament import play, to_json
     from comal_fast.errors import InputError
@@ -46,12 +51,26 @@ def run(args: argparse.Namespace) -> int:
         if getattr(args, option) is not None:
             check_target(getattr(args, option), f"--{option}")
     overrides = [text for text in args.run_dirs if re.match(r"oracle(\.[\w.]+)?=", text)]
-    runs = [Path(text) for text in args.run_dirs if text not in overrides]
-    if not runs:
+    files = [text for text in args.run_dirs if is_answers(text)]
+    runs = [Path(text) for text in args.run_dirs if text not in [*overrides, *files]]
+    if not runs and not files:
         raise InputError("compare: give a run directory")
-    samples, config = samples_of(runs, args.all or len(runs) == 1, overrides)
-    entrants, prompts, most = load_entrants(samples)
-    oracle = make_oracle(config.oracle, RunDirectory(runs[0]).oracle_cache)
+    if args.questions and not files:
+        raise InputError("--questions: no effect without a file of answers")
+    if not runs and args.all:
+        raise InputError("--all: no effect without a run directory")
+    samples: dict[str, Any] = {}
+    config, kept = None, None
+    if runs:
+        everything = args.all or (len(runs) == 1 and not files)
+        samples, config = samples_of(runs, everything, overrides)
+        kept = RunDirectory(runs[0]).oracle_cache
+    config = config or judge_of(overrides)
+    if files:
+        entrants, prompts, most = match(held_of(files, args.questions, samples))
+    else:
+        entrants, prompts, most = load_entrants(samples)
+    oracle = make_oracle(config.oracle, kept)
     size = len(entrants)
     total = size * (size - 1) // 2 * len(prompts)
     with progress(f"{size} entrants", total, "comparisons") as advance:

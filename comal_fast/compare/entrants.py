@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from comal_fast.oracles import Messages, conversations, make_oracle, oracle_key
 from comal_fast.store.artefacts import Table
 from comal_fast.store.directory import RunDirectory
 
-Held = dict[tuple[int, ...], tuple[Messages, list[str], float]]
-"""Prompt tokens → (conversation, responses, tokens of all)."""
+Held = dict[Hashable, tuple[Messages, list[str], float]]
+"""A prompt's tokens, or its text → (conversation, responses, length of all)."""
 
 
 def samples_of(
@@ -62,14 +62,18 @@ def load_entrants(samples: Mapping[str, Table]) -> tuple[list[Entrant], list[Mes
 
     InputError for fewer than two entrants or two shared prompts.
     """
-    if len(samples) < 2:
-        raise InputError(f"{' '.join(samples)}: fewer than two sampled iterates to compare")
-    held = {name: _read(table) for name, table in samples.items()}
+    return match({name: _read(table) for name, table in samples.items()})
+
+
+def match(held: Mapping[str, Held]) -> tuple[list[Entrant], list[Messages], int]:
+    """The same of what is read already."""
+    if len(held) < 2:
+        raise InputError(f"{' '.join(held)}: fewer than two sampled iterates to compare")
     first = next(iter(held.values()))
     shared = [p for p in first if all(p in other for other in held.values())]
     if len(shared) < 2:
         raise InputError(
-            f"{', '.join(samples)}: {len(shared)} held-out prompts in common, 2 are needed; "
+            f"{', '.join(held)}: {len(shared)} held-out prompts in common, 2 are needed; "
             "use one seed and one data.prompts"
         )
     entrants = [

@@ -17,12 +17,8 @@ data.pairs, and for TRL's trainers."""
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
-def register(subparsers: argparse._SubParsersAction[Any]) -> None:
-    """Add the `export` parser with its verb."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "export", help="what a run made, for other programs", allow_abbrev=False
-    )
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+def register(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Add `export pairs`."""
     pairs = verbs.add_parser(
         "pairs",
         help="judged pairs in TRL's preference format",

@@ -1,0 +1,18 @@
+"""The verb `comal-fast export`, and what it can write."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from comal_fast.export import answers, pairs
+
+
+def register(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add the `export` parser with its verbs."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "export", help="what a run made, for other programs", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    for verb in (pairs, answers):
+        verb.register(verbs)
