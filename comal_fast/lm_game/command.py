@@ -79,7 +79,7 @@ def _make(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     # torch and transformers are slow to load
     from comal_fast.lm_game.measure import known_games
-    from comal_fast.lm_game.model import MANY_GAMES, ONE_GAME, make
+    from comal_fast.lm_game.model import make
 
     for option, value, step in (("--hidden", args.hidden, 64), ("--layers", args.layers, 1)):
         if value < step or value % step:
@@ -99,8 +99,7 @@ def _make(args: argparse.Namespace) -> int:
             return found
         return replace(found, start=check_start(values, len(found.game.names), "--start"))
 
-    how = MANY_GAMES if many else ONE_GAME
-    path = make(config, started, how, args.hidden, args.layers)
+    path = make(config, started, not many, args.hidden, args.layers)
     console.print(f"model: {path}", soft_wrap=True)
     return 0
 

@@ -50,7 +50,12 @@ class Fit:
     """KL(start ‖ model) after it, on the worst prompt, in nats."""
 
 
-ONE_GAME, MANY_GAMES = Fit(400, 5, 2e-2, 1e-3), Fit(1500, 40, 3e-3, 2e-2)
+ONE_GAME = Fit(400, 5, 2e-2, 1e-3)
+
+
+def many_games(prompts: int) -> Fit:
+    """What fits a game a prompt: each prompt comes up about 240 times."""
+    return Fit(max(400, 6 * prompts), 40, 3e-3, 2e-2)
 
 
 def byte_tokenizer() -> Any:
@@ -166,13 +171,14 @@ def fit(
 def make(
     config: Config,
     start_of: Callable[[str], PromptGame],
-    how: Fit,
+    one: bool,
     hidden: int = HIDDEN,
     layers: int = LAYERS,
 ) -> Path:
     """The folder `model.name_or_path` with a model whose policy is each prompt's start.
 
-    What is there already, made from the same things, is left as it is.
+    `one`: whether all prompts have the same game. What is there already, made from the same
+    things, is left as it is.
     """
     target = Path(config.model.name_or_path).expanduser()
     tokenizer = byte_tokenizer()
@@ -185,7 +191,7 @@ def make(
     longest = max(len(s.response_ids) for s in sequences)
     if longest > new:
         raise InputError(f"generation.max_new_tokens: {new}; a response of the game has {longest}")
-    shape = sizes(hidden, layers)
+    shape, how = sizes(hidden, layers), ONE_GAME if one else many_games(len(prompts))
     given = [[p.ids, n, s.tolist()] for p, n, s in zip(prompts, names, starts, strict=True)]
     key = make_key("lm-game", given, config.seed, [shape, asdict(how), CHAT_TEMPLATE])
     if target.exists() and folder_key(target) is None:
