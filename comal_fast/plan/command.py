@@ -26,7 +26,10 @@ def register(verbs: Any) -> None:
     verb.add_argument("--gpu-memory", metavar="SIZE", help="such as 80GiB; default: of --gpu")
     verb.add_argument("--gpu", choices=tuple(MACHINES), help="default: by its memory")
     verb.add_argument("--nodes", type=int, metavar="N", help="training on 1, 2, 4 … N nodes")
-    verb.add_argument("--gpus-per-node", type=int, metavar="G", help="with --nodes; default: 8")
+    verb.add_argument("--gpus-per-node", type=int, metavar="G",
+        help="with --nodes or --hours; default: 8")  # fmt: skip
+    verb.add_argument("--hours", action="store_true",
+        help="also: hours of the whole run, on one GPU and on a node of them")  # fmt: skip
     verb.set_defaults(run=run)
 
 
@@ -34,10 +37,14 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0, or 2 where no mode fits."""
     config = _config(args)
     memory, machine = _device(args)
+    if args.gpus_per_node is not None and args.gpus_per_node < 1:
+        raise InputError(f"--gpus-per-node: {args.gpus_per_node}; expected 1 or more")
     if args.nodes is not None:
+        if args.hours:
+            raise InputError("--hours: of one node; leave out --nodes")
         return _several(args, config, memory, machine)
-    if args.gpus_per_node is not None:
-        raise InputError("--gpus-per-node: goes with --nodes, which is missing")
+    if args.gpus_per_node is not None and not args.hours:
+        raise InputError("--gpus-per-node: goes with --nodes or --hours, which are missing")
     from comal_fast.plan import search
     from comal_fast.plan.shapes import read_shape
 
@@ -62,6 +69,17 @@ def run(args: argparse.Namespace) -> int:
     console.print(_phases(best), _seconds(best))
     if best.host:
         console.print(f"host memory: {gib(best.host)} GiB, pinned")
+    if args.hours:
+        from comal_fast.plan.whole import whole
+
+        counts = (1, args.gpus_per_node or 8)
+        found = [whole(config, shape, best, machine, memory, gpus) for gpus in counts]
+        console.print(_hours(found))
+        console.print(
+            "Of the mode below; reward models counted as large as the policy, other judges not at "
+            "all; sampling\nat the rate of the memory, as a good engine comes near it. Estimates.",
+            soft_wrap=True,
+        )
     console.print(f"[bold]{best.mode.name}[/]:\n{_yaml(best, shape.layers, work)}")
     return 0
 
@@ -191,6 +209,22 @@ def _notes(work: Any) -> str:
         f"longest sequences\nallowed, with {HEADROOM:.0%} of the memory left free; times for "
         f"prompts of {prompt} and responses of {response} tokens.\nAll are estimates.\n"
     )
+
+
+def _hours(found: Any) -> Table:
+    table = Table(title="Hours of the whole run", title_justify="left")
+    table.add_column("phase")
+    for each in found:
+        table.add_column(f"{each.gpus} GPU{'s' * (each.gpus > 1)}", justify="right")
+
+    def row(name: str, values: list[float | None]) -> None:
+        table.add_row(name, *("fits not" if v is None else f"{v:,.1f}" for v in values))
+
+    for name in found[0].hours:
+        row(name, [each.hours[name] for each in found])
+    table.add_section()
+    row("in all", [each.total for each in found])
+    return table
 
 
 def _phases(best: Any) -> Table:

@@ -54,8 +54,7 @@ def parts(shape: Shape, load: Load) -> list[Part]:
     scores = sum(n * n for n in load.lengths) * queries * shape.layers
     attention = scores * (2 * forward + 5)
     attended = tokens * (2 * queries + 2 * keys) * item * shape.layers * (forward + 2)
-    moves = 2 * (NORM_MOVES + RESIDUAL_MOVES) * shape.hidden
-    moves += ROTARY_MOVES * (queries + keys) + SWIGLU_MOVES * shape.intermediate
+    moves = _moves(shape)
     moved = tokens * moves * item * shape.layers * (forward + BACKWARD)
     head = shape.head_parameters
     trained = shape.parameters if load.trained is None else load.trained
@@ -80,3 +79,24 @@ def parts(shape: Shape, load: Load) -> list[Part]:
         # AdamW reads and writes weight and moments, reads the gradient; clipping reads it once more
         Part("optimizer", 0.0, trained * (4 * item + 2 * state)),
     ]  # fmt: skip
+
+
+def forward_parts(
+    shape: Shape, lengths: Sequence[int], responses: int, itemsize: int
+) -> list[Part]:
+    """The parts of a forward pass over packed sequences; `responses`: tokens with logits."""
+    tokens, block, head = sum(lengths), shape.block_parameters, shape.head_parameters
+    attention = 2 * sum(n * n for n in lengths) * shape.queries * shape.layers
+    moved = tokens * (_moves(shape) + 2 * (shape.queries + shape.keys)) * itemsize * shape.layers
+    return [
+        Part("blocks: products", 2.0 * block * tokens, 0.0),
+        Part("blocks: attention", attention, 0.0),
+        Part("blocks: elementwise", 0.0, moved),
+        Part("head", 2.0 * head * responses, 2.0 * responses * shape.vocab * itemsize),
+    ]
+
+
+def _moves(shape: Shape) -> int:
+    """Elements that elementwise operators read or write, a token and layer, in a forward pass."""
+    moves = 2 * (NORM_MOVES + RESIDUAL_MOVES) * shape.hidden
+    return moves + ROTARY_MOVES * (shape.queries + shape.keys) + SWIGLU_MOVES * shape.intermediate

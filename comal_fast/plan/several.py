@@ -80,16 +80,18 @@ def _over(moved: float, gpus: int, nodes: int) -> Traffic:
 
 def plan(
     shape: Shape, mode: Mode, work: Workload, machine: Machine, memory_bytes: float, per_node: int,
-    nodes: int,
+    nodes: int, given: int | None = None,
 ) -> Several | None:  # fmt: skip
-    """The fastest pass that fits, by its tokens and recomputed layers; None: none does."""
+    """The fastest pass that fits, by its tokens (or of `given`) and recomputed layers; or None."""
     gpus, found = per_node * nodes, []
-    for tokens in (LARGEST >> i for i in range((LARGEST // SMALLEST).bit_length())):
+    sizes = [LARGEST >> i for i in range((LARGEST // SMALLEST).bit_length())]
+    for tokens in [given] if given else sizes:
         for recomputed in (0, shape.layers // 2, shape.layers):
             tried = replace(mode, recomputed=recomputed)
-            moments = memory.training(shape, tried, LargestPass(tokens, tokens, True))
+            held = max(tokens, work.longest) if given else tokens
+            moments = memory.training(shape, tried, LargestPass(held, held, True))
             peak = memory.peak(shared("train", moments, shape, tried, gpus))
-            if tokens >= work.longest and peak.bytes <= usable(memory_bytes):
+            if held >= work.longest and peak.bytes <= usable(memory_bytes):
                 found.append(_timed(shape, tried, work, machine, tokens, peak.bytes, gpus, nodes))
                 break
     if not found:

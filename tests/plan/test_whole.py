@@ -1,0 +1,61 @@
+"""Hours of a whole run, on paper."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from comal_fast.cli import main
+from comal_fast.config import load_config
+from comal_fast.errors import InputError
+from comal_fast.plan.machines import MACHINES
+from comal_fast.plan.search import Workload, choose, search
+from comal_fast.plan.shapes import read_shape
+from comal_fast.plan.whole import whole
+
+
+def test_hours_of_a_run() -> None:
+    """By hand: every phase's products and bytes at a machine's own rates."""
+    config = load_config(
+        Path(__file__).resolve().parents[2] / "configs/llama3-8b-1gpu.yaml",
+        ["algorithm.iterations=4", "algorithm.ref_update_interval=2", "data.eval_prompts=2"],
+    )
+    shape, work, machine = read_shape(config.model), Workload.of(config), MACHINES["h100"]
+    best = choose(search(shape, work, machine, 80e9), 80e9)
+    assert best is not None
+    one = whole(config, shape, best, machine, 80e9, 1)
+    products = machine.flops * machine.products
+    block, head, prompts = shape.block_parameters, shape.head_parameters, 6500
+    seconds = {name: 3600 * (hours or 0) for name, hours in one.hours.items()}
+    steps = math.ceil(prompts * 3 / 32)  # best_second: a pair a prompt, three epochs
+    assert seconds["train"] == pytest.approx(4 * steps * best.seconds)
+    judged = 2 * 4 * prompts * 2 * block * (256 + 5 * 384) / products
+    assert judged < seconds["judge"] < 1.6 * judged  # attention and elementwise operators
+    passed = (1 + 2 + 1 + 2) * prompts  # under one policy where the reference is the last iterate
+    logps = passed * 2 * (block * (256 + 2 * 384) + head * 2 * 384) / products
+    assert logps < seconds["logps"] < 1.6 * logps
+    tokens = 4 * prompts * 5 * 384
+    weights = tokens / 160 * (block + head) * 2 / (machine.bandwidth * machine.elementwise)
+    assert weights < seconds["generate, evaluate"] < 3 * weights  # the cache, and the prompts
+    eight = whole(config, shape, best, machine, 80e9, 8)
+    for name in ("generate, evaluate", "judge", "logps"):
+        assert eight.hours[name] == pytest.approx(one.hours[name] / 8)
+    assert one.hours["train"] / 12 < eight.hours["train"] < one.hours["train"] / 4
+    with pytest.raises(InputError, match="how many prompts an iteration has"):
+        data = config.data.model_copy(update={"prompts_per_iteration": None})
+        whole(config.model_copy(update={"data": data}), shape, best, machine, 80e9, 1)
+
+
+def test_hours_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(Path(__file__).resolve().parents[2] / "configs/llama3-8b-1gpu.yaml")
+    assert main(["plan", config, "--gpu-memory", "80GiB", "--hours", "--gpus-per-node", "4"]) == 0
+    assert "Hours of the whole run" in (out := capsys.readouterr().out) and "4 GPUs" in out
+    for more, words in (
+        (["--gpus-per-node", "4"], "goes with --nodes or --hours"),
+        (["--hours", "--nodes", "2"], "--hours: of one node"),
+        (["--hours", "--gpus-per-node", "0"], "expected 1 or more"),
+    ):
+        assert main(["plan", config, "--gpu-memory", "80GiB", *more]) == 2
+        assert words in capsys.readouterr().err
