@@ -2,7 +2,8 @@
 
 A document holds `<!-- bench: NAME FOLDER -->` … `<!-- /bench -->`; what stands between is replaced
 by the newest record NAME of bench/results/FOLDER, as its bench writes it. `FOLDER` may be followed
-by a number of tokens, for `head`.
+by a number of tokens, for `head`. `<!-- study: FILE RUN -->` does the same with a study's record in
+bench/results, RUN being the one that its others are compared with.
 """
 
 from __future__ import annotations
@@ -15,11 +16,19 @@ from typing import Any
 
 from bench import record
 from bench.benches import discover
+from bench.render import studies
 from bench.render.formats import device_text
 from comal_fast.errors import InputError
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/plan.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/plan.md",
+    "docs/games.md",
+    "docs/lm-game.md",
+)
 MARK = re.compile(r"(<!-- bench: (\S+) (\S+)(?: (\d+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
+STUDY = re.compile(r"(<!-- study: (\S+)(?: (\S+))? -->\n).*?(<!-- /study -->)", re.DOTALL)
 
 
 def register(verbs: Any) -> None:
@@ -69,4 +78,9 @@ def render(text: str, source: str, results: Path | None = None) -> str:
             body += f"\n![{name}, {device_text(found)}]({link})\n"
         return f"{opening}\n{body}\n{closing}"
 
-    return MARK.sub(replaced, text)
+    def studied(match: re.Match[str]) -> str:
+        opening, file, baseline, closing = match.groups()
+        body = studies.render((results or record.RESULTS) / file, baseline)
+        return f"{opening}\n{body}\n{closing}"
+
+    return STUDY.sub(studied, MARK.sub(replaced, text))

@@ -69,3 +69,13 @@ def test_the_documents_show_the_records() -> None:
     for name in documents.DOCUMENTS:
         path = record.ROOT / name
         assert documents.render(path.read_text(), str(path)) == path.read_text()
+
+
+def test_a_study_that_is_no_record_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "page.md"
+    for name in ("games/none.json.gz", "../LOG.md"):
+        document.write_text(f"<!-- study: {name} -->\n<!-- /study -->\n")
+        assert main(["table", str(document)]) == 2
+        assert "no record of a study" in capsys.readouterr().err
