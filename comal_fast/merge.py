@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comal_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from comal_fast.context import Context
 
 DESCRIPTION = """\
 Add the adapter of an iterate to the weights it rests on, and write them as a plain transformers
@@ -56,8 +59,6 @@ def run(args: argparse.Namespace) -> int:
 
 def merge(run_dir: Path, iterate: int, output: Path) -> None:
     """Write π_iterate (≥ 1) of a LoRA run to the folder `output`, as one plain model."""
-    from peft import PeftModel
-
     from comal_fast.config import load_saved
     from comal_fast.context import Context
     from comal_fast.store.artefacts import make_key, write_folder
@@ -65,19 +66,29 @@ def merge(run_dir: Path, iterate: int, output: Path) -> None:
 
     saved = load_saved(RunDirectory(run_dir).config)
     context = Context(saved.model_copy(update={"output_dir": str(run_dir)}))
+    key = make_key("merge", context.policies.key(iterate))  # says so where there is no such iterate
+    model = merged(context, iterate)
+    with write_folder(output, key) as temporary:
+        model.save_pretrained(temporary)
+        context.tokenizer.save_pretrained(temporary)
+
+
+def merged(context: Context, iterate: int) -> Any:
+    """π_iterate (≥ 1) of a LoRA run, its adapter added to the weights.
+
+    InputError where it can't be.
+    """
+    from peft import PeftModel
+
     policies = context.policies
-    key = make_key("merge", policies.key(iterate))  # says so where there is no such iterate
-    folder = context.directory.iteration(iterate).model.path
+    folder = context.directory.iteration(iterate).model
     policies.check_base(iterate)
-    context.directory.iteration(iterate).model.verify()
+    folder.verify()
     base = policies.load(0)
     if context.config.model.quantization == "nf4":
         base = base.dequantize(dtype=base.dtype)
-    policy = PeftModel.from_pretrained(base, str(folder))
+    policy = PeftModel.from_pretrained(base, str(folder.path))
     try:
-        merged = policy.merge_and_unload(safe_merge=True)
+        return policy.merge_and_unload(safe_merge=True)
     except ValueError as error:  # weights that are no numbers
-        raise InputError(f"{folder}: it can't be merged ({error})") from None
-    with write_folder(output, key) as temporary:
-        merged.save_pretrained(temporary)
-        context.tokenizer.save_pretrained(temporary)
+        raise InputError(f"{folder.path}: it can't be merged ({error})") from None

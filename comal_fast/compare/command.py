@@ -32,7 +32,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--all", action="store_true", help="every iterate of every run (default with one run)")
     add("--json", metavar="OUT.json", help="write everything, intervals too")
     add("--plot", metavar="OUT.png", help="write the matrix as a picture")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, overrides=[])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,9 +50,10 @@ def run(args: argparse.Namespace) -> int:
     for option in ("json", "plot"):
         if getattr(args, option) is not None:
             check_target(getattr(args, option), f"--{option}")
-    overrides = [text for text in args.run_dirs if re.match(r"oracle(\.[\w.]+)?=", text)]
-    files = [text for text in args.run_dirs if is_answers(text)]
-    runs = [Path(text) for text in args.run_dirs if text not in [*overrides, *files]]
+    given = [*args.run_dirs, *args.overrides]
+    overrides = [text for text in given if re.match(r"oracle(\.[\w.]+)?=", text)]
+    files = [text for text in given if is_answers(text)]
+    runs = [Path(text) for text in given if text not in [*overrides, *files]]
     if not runs and not files:
         raise InputError("compare: give a run directory")
     if args.questions and not files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from comal_fast.export import answers, pairs
+from comal_fast.export import answers, model, pairs
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -14,5 +14,5 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "export", help="what a run made, for other programs", allow_abbrev=False
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    for verb in (pairs, answers):
+    for verb in (model, pairs, answers):
         verb.register(verbs)

@@ -146,7 +146,7 @@ def test_others_answers_by_the_ids_of_their_questions(ran: Path, tmp_path: Path)
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
     judge = ["oracle={name: criteria, weights: {brief: 1}, target_words: 1}"]
     found = tmp_path / "found.json"
-    command = ["compare", *map(str, files), *judge, "--questions", str(questions)]
+    command = ["compare", *map(str, files), "--questions", str(questions), *judge]
     assert main([*command, "--json", str(found)]) == 0
     result = json.loads(found.read_text())
     assert result["names"] == ["wordy", "terse"] and result["n_prompts"] == 2
