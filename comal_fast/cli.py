@@ -22,6 +22,7 @@ from comal_fast.lm_game import command as lm_game
 from comal_fast.oracle_check import command as oracle_check
 from comal_fast.plan import command as plan
 from comal_fast.report import command as report
+from comal_fast.runs import command as runs
 from comal_fast.store.directory import PHASES
 from comal_fast.sweep import command as sweep
 from comal_fast.system.doing import done_when
@@ -146,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     replay.register(verbs)
     export.register(verbs)
     report.register(verbs)
+    runs.register(verbs)
     game.register(verbs)
     lm_game.register(verbs)
     return top

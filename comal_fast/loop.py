@@ -136,6 +136,11 @@ def open_run(config: Config) -> Iterator[Context]:
     check_ranks(config, world())
     check_folder(Path(config.output_dir), "output_dir")
     context = Context(config)
+    if context.directory.cleaned.exists():
+        raise InputError(
+            f"output_dir {context.directory}: `comal-fast clean` deleted weights that going on "
+            "takes; give another output_dir"
+        )
     if context.device.type == "cpu":
         check_cpu(config)
     check_device(config, context.device)

@@ -43,6 +43,7 @@ class RunDirectory:
         self.pictures = self.path / "report"
         self.oracle_cache = self.path / "oracle_cache.sqlite"
         self.lm_game = self.path / "lm_game.json"
+        self.cleaned = self.path / "cleaned.json"
         self.iterations_folder = self.path / "iterations"
 
     def __str__(self) -> str:
