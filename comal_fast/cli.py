@@ -14,9 +14,11 @@ from collections.abc import Callable, Sequence
 from comal_fast import __version__, merge, replay
 from comal_fast.compare import command as compare
 from comal_fast.config import command as options
+from comal_fast.doctor import command as doctor
 from comal_fast.errors import InputError
 from comal_fast.export import command as export
 from comal_fast.game import command as game
+from comal_fast.init import command as init
 from comal_fast.inspection import command as inspection
 from comal_fast.lm_game import command as lm_game
 from comal_fast.oracle_check import command as oracle_check
@@ -139,6 +141,8 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(run=_phase, phase=phase)
     options.register(verbs)
     inspection.register(verbs)
+    init.register(verbs)
+    doctor.register(verbs)
     plan.register(verbs)
     sweep.register(verbs)
     compare.register(verbs)

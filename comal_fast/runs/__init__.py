@@ -1,0 +1,1 @@
+"""Run directories as a collection: which there are, how they differ, what disk they take."""
