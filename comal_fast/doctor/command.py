@@ -30,21 +30,25 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found; returns 0, or 2 where something is bad."""
+    from rich.markup import escape
+
     from comal_fast.doctor.configuration import configuration
     from comal_fast.doctor.machine import machine
+    from comal_fast.system.terminal import console
 
-    found = machine()
-    if args.config is not None:
-        found += configuration(args.config, args.overrides)
+    quiet = console.quiet
+    console.quiet = quiet or args.json  # what reads the configuration has its say too
+    try:
+        found = machine()
+        if args.config is not None:
+            found += configuration(args.config, args.overrides)
+    finally:
+        console.quiet = quiet
     bad = [f for f in found if f.status == "bad"]
     if args.json:
         print(json.dumps([f.to_json() for f in found], indent=2))
         return 2 if bad else 0
-    from comal_fast.system.terminal import console
-
     marks = {"good": "[green]✓[/]", "note": "[yellow]·[/]", "bad": "[red]✗[/]"}
-    from rich.markup import escape
-
     for finding in found:
         console.print(
             f"{marks[finding.status]} {finding.about}: {escape(finding.text)}", soft_wrap=True

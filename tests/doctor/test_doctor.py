@@ -103,7 +103,7 @@ def test_disk_is_counted(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["data.eval_prompts=400"], "data", "400 held-out prompts asked for"),
         (["model.device=cuda"], "device", "no CUDA device is available"),
         (["oracle={name: matrix, game: none.json}"], "oracle", "none.json: no such file"),
-        (["training.backend=triton"], "device", "needs model.device=cuda"),
+        (["training.backend=triton"], "configuration", "needs model.device=cuda"),
         (["model.name_or_path=/nowhere"], "model", "no such folder"),
         (["generation.engine=vllm", "generation.vllm.python=/no/python"], "vLLM", "/no/python"),
     ],
