@@ -45,11 +45,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.output.exists():
         raise InputError(f"{args.output}: exists already; give a new folder")
-    iterate = directory.result() if args.iterate is None else args.iterate
-    if iterate is None:
-        raise InputError(
-            f"{directory.summary.path}: no such file, the run has no result; give --iterate"
-        )
+    iterate = directory.chosen(args.iterate)
     from comal_fast.system.terminal import console  # torch and transformers load from here on
 
     merge(args.run_dir, iterate, args.output)

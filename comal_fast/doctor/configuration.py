@@ -175,6 +175,8 @@ def _gib(count: float) -> str:
 
 def hub_names(config: Config) -> list[str]:
     """What the configuration would fetch from a hub: model, data, judges."""
+    from comal_fast.model.load import is_hub_name
+
     oracle = config.oracle
     members = getattr(oracle, "members", None) or [oracle]
     names: list[str | None] = [
@@ -182,12 +184,7 @@ def hub_names(config: Config) -> list[str]:
         config.data.pairs or config.data.prompts,
     ]
     names += [getattr(member, "model", None) for member in members if member.name != "endpoint"]
-    return [name for name in names if name and _is_hub_name(name)]
-
-
-def _is_hub_name(name: str) -> bool:
-    local = name.startswith((".", "/", "~", "package:")) or Path(name).exists()
-    return not local and name.count("/") == 1 and "." not in name.rpartition("/")[2][-6:]
+    return [name for name in names if name and is_hub_name(name)]
 
 
 def _hub(config: Config) -> Iterator[Finding]:

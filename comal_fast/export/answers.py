@@ -59,7 +59,10 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--questions: MT-Bench asks in turns; give its question.jsonl")
     if args.questions is None and args.overrides:
         raise InputError(f"{args.overrides[0]}: no effect on held-out samples; give --questions")
-    iterate = _iterate(args, directory)
+    iterate, trained = directory.chosen(args.iterate), [0, *directory.trained()]
+    if iterate not in trained:
+        known = ", ".join(map(str, trained))
+        raise InputError(f"--iterate: {args.run_dir} has no π_{iterate}; there are {known}")
     name = args.name or f"{args.run_dir.resolve().name}-{iterate}"
     if args.questions is None:
         questions, answers = _held_out(directory, iterate, args)
@@ -124,19 +127,6 @@ def answer(
             answers[q.id].append(text)
             said[q.id] = (*said[q.id], Message("assistant", text))
     return answers
-
-
-def _iterate(args: argparse.Namespace, directory: Any) -> int:
-    from comal_fast.errors import InputError
-
-    trained = [0, *directory.trained()]
-    if args.iterate is not None and args.iterate not in trained:
-        known = ", ".join(map(str, trained))
-        raise InputError(f"--iterate: {args.run_dir} has no π_{args.iterate}; there are {known}")
-    if args.iterate is not None:
-        return int(args.iterate)
-    result = directory.result()
-    return int(max(trained) if result is None else result)
 
 
 def _held_out(

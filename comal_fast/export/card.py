@@ -19,6 +19,8 @@ _UNTOLD = ("output_dir", "cache", "device", "api_key_env", "base_url", "plugins"
 
 def card(context: Context, iterate: int, adapter: bool, name: str) -> str:
     """README.md of π_iterate, as the hub reads it: a front matter, then sections."""
+    from comal_fast.model.load import is_hub_name
+
     config = context.config
     base = public_name(config.model.name_or_path)
     licence = base_licence(config)
@@ -27,7 +29,7 @@ def card(context: Context, iterate: int, adapter: bool, name: str) -> str:
         "pipeline_tag": "text-generation",
         "tags": ["comal", "preference-optimization", "alignment", config.algorithm.prox],
     }
-    if on_the_hub(config.model.name_or_path):
+    if is_hub_name(config.model.name_or_path):
         front["base_model"] = config.model.name_or_path
     if licence:
         front["license"] = licence
@@ -60,11 +62,6 @@ def public_name(value: str | None) -> str:
     """A hub name or package as it is, of a path its end alone."""
     text = str(value)
     return Path(text).name if text.startswith(("/", ".", "~")) or Path(text).exists() else text
-
-
-def on_the_hub(name: str) -> bool:
-    """Whether it can only be a name there."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def base_licence(config: Config) -> str | None:

@@ -67,11 +67,7 @@ def run(args: argparse.Namespace) -> int:
         if given and not getattr(args, needs.removeprefix("--")):
             raise InputError(f"{option}: goes with {needs}, which is missing")
     converter = _converter(args.converter) if args.gguf else None
-    iterate = directory.result() if args.iterate is None else args.iterate
-    if iterate is None:
-        raise InputError(
-            f"{directory.summary.path}: no such file, the run has no result; give --iterate"
-        )
+    iterate = directory.chosen(args.iterate)
     if iterate == 0:
         raise InputError("π_0: the model that the run began with; nothing was trained into it")
     from comal_fast.context import Context  # torch and transformers load from here on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def to_jsonl(rows: Sequence[dict[str, Any]]) -> bytes:
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-def _matrix(family: str, found: Any, generator: np.random.Generator) -> Array:
+def _matrix(family: str, found: Iterator[Array], generator: np.random.Generator) -> Array:
     """A rounded matrix of that family whose Nash policy is the only one."""
     while True:
         if family == EMPIRICAL:
@@ -94,7 +94,7 @@ def _start(n: int, generator: np.random.Generator) -> Array:
     return start
 
 
-def _empirical(runs: Sequence[str | Path], generator: np.random.Generator) -> Any:
+def _empirical(runs: Sequence[str | Path], generator: np.random.Generator) -> Iterator[Array]:
     """Yield games of 3 to 8 of the judged responses to a prompt, all runs' prompts shuffled."""
     import pyarrow.parquet as pq
 

@@ -13,11 +13,11 @@ from comal_fast.config.oracle import MatrixConfig
 from comal_fast.context import Context
 from comal_fast.errors import InputError
 from comal_fast.game.nash import duality_gap, nash_policy
-from comal_fast.game.preference import Array, Game, check_start, load_game
-from comal_fast.game.prompted import SUFFIX, PromptGame, load_games
+from comal_fast.game.preference import Array, Game, check_start
+from comal_fast.game.prompted import PromptGame
 from comal_fast.lm_game.model import game_sequences
 from comal_fast.model.logps import response_logps
-from comal_fast.oracles.matrix import with_unknown
+from comal_fast.oracles.matrix import read, with_unknown
 from comal_fast.store.files import write_json
 from comal_fast.system.terminal import progress
 
@@ -169,19 +169,15 @@ def known_games(config: Config) -> tuple[MatrixConfig, Callable[[str], PromptGam
     """
     if not isinstance(config.oracle, MatrixConfig):
         raise InputError(f"oracle.name: {config.oracle.name}; lm-game needs oracle matrix")
-    file = config.oracle.game
-    try:
-        if not file.endswith(SUFFIX):
-            game = load_game(file)
-            played = PromptGame(game, check_start(None, len(game.names)), "")
-            return config.oracle, lambda prompt: played
-        games = load_games(file)
-    except InputError as error:
-        raise InputError(f"oracle.game {error}") from None
+    oracle = config.oracle
+    games = read(oracle)
+    if isinstance(games, Game):
+        played = PromptGame(games, check_start(None, len(games.names)), "")
+        return oracle, lambda prompt: played
 
     def found(prompt: str) -> PromptGame:
         if prompt not in games:
-            raise InputError(f"oracle.game {file}: no game for the prompt {prompt!r}")
+            raise InputError(f"oracle.game {oracle.game}: no game for the prompt {prompt!r}")
         return games[prompt]
 
-    return config.oracle, found
+    return oracle, found

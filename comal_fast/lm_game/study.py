@@ -10,7 +10,7 @@ import gzip
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +123,14 @@ def play(configs: Sequence[str], seeds: Sequence[int], overrides: Sequence[str])
 def in_order(run: Measured) -> Measured:
     """The same with its prompts by text, whatever order the seed gave them; training ones first."""
     order = sorted(range(len(run.prompts)), key=lambda i: (run.held_out[i], run.prompts[i]))
-    return Measured(
-        run.name,
-        run.prox,
-        tuple(run.prompts[i] for i in order),
-        tuple(run.games[i] for i in order),
-        run.nash[order],
-        run.policies[:, order],
-        run.held_out[order],
-        run.gap[:, order],
-        run.seconds,
+    return replace(
+        run,
+        prompts=tuple(run.prompts[i] for i in order),
+        games=tuple(run.games[i] for i in order),
+        nash=run.nash[order],
+        policies=run.policies[:, order],
+        held_out=run.held_out[order],
+        gap=run.gap[:, order],
     )
 
 

@@ -50,6 +50,15 @@ def resolve_source(config: ModelConfig) -> str:
     return source
 
 
+_DATA = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz", ".zst")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a model or data of that name can only be on the hub: OWNER/NAME, and no file here."""
+    here = name.startswith((".", "/", "~")) or Path(name).exists()
+    return not here and name.count("/") == 1 and not name.endswith(_DATA)
+
+
 def find_source(name: str, option: str) -> str:
     """The folder or hub name that `name`, the value of `option`, stands for.
 

@@ -12,7 +12,7 @@ from comal_fast.config.oracle import MatrixConfig
 from comal_fast.data.conversation import Messages, last_user_text
 from comal_fast.errors import InputError
 from comal_fast.game.preference import Array, Game, load_game
-from comal_fast.game.prompted import SUFFIX, load_games
+from comal_fast.game.prompted import SUFFIX, PromptGame, load_games
 from comal_fast.oracles.base import Comparison, Oracle
 from comal_fast.oracles.checked import short
 
@@ -72,16 +72,16 @@ class MatrixOracle(Oracle):
         )
 
 
-def read(options: MatrixConfig) -> Game | dict[str, Game]:
+def read(options: MatrixConfig) -> Game | dict[str, PromptGame]:
     """The game of these options, or the games by prompt. InputError where the file holds none."""
     try:
-        if options.game.endswith(SUFFIX):
-            return {prompt: found.game for prompt, found in load_games(options.game).items()}
-        return load_game(options.game)
+        return (load_games if options.game.endswith(SUFFIX) else load_game)(options.game)
     except InputError as error:
         raise InputError(f"oracle.game {error}") from None
 
 
 def make(options: MatrixConfig) -> Oracle:
     """The oracle of these options. Raises InputError where the game's file is no game."""
-    return MatrixOracle(read(options), options.unknown_wins)
+    found = read(options)
+    games = found if isinstance(found, Game) else {p: each.game for p, each in found.items()}
+    return MatrixOracle(games, options.unknown_wins)

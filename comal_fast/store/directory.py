@@ -130,6 +130,15 @@ class RunDirectory:
         summary = self.read_summary()
         return None if summary is None else int(summary["result"])
 
+    def chosen(self, iterate: int | None) -> int:
+        """`iterate`, or None for the run's result. InputError where it has none yet."""
+        found = self.result() if iterate is None else iterate
+        if found is None:
+            raise InputError(
+                f"{self.summary.path}: no such file, the run has no result; give --iterate"
+            )
+        return found
+
 
 def _own(row: Row) -> tuple[str, int]:
     return row["phase"], row["iteration"]
