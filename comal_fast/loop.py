@@ -23,6 +23,7 @@ from comal_fast.phases import diagnose, evaluate, generate, given, judge, logps,
 from comal_fast.phases.diagnose import Ending
 from comal_fast.plan.check import check_device
 from comal_fast.report import write_report
+from comal_fast.sinks.follow import following, make_sinks
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import PHASES
 from comal_fast.store.files import check_folder, locked
@@ -146,6 +147,7 @@ def open_run(config: Config) -> Iterator[Context]:
     check_device(config, context.device)
     if needs_samples(config):
         make_oracle(config.oracle)  # says what it lacks, before anything is sampled
+    make_sinks(config)
     context.check_sizes()
     if config.data.pairs is not None:
         given.check_held_out(context)
@@ -153,7 +155,8 @@ def open_run(config: Config) -> Iterator[Context]:
     with locked(context.directory.path, "output_dir", taken):
         context.write_headers()
         context.directory.restore_metrics()
-        yield context
+        with following(context):
+            yield context
     dismiss()
 
 

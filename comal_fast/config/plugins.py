@@ -1,7 +1,7 @@
 """`plugins:`, files and modules of the user's own, imported before the options are read.
 
 A plugin registers what it brings as it is imported: a prox loss (`comal_kernels.register`), an
-oracle (`comal_fast.oracles.register`), a log sink (`comal_fast.store.sinks.register`).
+oracle (`comal_fast.oracles.register`), a log sink (`comal_fast.sinks.register`).
 """
 
 from __future__ import annotations

@@ -116,6 +116,9 @@ class Config(Options):
     phases: Literal["auto", "inline", "process"] = how("auto")
     """`process`: every phase of `run` in a process of its own, whose memory is free when it ends;
     `auto` does so on CUDA. Under torchrun they are inline."""
+    logging: list[Literal["csv", "mlflow", "tensorboard", "trackio", "wandb"]] = how([])
+    """Log sinks that are told every row of metrics.jsonl, and configuration, sample tables, plots
+    and report. docs/logging.md says where each keeps them."""
     plugins: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Python files, or modules, that are imported first: they register prox losses, oracles, log
     sinks. A changed file makes anew what its losses and oracles made."""

@@ -35,16 +35,17 @@ class BeforeAfter:
 
 
 def load_comparisons(
-    directory: RunDirectory, problems: list[str]
+    directory: RunDirectory, problems: list[str], iterate: int | None = None
 ) -> tuple[int | None, list[BeforeAfter]]:
-    """(latest sampled iterate, its responses beside the initial policy's); (None, []) without one.
+    """(a sampled iterate, its responses beside the initial policy's); (None, []) without one.
 
-    On prompts evenly spaced over those of both. Files that can't be read are noted in `problems`.
+    Of the latest, unless `iterate` says which. On prompts evenly spaced over those of both. Files
+    that can't be read are noted in `problems`.
     """
     sampled = directory.sampled()
     if 0 not in sampled or sampled == [0]:
         return None, []
-    last = max(sampled)
+    last = max(sampled) if iterate is None else iterate
     before, after = (
         _responses(directory.iteration(t).eval_samples.path, directory.path, problems)
         for t in (0, last)

@@ -41,6 +41,7 @@ class RunDirectory:
         self.summary = Json(self.path / "summary.json", "run")
         self.report = self.path / "report.html"
         self.pictures = self.path / "report"
+        self.logging = self.path / "logging"
         self.oracle_cache = self.path / "oracle_cache.sqlite"
         self.lm_game = self.path / "lm_game.json"
         self.cleaned = self.path / "cleaned.json"

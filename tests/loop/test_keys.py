@@ -37,6 +37,7 @@ OTHERS = {
     "training.save_minutes": ["training.save_minutes=0.0001"],
     "training.keep_checkpoints": ["training.keep_checkpoints=2"],
     "evaluation.report": ["evaluation.report=true"],
+    "logging": ["logging=csv"],
     "model.pickled_weights": ["model.pickled_weights=true"],
 }
 

@@ -1,0 +1,149 @@
+"""What a log sink is, and what it is given."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from comal_fast.errors import InputError
+
+State = Literal["done", "stopped", "failed"]
+PROJECT = "comal-fast"
+STEP, ITERATION = "step", "iteration"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row of metrics with both axes: optimiser steps since the run began, and the iteration."""
+
+    phase: str
+    iteration: int
+    step: int
+    values: dict[str, float]
+    """`phase/measure` → value; a row's lists and texts are left out."""
+    row: Mapping[str, Any]
+
+    @property
+    def axis(self) -> int:
+        """The step where the phase has steps, else the iteration."""
+        return self.step if self.phase == "train" else self.iteration
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The run that a sink is told of."""
+
+    folder: Path
+    """For files of the sink's own."""
+    name: str
+    id: str
+    """8 hex digits, the same whenever this run goes on."""
+    resumed: bool
+    config: dict[str, Any]
+    versions: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """Rows of text under column names, of iterate `iteration`."""
+
+    name: str
+    iteration: int
+    columns: list[str]
+    rows: list[list[Any]]
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is there when a run has ended."""
+
+    summary: dict[str, float]
+    tables: list[TextTable]
+    pictures: list[Path]
+    files: list[Path]
+
+
+class Sink:
+    """One service or format. Its methods are called by one thread at a time, `open` first."""
+
+    anew: ClassVar[bool] = False
+    """Whether it is told everything again when a run goes on, which it then writes anew."""
+
+    def open(self, run: Opened) -> str:
+        """Begin the run there, or go on with it; returns where it is to be seen, for a person."""
+        raise NotImplementedError
+
+    def tell(self, points: list[Point]) -> None:
+        """Take new points, kept when this returns."""
+        raise NotImplementedError
+
+    def table(self, table: TextTable) -> None:
+        """Take a table, of held-out responses say."""
+
+    def result(self, result: Result) -> None:
+        """Take what the end of a run leaves."""
+
+    def close(self, state: State) -> None:
+        """Let go of the run, which may be gone on with later."""
+
+
+def library(name: str) -> ModuleType:
+    """Import what a sink needs. Raises InputError where it is not installed."""
+    if find_spec(name) is None:
+        raise InputError(f"logging: {name} is not installed; pip install comal-fast[{name}]")
+    return importlib.import_module(name)
+
+
+def reachable(address: str, seconds: float = 3) -> bool:
+    """Whether something listens at an http(s) address; through a proxy that is not known: True."""
+    parts = urlsplit(address)
+    if not parts.hostname or any(os.environ.get(p) for p in ("https_proxy", "HTTPS_PROXY")):
+        return bool(parts.hostname)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname, port), seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def numbers(phase: str, row: Mapping[str, Any]) -> dict[str, float]:
+    """`phase/measure` → the numbers of a row that are finite or infinite; no booleans."""
+    out = {"phase", ITERATION, STEP, "epoch"}
+    return {
+        f"{phase}/{name}": float(value)
+        for name, value in row.items()
+        if name not in out
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and not math.isnan(value)
+    }
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name → value of a tree of options."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", "<br>")

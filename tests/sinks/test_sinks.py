@@ -1,0 +1,325 @@
+"""Every log sink is told a whole run, an interrupted one included, and its own library reads it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comal_fast import sinks
+from comal_fast.cli import main
+from comal_fast.config import load_config
+from comal_fast.loop import run_all
+from comal_fast.sinks import follow
+from comal_fast.store.directory import PHASES, RunDirectory
+from comal_fast.training.trainer import Trainer
+
+NAMES = ["csv", "mlflow", "tensorboard", "trackio", "wandb"]
+REPORT = ["evaluation.report=true"]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the services keep what is theirs; none of them may call home."""
+    for name in os.environ:
+        if name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_whole(name: str, tiny_run: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended by Ctrl-C between two checkpoints, gone on with, given again: each row once."""
+    pytest.importorskip(name)
+    options = [f"logging={name}", "training.save_steps=3", *REPORT]
+    step = Trainer.optimizer_step
+
+    def stop(self: Trainer) -> dict[str, Any]:
+        row = step(self)
+        if self.iteration == 2 and self.step == 5:
+            raise KeyboardInterrupt
+        return row
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "optimizer_step", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_all(load_config(tiny_run, options))
+    config = load_config(tiny_run, options)
+    directory = RunDirectory(config.output_dir)
+    before = len(directory.rows())
+    for _ in range(2):
+        run_all(config)
+    rows = directory.rows()
+    assert len(rows) > before > 10
+    told = READERS[name](directory)
+    assert told["points"] == expected(rows)
+    assert told["responses"] == {1, 2}
+    assert told["config"]["algorithm.eta"] == pytest.approx(0.05)
+    summary = directory.read_summary()
+    assert summary is not None
+    if name != "csv":
+        assert told["win_rate"] == pytest.approx(summary["win_rate"]["mean"])
+        assert told["pictures"] >= {"win_rate", "training", "time"}
+
+
+def point(name: str, axis: Any, value: float) -> tuple[str, int, str | None]:
+    """What is compared; a step that is made again takes another time."""
+    timed = name.split("/")[1] in ("perf", "mem")
+    return name, int(axis), None if timed else f"{value:.3e}"
+
+
+def expected(rows: list[dict[str, Any]]) -> Counter[Any]:
+    """(name, step, value) → how often, of the numbers of metrics.jsonl."""
+    steps = Counter(row["iteration"] for row in rows if row["phase"] == "train")
+    return Counter(
+        point(f"{row['phase']}/{name}", axis, value)
+        for row in rows
+        for axis in [
+            steps[1] * (row["iteration"] - 1) + row["step"]
+            if row["phase"] == "train"
+            else row["iteration"]
+        ]
+        for name, value in row.items()
+        if isinstance(value, float) and math.isfinite(value)
+    )
+
+
+def _floats(points: Counter[Any], rows: RunDirectory) -> Counter[Any]:
+    """Only measures that metrics.jsonl has as floats: it counts responses and pairs too."""
+    names = {f"{r['phase']}/{n}" for r in rows.rows() for n, v in r.items() if isinstance(v, float)}
+    return Counter({point: n for point, n in points.items() if point[0] in names})
+
+
+def _csv(directory: RunDirectory) -> dict[str, Any]:
+    folder = directory.logging / "csv"
+    points: Counter[Any] = Counter()
+    for phase in ("generate", "judge", "pair", "logps", "train", "evaluate", "diagnose"):
+        with (folder / f"{phase}.csv").open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                axis = int(row.pop("step")), int(row.pop("iteration"))
+                points.update(
+                    point(f"{phase}/{name}", axis[phase != "train"], float(value))
+                    for name, value in row.items()
+                    if value
+                )
+    return {
+        "points": _floats(points, directory),
+        "responses": {int(p.stem.split("-")[1]) for p in folder.glob("responses-*.csv")},
+        "config": {"algorithm.eta": 0.05},  # config.yaml is beside it
+    }
+
+
+def _tensorboard(directory: RunDirectory) -> dict[str, Any]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    sizes = {"scalars": 0, "tensors": 0, "images": 0}
+    read = EventAccumulator(str(directory.logging / "tensorboard"), size_guidance=sizes)
+    read.Reload()
+    tags = read.Tags()
+    points = Counter(
+        point(tag, event.step, event.value)
+        for tag in tags["scalars"]
+        for event in read.Scalars(tag)
+    )
+    text = make_ndarray(read.Tensors("config/text_summary")[0].tensor_proto).item().decode()
+    config = json.loads(text.strip().strip("`"))["config"]
+    return {
+        "points": _floats(points, directory),
+        "responses": {event.step for event in read.Tensors("responses/text_summary")},
+        "config": {"algorithm.eta": config["algorithm"]["eta"]},
+        "win_rate": read.Scalars("result/win_rate/mean")[-1].value,
+        "pictures": {tag.split("/")[1] for tag in tags["images"]},
+    }
+
+
+def _wandb(directory: RunDirectory) -> dict[str, Any]:
+    records = [
+        record
+        for file in sorted(directory.logging.glob("wandb/wandb/offline-run-*/*.wandb"))
+        for record in _records(file)
+    ]
+    points: Counter[Any] = Counter()
+    found: dict[str, Any] = {"responses": set(), "config": {}, "pictures": set(), "win_rate": None}
+    for record in records:
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            items = record.history.item
+            row = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+            for name, value in row.items():
+                phase = name.split("/")[0]
+                if phase in PHASES:
+                    axis = row["step" if phase == "train" else "iteration"]
+                    points[point(name, axis, value)] += 1
+                if phase == "report":
+                    found["pictures"].add(name.split("/")[1])
+            if "responses/path" in row:
+                (path,) = directory.logging.glob(f"wandb/wandb/*/files/{row['responses/path']}")
+                found["responses"].add(json.loads(path.read_text())["data"][0][0])
+        elif kind == "run":
+            for item in record.run.config.update:
+                if item.key == "algorithm":
+                    found["config"]["algorithm.eta"] = json.loads(item.value_json)["eta"]
+        elif kind == "summary":
+            for item in record.summary.update:
+                if item.key == "result/win_rate/mean":
+                    found["win_rate"] = json.loads(item.value_json)
+    assert len({r.run.run_id for r in records if r.WhichOneof("record_type") == "run"}) == 1
+    return found | {"points": _floats(points, directory)}
+
+
+def _records(file: Path) -> Iterator[Any]:
+    """The records of an offline run: a log of LevelDB's format, in blocks of 32 KiB."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, whole = file.read_bytes(), 7, b""  # behind the file's own header
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        whole += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # a whole record, or the last part of one
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def _trackio(directory: RunDirectory) -> dict[str, Any]:
+    from trackio import Api
+    from trackio.sqlite_storage import SQLiteStorage
+
+    (run,) = Api().runs("comal-fast")
+    points: Counter[Any] = Counter()
+    found: dict[str, Any] = {"responses": set(), "pictures": set()}
+    for row in SQLiteStorage.get_logs("comal-fast", run.name):
+        for name, value in row.items():
+            phase = name.split("/")[0]
+            if isinstance(value, int | float) and phase in PHASES:
+                axis = row["step"] if phase == "train" else row.get("iteration")
+                points[point(name, axis, value)] += 1
+            if name.startswith("report/"):
+                found["pictures"].add(name.split("/")[1])
+        if "responses" in row:
+            found["responses"].add(row["iteration"])
+        found["win_rate"] = row.get("result/win_rate/mean", found.get("win_rate"))
+    eta = run.config["algorithm"]["eta"]
+    return found | {"points": _floats(points, directory), "config": {"algorithm.eta": eta}}
+
+
+def _mlflow(directory: RunDirectory) -> dict[str, Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("comal-fast")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    points: Counter[Any] = Counter()
+    for name in run.data.metrics:
+        for metric in client.get_metric_history(run.info.run_id, name):
+            points[point(name, metric.step, metric.value)] += 1
+    files = {f.path for f in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "env.json", "summary.json", "report.html", "config.json"} <= files
+    pictures = {Path(f.path).stem for f in client.list_artifacts(run.info.run_id, "report")}
+    return {
+        "points": _floats(points, directory),
+        "responses": {int(Path(f).stem.split("-")[1]) for f in files if f.startswith("responses")},
+        "config": {"algorithm.eta": float(run.data.params["algorithm.eta"])},
+        "win_rate": run.data.metrics["result/win_rate/mean"],
+        "pictures": pictures,
+    }
+
+
+READERS = {
+    "csv": _csv,
+    "tensorboard": _tensorboard,
+    "wandb": _wandb,
+    "trackio": _trackio,
+    "mlflow": _mlflow,
+}
+
+
+def test_other_policies(tiny_run: Path, home: Path) -> None:
+    """Another step size in the same folder makes other rows: another run, told from its start."""
+    brief = ["logging=csv", "algorithm.iterations=1", "training.num_train_epochs=1"]
+    run_all(load_config(tiny_run, brief))
+    config = load_config(tiny_run, [*brief, "training.learning_rate=2e-3"])
+    ledger = RunDirectory(config.output_dir).logging / "csv.json"
+    first = json.loads(ledger.read_text())
+    run_all(config)
+    second = json.loads(ledger.read_text())
+    assert first["id"] != second["id"] and first["told"] == second["told"]
+    told = _csv(RunDirectory(config.output_dir))
+    assert told["points"] == expected(RunDirectory(config.output_dir).rows())
+
+
+def test_registered(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin's function is told each row once, from whichever process it comes."""
+    told: list[Any] = []
+    monkeypatch.setattr(follow, "_functions", [])
+    sinks.register(lambda row: told.append(dict(row)))
+    options = ["algorithm.iterations=1", "training.num_train_epochs=1", "phases=process"]
+    config = load_config(tiny_run, options)
+    run_all(config)
+    assert told == RunDirectory(config.output_dir).rows()
+    run_all(config)
+    assert told == RunDirectory(config.output_dir).rows()
+
+
+def test_failing(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sink that fails is named once; the run ends as ever, and it is told the rest later."""
+    broken, told = [True], []
+
+    def sink(row: Any) -> None:
+        if broken[0]:
+            raise OSError("the disk of the service is full")
+        told.append(dict(row))
+
+    monkeypatch.setattr(follow, "_functions", [sink])
+    config = load_config(tiny_run, ["algorithm.iterations=1", "training.num_train_epochs=1"])
+    run_all(config)
+    assert capsys.readouterr().out.count("the disk of the service is full") == 1
+    broken[0] = False
+    run_all(config)
+    assert told == RunDirectory(config.output_dir).rows()
+
+
+def test_refused(
+    tiny_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An unknown name, or a library that is not there, before anything is written."""
+    assert main(["run", str(tiny_run), "logging=[csv, comet]"]) == 2
+    assert "logging" in capsys.readouterr().err
+    monkeypatch.setattr("comal_fast.sinks.base.find_spec", lambda name: None)
+    assert main(["run", str(tiny_run), "logging=wandb"]) == 2
+    assert "pip install comal-fast[wandb]" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("address", "there"), [("http://127.0.0.1:9", False), ("", False)])
+def test_reachable(address: str, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from comal_fast.sinks.base import reachable
+
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert reachable(address, 0.5) is there
