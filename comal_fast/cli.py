@@ -1,36 +1,21 @@
-"""The command line: a verb each for the loop, its phases, the exact game and the report."""
+"""The command line: finds the verb, runs it, and says what went wrong in one line."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib
 import os
-import select
-import shlex
-import signal
 import sys
-import traceback
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from comal_fast import __version__, merge, replay
-from comal_fast.compare import command as compare
-from comal_fast.config import command as options
-from comal_fast.doctor import command as doctor
+from comal_fast import __version__
 from comal_fast.errors import InputError
-from comal_fast.export import command as export
-from comal_fast.game import command as game
-from comal_fast.init import command as init
-from comal_fast.inspection import command as inspection
-from comal_fast.lm_game import command as lm_game
-from comal_fast.oracle_check import command as oracle_check
-from comal_fast.plan import command as plan
-from comal_fast.report import command as report
-from comal_fast.runs import command as runs
-from comal_fast.store.directory import PHASES
-from comal_fast.sweep import command as sweep
-from comal_fast.system.doing import done_when
-from comal_fast.system.ranks import is_main, world
-from comal_fast.system.signals import Terminated, listening
-from comal_fast.system.terminal import quiet_libraries
+from comal_fast.system.ranks import world
+from comal_fast.verbs import OVERVIEW, VERBS
+
+_BROKEN_PIPE = 128 + 13  # SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     line), 3 ended by a diagnostic, 130 by Ctrl-C, 143 by a scheduler (SIGTERM, SIGUSR1)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parse(arguments)
-    quiet_libraries()
+    from comal_fast.system.terminal import say_less
+
+    say_less(quiet="quiet" in args, verbose="verbose" in args)
     if world() == 1:
         return _attempt(args, arguments, tell)
     from comal_fast.distributed.group import claim_failure, run_rank
@@ -56,12 +43,20 @@ def tell(message: str) -> None:
 
 
 def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str], None]) -> int:
+    import shlex
+    import traceback
+
+    from comal_fast.system.doing import done_when
+    from comal_fast.system.signals import Terminated, listening
+
     try:
-        if world() > 1 and args.run not in (_run, _phase):
+        if world() > 1 and "ranks" not in args:
             raise InputError(f"{arguments[0]}: one process does it all; leave torchrun out")
         with listening():
             return args.run(args)
     except InputError as error:
+        if "verbose" in args:
+            tell("".join(traceback.format_exception(error)).rstrip())
         tell(f"comal-fast: error: {error}")
         return 2
     except KeyboardInterrupt:
@@ -79,7 +74,7 @@ def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _reader_has_gone():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
+            return _BROKEN_PIPE
         during = done_when(error)
         from comal_fast.system.faults import of_the_machine
 
@@ -99,6 +94,8 @@ def _attempt(args: argparse.Namespace, arguments: list[str], tell: Callable[[str
 
 def _reader_has_gone() -> bool:
     """Whether nobody reads what is written to stdout any more."""
+    import select
+
     poll = select.poll()
     try:
         poll.register(sys.stdout.fileno(), 0)
@@ -112,7 +109,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
     argparse takes those behind an option for unknown.
     """
-    top = parser()
+    top = parser(_verb(arguments))
     args, rest = top.parse_known_args(arguments)
     unknown = [
         r for r in rest if r.startswith("-") or "=" not in r or not hasattr(args, "overrides")
@@ -124,64 +121,52 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the command line, with all verbs."""
-    top = argparse.ArgumentParser(prog="comal-fast", description=__doc__.split("\n")[0])
+def parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command line, with one verb or with all of them."""
+    top = _Parser(prog="comal-fast")
     top.add_argument("--version", action="version", version=f"comal-fast {__version__}")
-    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB")
-    run = verbs.add_parser("run", help="the whole loop, from prompts to report; resumes")
-    _config_arguments(run)
-    run.set_defaults(run=_run)
-    for phase, text in PHASES.items():
-        verb = verbs.add_parser(phase, help=text)
-        _config_arguments(verb)
-        verb.add_argument(
-            "--iteration", type=int, help="default: the first whose model is not there yet"
-        )
-        verb.set_defaults(run=_phase, phase=phase)
-    options.register(verbs)
-    inspection.register(verbs)
-    init.register(verbs)
-    doctor.register(verbs)
-    plan.register(verbs)
-    sweep.register(verbs)
-    compare.register(verbs)
-    oracle_check.register(verbs)
-    merge.register(verbs)
-    replay.register(verbs)
-    export.register(verbs)
-    report.register(verbs)
-    runs.register(verbs)
-    game.register(verbs)
-    lm_game.register(verbs)
+    verbs = top.add_subparsers(title="verbs", required=True, metavar="VERB", action=_Verbs)
+    for module in dict.fromkeys(VERBS[name][0] for name in ([verb] if verb else VERBS)):
+        importlib.import_module(f"comal_fast.{module}").register(verbs)
     return top
 
 
-def _config_arguments(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("config", metavar="CONFIG", help="YAML file")
-    verb.add_argument("overrides", nargs="*", metavar="key.path=value", help="options set here")
+def _verb(arguments: list[str]) -> str | None:
+    """The verb that is meant. Where there is none the program ends: help, or status 2."""
+    words = [a for a in arguments if not a.startswith("-")]
+    if words and words[0] in VERBS:
+        return words[0]
+    if "--version" in arguments:
+        print(f"comal-fast {__version__}")
+        raise SystemExit(0)
+    if not words:
+        asked = not {"-h", "--help"}.isdisjoint(arguments)
+        print(OVERVIEW, end="", file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
+    near = difflib.get_close_matches(words[0], VERBS, 1)
+    meant = f"; did you mean {near[0]}?" if near else "; comal-fast --help lists them"
+    tell(f"comal-fast: error: {words[0]!r} is no verb{meant}")
+    raise SystemExit(2)
 
 
-def _run(args: argparse.Namespace) -> int:
-    from comal_fast.config import load_config
+class _Parser(argparse.ArgumentParser):
+    """Knows -q and -v, in front of the verb or behind it."""
 
-    config = load_config(args.config, args.overrides)
-    from comal_fast.loop import run_all, serve  # torch loads only once the config is good
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+        said = self.add_mutually_exclusive_group()
+        for flag, name, text in (
+            ("-q", "quiet", "only results and warnings, no progress"),
+            ("-v", "verbose", "what libraries say too, and where an error came from"),
+        ):
+            said.add_argument(
+                flag, f"--{name}", action="store_true", default=argparse.SUPPRESS, help=text
+            )
 
-    if not is_main():
-        serve(config)
-        return 0
-    return 3 if run_all(config)["ended"] else 0
 
+class _Verbs(argparse._SubParsersAction):
+    """Says of a verb what `verbs.py` does."""
 
-def _phase(args: argparse.Namespace) -> int:
-    from comal_fast.config import load_config
-
-    config = load_config(args.config, args.overrides)
-    from comal_fast.loop import run_phase, serve
-
-    if not is_main():
-        serve(config)
-        return 0
-    run_phase(config, args.phase, args.iteration)
-    return 0
+    def add_parser(self, name: str, **options: Any) -> Any:
+        text = VERBS[name][1]
+        return super().add_parser(name, **{"help": text, "description": f"{text}.", **options})

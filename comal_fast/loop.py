@@ -33,7 +33,7 @@ from comal_fast.system.machine import device_name, versions
 from comal_fast.system.peak import reset_peak
 from comal_fast.system.processes import run_apart
 from comal_fast.system.ranks import world
-from comal_fast.system.terminal import console
+from comal_fast.system.terminal import console, telling
 from comal_fast.training.trainer import Diverged
 
 RUN: dict[str, Callable[[Context, int], None]] = {
@@ -123,7 +123,8 @@ def phase_runner(context: Context) -> Callable[[str, int], None]:
 def run_here(context: Context, phase: str, iteration: int) -> None:
     """Run one phase of one iteration in this process."""
     reset_peak(context.device)
-    with doing(f"{phase}, iteration {iteration}"):
+    progress = context.directory.progress
+    with doing(f"{phase}, iteration {iteration}"), telling(progress, phase, iteration):
         RUN[phase](context, iteration)
 
 

@@ -21,10 +21,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `merge` parser; its `run` default is the function that executes it."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "merge",
-        help="an iterate of a LoRA run as a plain transformers folder",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     parser.add_argument("output", metavar="FOLDER", type=Path, help="must not exist yet")

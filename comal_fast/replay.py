@@ -22,9 +22,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `replay` parser; its `run` default is the function that executes it."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "replay",
-        help="a training step without a gradient: which tensor, which response",
         description="Run a step again that a run kept because its gradient was NaN or infinite.",
-        allow_abbrev=False,
     )
     parser.add_argument("failed", metavar="FOLDER", type=Path, help="RUN/iterations/NNNN/failed")
     parser.set_defaults(run=run)

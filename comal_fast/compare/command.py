@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from comal_fast.system.terminal import json_option, only_json
+
 DESCRIPTION = """\
 Judge the held-out samples of run directories against each other, all pairs on the same prompts.
 One run: all its iterates. Several: the initial policy and each run's result. oracle.NAME=value asks
@@ -20,23 +22,27 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `compare` parser; its `run` default is the function that executes it."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "compare",
-        help="win rates of iterates and runs against each other, and the game between them",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("run_dirs", nargs="+", metavar="RUN_DIR|FILE")
     add("--questions", metavar="FILE",
         help="of Arena-Hard 0.1 or MT-Bench, whose answers do not repeat them")  # fmt: skip
     add("--all", action="store_true", help="every iterate of every run (default with one run)")
-    add("--json", metavar="OUT.json", help="write everything, intervals too")
+    json_option(add, "write everything, intervals too")
     add("--plot", metavar="OUT.png", help="write the matrix as a picture")
     parser.set_defaults(run=run, overrides=[])
 
 
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast compare`; returns 0, or raises InputError before anything is written."""
+    with only_json(args.json == "-"):
+        _compare(args)
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> None:
     from comal_fast.compare.entrants import load_entrants, match, samples_of
     from comal_fast.compare.files import held_of, is_answers, judge_of
     from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
@@ -89,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
     write_all(contents)
     for name in contents:
         console.print(f"wrote {name}", style="dim", soft_wrap=True)
-    return 0
 
 
 def picture(result: dict[str, Any]) -> bytes:

@@ -25,9 +25,7 @@ _BASE = "A file that this one rests on, relative to it; what is said here wins."
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `config` parser with its two verbs."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "config", help="every option: as JSON schema, or explained", allow_abbrev=False
-    )
+    parser: argparse.ArgumentParser = subparsers.add_parser("config")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     schema = verbs.add_parser("schema", help="print the JSON schema of a configuration file")
     schema.set_defaults(run=_schema)

@@ -17,10 +17,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `doctor` parser."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "doctor",
-        help="what is wrong here, or with a configuration, and its cure",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="options set here")

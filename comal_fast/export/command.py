@@ -10,9 +10,7 @@ from comal_fast.export import answers, model, pairs
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `export` parser with its verbs."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "export", help="what a run made, for other programs", allow_abbrev=False
-    )
+    parser: argparse.ArgumentParser = subparsers.add_parser("export")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     for verb in (model, pairs, answers):
         verb.register(verbs)

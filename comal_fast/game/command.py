@@ -17,6 +17,7 @@ from comal_fast.game.preference import PAPER_START, Array, Game, check_start, lo
 from comal_fast.game.report import OPTIONS
 from comal_fast.game.solvers import METHODS, SOLVERS
 from comal_fast.store.files import check_target
+from comal_fast.system import terminal
 
 GAME_OPTIONS = ("matrix", "game", "size", "seed", "empirical", "iteration", "prompt", "payoff")
 EVERYTHING = (
@@ -41,10 +42,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `game` parser; its `run` default is the function that executes it."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "game",
-        help="solve a preference game exactly; COMAL and its rivals on one game or on many",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument_group("the game (default: that of the paper)").add_argument
     add("--matrix", metavar="FILE.json",
@@ -101,16 +100,17 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="first policy and reference (default: uniform; 0.2,0.5,0.3 for the game of the "
         "paper)")  # fmt: skip
     add = parser.add_argument_group("what to write").add_argument
-    add("--json", metavar="OUT.json",
+    add("--json", metavar="OUT.json", nargs="?", const="-",
         help="nash, policy, duality_gap, kl_to_nash, oracle_calls, … (per outer step, the start "
-        "first; an infinite KL is Infinity); of a comparison or study: every verdict")  # fmt: skip
+        "first; an infinite KL is Infinity); of a comparison or study: every "
+        "verdict; without a name: print it")  # fmt: skip
     add("--plot", metavar="OUT.png", help="a picture (.png, .svg or .pdf)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Execute `comal-fast game`; returns 0, or raises InputError before anything is written."""
-    console = Console()
+    console = Console(quiet=args.json == "-", width=terminal.width())
     if all(getattr(args, name) is None for name in EVERYTHING):
         actions.overview(console)
         return 0

@@ -32,10 +32,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `init` parser."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "init",
-        help="a first configuration from five answers",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("file", metavar="FILE.yaml")
     for name, (question, default) in QUESTIONS.items():

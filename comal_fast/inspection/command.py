@@ -24,7 +24,9 @@ _READ = ("data.", "model.", "generation.max_new_tokens")
 
 def register(verbs: Any) -> None:
     """Add `data`."""
-    parser = verbs.add_parser("data", help="data files: what a model would be given of them")
+    parser = verbs.add_parser(
+        "data",
+    )
     below = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     verb = below.add_parser(
         "inspect",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from comal_fast.errors import InputError
 from comal_fast.game.preference import PAPER_START, check_start
 from comal_fast.game.prompted import SUFFIX, PromptGame
 from comal_fast.store.files import check_target, write_all
-from comal_fast.system.terminal import console
+from comal_fast.system.terminal import console, only_json
 
 _DESCRIPTION = """\
 A language model whose responses are the strings of known games (oracle.game).
@@ -23,7 +24,6 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `lm-game` parser with its two verbs."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "lm-game",
-        help="a language model with a known Nash equilibrium: build it, measure runs of it",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -46,6 +46,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     measure.add_argument(
         "--plot", metavar="OUT.png", help="picture: paths and distances of all the runs"
     )
+    measure.add_argument("--json", action="store_true", help="print every figure instead")
     measure.set_defaults(run=_measure, overrides=[])
     games = verbs.add_parser("games", help="write a file of many games, a prompt each")
     games.add_argument("output", metavar="OUT.jsonl", help="for oracle.game and data.prompts")
@@ -70,6 +71,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     study.add_argument("--record", metavar="OUT.json.gz", help="what was measured")
     study.add_argument("--markdown", metavar="OUT.md", help="the tables")
     study.add_argument("--plot", metavar="OUT.png", help="the picture")
+    study.add_argument("--json", action="store_true", help="print the record instead of tables")
     study.set_defaults(run=_study)
 
 
@@ -127,13 +129,17 @@ def _measure(args: argparse.Namespace) -> int:
     from comal_fast.lm_game.measure import measure
     from comal_fast.lm_game.tables import iterate_table, run_table
 
-    runs = [measure(config) for config in configs]
-    console.print(iterate_table(runs[0]) if len(runs) == 1 else run_table(runs))
+    with only_json(args.json):
+        runs = [measure(config) for config in configs]
+        console.print(iterate_table(runs[0]) if len(runs) == 1 else run_table(runs))
     if args.plot is not None:
         from comal_fast.lm_game.plot import draw
 
         write_all({args.plot: draw(runs)})
-        console.print(f"wrote {args.plot}", style="dim", soft_wrap=True)
+        with only_json(args.json):
+            console.print(f"wrote {args.plot}", style="dim", soft_wrap=True)
+    if args.json:
+        print(json.dumps({run.name: run.to_json() for run in runs}, indent=2))
     return 0
 
 
@@ -158,7 +164,8 @@ def _study(args: argparse.Namespace) -> int:
             raise InputError(f"{args.configs[1]}: a record is read alone, without configurations")
         study = read(files[0])
     else:
-        study = play(files, range(args.seeds), overrides)
+        with only_json(args.json):
+            study = play(files, range(args.seeds), overrides)
     text = markdown(study, args.against or study.names[-1])
     written: dict[str, bytes] = {}
     if args.record is not None:
@@ -167,8 +174,11 @@ def _study(args: argparse.Namespace) -> int:
         written[args.markdown] = text.encode()
     if args.plot is not None:
         written[args.plot] = draw(study)
-    console.print(text, soft_wrap=True, highlight=False, markup=False)
-    if written:
-        write_all(written)
-        console.print(f"wrote {', '.join(written)}", style="dim", soft_wrap=True)
+    with only_json(args.json):
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        if written:
+            write_all(written)
+            console.print(f"wrote {', '.join(written)}", style="dim", soft_wrap=True)
+    if args.json:
+        print(json.dumps(study.content))
     return 0

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from comal_fast.system.terminal import json_option, only_json
+
 DESCRIPTION = """\
 Ask the oracle of a configuration about pairs whose better response is known: accuracy with its
 interval, calibration, position bias, length bias, strict cycles, speed. Writes a page."""
@@ -13,16 +15,13 @@ interval, calibration, position bias, length bias, strict cycles, speed. Writes 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `oracle` parser with its verb."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "oracle", help="whether an oracle agrees with people", allow_abbrev=False
-    )
+    parser: argparse.ArgumentParser = subparsers.add_parser("oracle")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     check = verbs.add_parser(
         "check",
         help="accuracy, calibration and biases on human pairs, as a page",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     check.add_argument("config", metavar="CONFIG", help="YAML file")
     check.add_argument("overrides", nargs="*", metavar="key.path=value", help="options set here")
@@ -33,7 +32,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     check.add_argument(
         "--page", default="oracle_check.html", metavar="OUT.html", help="default: %(default)s"
     )
-    check.add_argument("--json", metavar="OUT.json", help="write every figure")
+    json_option(check.add_argument, "write every figure")
     check.set_defaults(run=run)
 
 
@@ -43,6 +42,12 @@ def _device(options: Any) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Execute it; returns 0, or raises InputError before anything is written."""
+    with only_json(args.json == "-"):
+        _check(args)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
     from comal_fast.config import load_config
     from comal_fast.errors import InputError
     from comal_fast.store.files import check_target, write_all
@@ -95,4 +100,3 @@ def run(args: argparse.Namespace) -> int:
     write_all(contents)
     for name in contents:
         console.print(f"wrote {name}", style="dim", soft_wrap=True)
-    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from typing import Any
 
@@ -14,12 +15,14 @@ from comal_fast.config.schema import ModelConfig
 from comal_fast.config.sizes import gib, parse_bytes
 from comal_fast.errors import InputError
 from comal_fast.plan.machines import MACHINES, Machine, nearest
-from comal_fast.system.terminal import console
+from comal_fast.system.terminal import console, only_json
 
 
 def register(verbs: Any) -> None:
     """Add `plan`."""
-    verb = verbs.add_parser("plan", help="which mode fits a GPU, its memory by part and its time")
+    verb = verbs.add_parser(
+        "plan",
+    )
     verb.add_argument("config", metavar="CONFIG", nargs="?", help="YAML file; or give --model")
     verb.add_argument("overrides", nargs="*", metavar="key.path=value", help="options set here")
     verb.add_argument("--model", help="a name or folder, planned with the default options")
@@ -30,11 +33,21 @@ def register(verbs: Any) -> None:
         help="with --nodes or --hours; default: 8")  # fmt: skip
     verb.add_argument("--hours", action="store_true",
         help="also: hours of the whole run, on one GPU and on a node of them")  # fmt: skip
+    verb.add_argument("--json", action="store_true", help="print every figure as JSON instead")
     verb.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the plan; returns 0, or 2 where no mode fits."""
+    with only_json(args.json):
+        found, status = _plan(args)
+    if args.json:
+        print(json.dumps(found, indent=2))
+    return status
+
+
+def _plan(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
+    """(what is printed as JSON, exit status)."""
     config = _config(args)
     memory, machine = _device(args)
     if args.gpus_per_node is not None and args.gpus_per_node < 1:
@@ -46,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     if args.gpus_per_node is not None and not args.hours:
         raise InputError("--gpus-per-node: goes with --nodes or --hours, which are missing")
     from comal_fast.plan import search
+    from comal_fast.plan.as_json import plan_json
     from comal_fast.plan.shapes import read_shape
 
     shape, work = read_shape(config.model), search.Workload.of(config)
@@ -65,10 +79,11 @@ def run(args: argparse.Namespace) -> int:
             f"nearest, {leanest.mode.name}, needs {gib(leanest.bytes / (1 - search.HEADROOM))} GiB",
             file=sys.stderr,
         )
-        return 2
+        return plan_json(name, machine, memory, shown, None, []), 2
     console.print(_phases(best), _seconds(best))
     if best.host:
         console.print(f"host memory: {gib(best.host)} GiB, pinned")
+    found = []
     if args.hours:
         from comal_fast.plan.whole import whole
 
@@ -81,12 +96,15 @@ def run(args: argparse.Namespace) -> int:
             soft_wrap=True,
         )
     console.print(f"[bold]{best.mode.name}[/]:\n{_yaml(best, shape.layers, work)}")
-    return 0
+    return plan_json(name, machine, memory, shown, best, found), 0
 
 
-def _several(args: argparse.Namespace, config: Config, memory: float, machine: Machine) -> int:
-    """Print what training on several nodes would be; returns 0, or 2 where no mode fits."""
+def _several(
+    args: argparse.Namespace, config: Config, memory: float, machine: Machine
+) -> tuple[dict[str, Any], int]:
+    """Print what training on several nodes would be; exit status 2 where no mode fits."""
     from comal_fast.plan import several
+    from comal_fast.plan.as_json import several_json
     from comal_fast.plan.modes import LADDER
     from comal_fast.plan.search import Workload
     from comal_fast.plan.shapes import read_shape
@@ -110,7 +128,7 @@ def _several(args: argparse.Namespace, config: Config, memory: float, machine: M
             f"{gib(memory)} GiB",
             file=sys.stderr,
         )
-        return 2
+        return several_json(name, machine, memory, found), 2
     table = Table(
         title=f"{name}: training on nodes of {per_node} × {machine.name}, {gib(memory)} GiB each"
     )
@@ -134,7 +152,7 @@ def _several(args: argparse.Namespace, config: Config, memory: float, machine: M
             end_section=plan is [p for p in found if p.nodes == plan.nodes][-1],
         )
     console.print(table, _several_notes(machine), soft_wrap=True)
-    return 0
+    return several_json(name, machine, memory, found), 0
 
 
 def _several_notes(machine: Machine) -> str:

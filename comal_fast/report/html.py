@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,18 +20,29 @@ from comal_fast.store.files import replacing
 def write_run(run: Run) -> Path:
     """Write the PNGs, then the page; returns its path. InputError where that is impossible."""
     directory, pictures = RunDirectory(run.path), {}
-    for name, (draw, alt) in FIGURES.items():
+    for name, drawn in _figures(run):
         target = directory.pictures / f"{name}.png"
-        light, dark = draw(run, LIGHT), draw(run, DARK)
-        if light is None or dark is None:
+        if drawn is None:
             target.unlink(missing_ok=True)  # of an earlier run in this directory
             continue
-        content = to_png(light)
-        _write(target, content)
-        pictures[name] = Picture.of(content, to_png(dark), alt)
+        _write(target, drawn[0])
+        pictures[name] = Picture.of(*drawn)
     page = directory.report
     _write(page, render(run, pictures).encode("utf-8", "replace"))
     return page
+
+
+def draw(run: Run) -> dict[str, Picture]:
+    """Name → picture, of those that there is something for."""
+    return {name: Picture.of(*drawn) for name, drawn in _figures(run) if drawn is not None}
+
+
+def _figures(run: Run) -> Iterator[tuple[str, tuple[bytes, bytes, str] | None]]:
+    """(name, (PNG on light paper, on dark paper, what it shows)); None where nothing is there."""
+    for name, (figure, alt) in FIGURES.items():
+        light, dark = figure(run, LIGHT), figure(run, DARK)
+        both = light is not None and dark is not None
+        yield name, (to_png(light), to_png(dark), alt) if both else None
 
 
 def render(run: Run, pictures: dict[str, Picture]) -> str:

@@ -12,8 +12,6 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add both."""
     runs = subparsers.add_parser(
         "runs",
-        help="the runs below a folder: state, settings that differ, result, disk",
-        allow_abbrev=False,
     )
     runs.add_argument("folder", metavar="FOLDER", type=Path, nargs="?", default=Path("runs"),
         help="default: %(default)s")  # fmt: skip
@@ -21,11 +19,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     runs.set_defaults(run=_runs)
     clean = subparsers.add_parser(
         "clean",
-        help="delete the weights of a finished run that are not to be kept",
         description="Say what the weights of a finished run take that are not to be kept, and with "
         "--yes delete them. Samples, judgements, evaluations and metrics stay: report and compare "
         "go on working, the run itself does not go on.",
-        allow_abbrev=False,
     )
     clean.add_argument("run_dir", metavar="RUN_DIR", type=Path)
     clean.add_argument("--keep", default="best,last", metavar="best,last,T",

@@ -17,16 +17,8 @@ from comal_fast.store.seal import Damaged
 from comal_fast.store.shards import Shards
 from comal_fast.system.terminal import console
 
-PHASES = {
-    "generate": "sample K responses per prompt from the current policy",
-    "judge": "the preference matrix of every prompt's samples",
-    "pair": "choose the preference pairs",
-    "logps": "log-probs of the reference and of the last iterate",
-    "train": "the prox step to the next iterate",
-    "evaluate": "held-out win rates of an iterate against the earlier ones",
-    "diagnose": "signs of a failing run, on what was measured up to an iteration",
-}
-"""Every phase, in the order in which an iteration runs them, and what it does."""
+PHASES = ("generate", "judge", "pair", "logps", "train", "evaluate", "diagnose")
+"""Every phase, in the order in which an iteration runs them."""
 BEFORE_TRAINING = ("generate", "judge", "pair", "logps")
 
 
@@ -42,6 +34,7 @@ class RunDirectory:
         self.report = self.path / "report.html"
         self.pictures = self.path / "report"
         self.logging = self.path / "logging"
+        self.progress = self.path / "progress.json"
         self.oracle_cache = self.path / "oracle_cache.sqlite"
         self.lm_game = self.path / "lm_game.json"
         self.cleaned = self.path / "cleaned.json"

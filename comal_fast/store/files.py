@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 from comal_fast.errors import InputError
 
+STDOUT = "-"  # in place of a file's name
 _PIECE = 16 << 20  # bytes that one thread hashes
 _BLOCK = 1 << 20  # bytes that it holds at a time
 _known: dict[tuple[int, int, int, int], str] = {}  # device, inode, size, time → checksum
@@ -138,15 +140,19 @@ def check_target(path: str | Path, option: str) -> None:
 def write_all(contents: dict[str, bytes]) -> None:
     """Write every path's bytes: first all under temporary names beside them, then the renames.
 
-    A failure before the renames leaves nothing behind. InputError naming the file that failed.
+    A failure before the renames leaves nothing behind. InputError naming the file that failed. The
+    path `-` is stdout.
     """
     name = ""
+    files = {name: content for name, content in contents.items() if name != STDOUT}
     try:
         with ExitStack() as renames:
-            for name, content in contents.items():
+            for name, content in files.items():
                 renames.enter_context(replacing(Path(name))).write_bytes(content)
     except OSError as error:
         raise InputError(f"{name}: cannot be written ({error.strerror})") from None
+    if STDOUT in contents:
+        sys.stdout.write(contents[STDOUT].decode())
 
 
 def check_folder(path: Path, option: str) -> None:

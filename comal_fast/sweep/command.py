@@ -7,6 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from comal_fast.system.terminal import only_json
+
 DESCRIPTION = """\
 Run every combination of the given values, each in its own run directory under output_dir/cells, and
 compare the results. Given again it resumes. Cells share what does not depend on what they differ
@@ -17,10 +19,8 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     """Add the `sweep` parser; its `run` default is the function that executes it."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "sweep",
-        help="run and resume a grid of settings; one table, one picture",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("config", metavar="CONFIG", help="YAML file")
@@ -31,6 +31,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="write the page there too, its picture into img/ beside it")  # fmt: skip
     add("--power", action="store_true",
         help="also: prompts and seeds that would show a difference of 1 to 5 points")  # fmt: skip
+    add("--json", action="store_true", help="print sweep.json, and nothing else")
     add("overrides", nargs="*", metavar="key=value", help="options set in all cells")
     parser.set_defaults(run=run)
 
@@ -54,9 +55,13 @@ def run(args: argparse.Namespace) -> int:
     from comal_fast.store.files import locked
     from comal_fast.sweep.runs import run_cells
 
-    with locked(folder, "sweep", f"{folder}: another comal-fast sweep is at work in it"):
-        failed = run_cells(folder, cells)
-    _write(args, folder, axes, cells, failed)
+    taken = f"{folder}: another comal-fast sweep is at work in it"
+    with only_json(args.json):
+        with locked(folder, "sweep", taken):
+            failed = run_cells(folder, cells)
+        _write(args, folder, axes, cells, failed)
+    if args.json:
+        print((folder / "sweep.json").read_text(), end="")
     return 1 if failed else 0
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -27,9 +30,50 @@ from rich.text import Text
 from comal_fast.system.doing import doing
 from comal_fast.system.ranks import is_main
 
-console = Console(highlight=False, quiet=not is_main())
+_QUIET, _VERBOSE = "COMAL_FAST_QUIET", "COMAL_FAST_VERBOSE"  # phases' own processes have them too
+
+
+def width() -> int | None:
+    """A terminal's own, or what COLUMNS says; for a pipe or a file nothing is folded."""
+    return None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 1000
+
+
+console = Console(highlight=False, quiet=not is_main(), width=width())
 
 _QUIET_SECONDS = 1.0  # a `Bar` appears only for work that lasts longer
+
+
+_told_to: Path | None = None
+_TOLD_SECONDS = 1.0
+
+
+@contextmanager
+def telling(path: Path, phase: str, iteration: int) -> Iterator[None]:
+    """Within the block `path` says, about once a second, how far the bar is: for `watch`."""
+    global _told_to
+    if not is_main():
+        yield
+        return
+    _told_to = path
+    _phase.update(phase=phase, iteration=iteration)
+    _tell({})
+    try:
+        yield
+    finally:
+        _told_to = None
+        path.unlink(missing_ok=True)
+
+
+_phase: dict[str, Any] = {}
+
+
+def _tell(what: dict[str, Any]) -> None:
+    """Write it whole: another process reads. A disk that is full stops no run here."""
+    assert _told_to is not None
+    temporary = _told_to.with_name(f".{_told_to.name}.partial")
+    with suppress(OSError):
+        temporary.write_text(json.dumps({**_phase, **what}), encoding="utf-8")
+        temporary.replace(_told_to)
 
 
 class _RateColumn(ProgressColumn):
@@ -43,14 +87,17 @@ class _RateColumn(ProgressColumn):
 class Advance:
     """Counts work done; `rate` is its mean speed."""
 
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self._progress, self._task = progress, task
-        self._start = time.monotonic()
+    def __init__(self, progress: Progress, task: Any, what: dict[str, Any]) -> None:
+        self._progress, self._task, self._what = progress, task, what
+        self._start = self._told = time.monotonic()
         self.done = 0.0
 
     def __call__(self, amount: float = 1) -> None:
         self.done += amount
         self._progress.advance(self._task, amount)
+        if _told_to is not None and time.monotonic() - self._told >= _TOLD_SECONDS:
+            self._told = time.monotonic()
+            _tell({**self._what, "done": self.done, "seconds": self.seconds})
 
     @property
     def seconds(self) -> float:
@@ -75,11 +122,16 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    quiet = bool(os.environ.get(_QUIET))
+    hidden = quiet or not console.is_terminal
+    bar = Progress(*columns, console=console, transient=True, disable=hidden)
     with bar:
-        advance = Advance(bar, bar.add_task(description, total=total, unit=unit))
+        task = bar.add_task(description, total=total, unit=unit)
+        advance = Advance(bar, task, {"what": description, "total": total, "unit": unit})
         with doing(lambda: f"{description}, {advance.done:,.0f} of {total:,.0f} {unit}"):
             yield advance
+    if quiet:
+        return
     console.print(
         f"[green]✓[/] {description:<34} {advance.done:,.0f} {unit} in "
         f"{advance.seconds:.1f} s ({advance.rate:,.3g} {unit}/s)",
@@ -96,7 +148,7 @@ class Bar:
     def __init__(self, console: Console, label: str, total: int) -> None:
         self._progress = Progress(console=console, transient=True)
         self._label, self._total, self._done = label, total, 0
-        self._enabled = console.is_terminal
+        self._enabled = console.is_terminal and not os.environ.get(_QUIET)
         self._task: TaskID | None = None
         self._next = 0.0
 
@@ -119,6 +171,16 @@ class Bar:
         self._next = now + 0.1
 
 
+def say_less(quiet: bool, verbose: bool) -> None:
+    """Let this process, and those it starts, show no progress; or all that the libraries say."""
+    for name, on in ((_QUIET, quiet), (_VERBOSE, verbose)):
+        os.environ.pop(name, None)
+        if on:
+            os.environ[name] = "1"
+    if not verbose:
+        quiet_libraries()
+
+
 def quiet_libraries() -> None:
     """Silence the progress bars and notices of the libraries underneath."""
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -126,6 +188,23 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def json_option(add: Callable[..., Any], text: str) -> None:
+    """Add --json [OUT.json]: without a name, or with `-`, it is printed and nothing else is."""
+    add(
+        "--json", metavar="OUT.json", nargs="?", const="-", help=f"{text}; without a name: print it"
+    )
+
+
+@contextmanager
+def only_json(wanted: bool) -> Iterator[None]:
+    """Within the block, if so wanted, nothing is printed: what follows is JSON and nothing else."""
+    before, console.quiet = console.quiet, console.quiet or wanted
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 
 def duration(value: float) -> str:

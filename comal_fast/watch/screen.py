@@ -1,0 +1,115 @@
+"""A snapshot as a screen of text, of whatever width there is."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from comal_fast.system.terminal import duration
+from comal_fast.watch.snapshot import Phase, Snapshot
+
+_BARS = "▁▂▃▄▅▆▇█"
+_NARROW = 70  # columns below which a table leaves out what is least looked at
+LATEST = 12  # iterations shown
+
+
+def screen(shot: Snapshot, width: int) -> RenderableType:
+    """All of it."""
+    head = Text.assemble((shot.name, "bold"), "  ", (shot.state, _colour(shot)))
+    parts: list[RenderableType] = [head, Text(f"{shot.model}, {shot.method}", style="dim")]
+    if shot.phase is not None:
+        parts += [Text(), *_phase(shot.phase, shot, width)]
+    parts.append(Text(_times(shot)))
+    curves = [_curve(name, values, width) for name, values in shot.curves.items() if values]
+    if curves:
+        parts += [Text(), *curves]
+    if len(shot.iterates) > 1 or (shot.iterates and shot.iterates[0]["iteration"]):
+        parts += [Text(), _table(shot.iterates, width)]
+    parts += [Text(f"! {line}", style="yellow") for line in shot.diagnoses]
+    return Group(*parts)
+
+
+def _colour(shot: Snapshot) -> str:
+    return "green" if shot.running else "bold" if shot.state == "finished" else "yellow"
+
+
+def _phase(phase: Phase, shot: Snapshot, width: int) -> list[RenderableType]:
+    of = f" of {shot.iterations}" if shot.iterations else ""
+    line = Text(f"iteration {phase.iteration}{of}: ")
+    line.append(phase.name, style="bold")
+    if phase.total is None or phase.done is None:
+        return [line]
+    line.append(f"  {phase.done:,.0f} of {phase.total:,.0f} {phase.unit}")
+    if phase.rate:
+        line.append(f", {phase.rate:,.3g} {phase.unit}/s")
+    if phase.seconds_left is not None:
+        line.append(f", {duration(phase.seconds_left)} left")
+    return [line, ProgressBar(phase.total, phase.done, width=min(width, 60))]
+
+
+def _times(shot: Snapshot) -> str:
+    said = [f"so far {duration(shot.seconds)}"]
+    if shot.running:
+        known = shot.seconds_left is not None
+        said.append(
+            f"left {duration(shot.seconds_left)}" if known else "left: known after iteration 1"
+        )  # type: ignore[arg-type]
+    if shot.peak_gib:
+        said.append(f"peak memory {shot.peak_gib:.2f} GiB")
+    if shot.tokens_per_s:
+        said.append(f"{shot.tokens_per_s:,.0f} tokens/s")
+    return ", ".join(said)
+
+
+def _curve(name: str, values: list[float], width: int) -> Text:
+    """A measure's latest value and a line of bars from its least to its largest."""
+    room = max(8, min(len(values), width - 32))
+    shown = values[-room:]
+    finite = [v for v in shown if math.isfinite(v)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+
+    def bar(value: float) -> str:
+        if not math.isfinite(value):
+            return "!"
+        place = (value - low) / (high - low) if high > low else 0.0
+        return _BARS[round(place * (len(_BARS) - 1))]
+
+    last = f"{values[-1]:.4g}" if math.isfinite(values[-1]) else "not finite"
+    return Text.assemble(
+        f"{name:<16} ", (f"{last:>10}", "bold"), "  ", ("".join(map(bar, shown)), "cyan")
+    )
+
+
+def _table(rows: list[dict[str, Any]], width: int) -> Table:
+    wide = width >= _NARROW
+    table = Table(box=None, pad_edge=False)
+    names = ["π", "win rate", "95 %", "KL", "length", "loss", "margin", "time"]
+    for name in names if wide else ["π", "win rate", "95 %", "KL", "time"]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows[-LATEST:]:
+        rate = row.get("win_rate")
+        ends = rate["ci95"] if rate else None
+        cells = [
+            str(row["iteration"]),
+            f"{rate['mean']:.1%}" if rate else "–",
+            f"{ends[0]:.1%} – {ends[1]:.1%}" if ends else "–",
+            _number(row.get("kl_to_initial"), ".3g"),
+        ]
+        if wide:
+            cells += [
+                _number(row.get("response_length"), ".0f"),
+                _number(row.get("loss"), ".4g"),
+                _number(row.get("margin"), ".3g"),
+            ]
+        table.add_row(*cells, duration(row["seconds"]))
+    return table
+
+
+def _number(value: Any, form: str) -> str:
+    good = isinstance(value, int | float) and math.isfinite(value)
+    return format(value, form) if good else "–"
