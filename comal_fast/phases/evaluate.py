@@ -28,7 +28,7 @@ from comal_fast.statistics import (
     tie_share,
 )
 from comal_fast.store.artefacts import make_key
-from comal_fast.system.terminal import console, progress
+from comal_fast.system.terminal import done, progress
 
 
 def iterates(config: Config, last: int | None = None) -> list[int]:
@@ -87,10 +87,8 @@ def run(context: Context, iteration: int) -> None:
             low, high = against["ci95"]
             row |= {"eval/win_rate": against["mean"]}
             row |= {"eval/win_rate_low": low, "eval/win_rate_high": high}
-            console.print(
-                f"[green]✓[/] {f'evaluate π_{iteration}':<34} win rate against π_0 "
-                f"{against['mean']:.1%} [{low:.1%}, {high:.1%}]"
-            )
+            shown = f"{against['mean']:.1%} [{low:.1%}, {high:.1%}]"
+            done(f"evaluate π_{iteration}", f"win rate against π_0 {shown}")
         return result, row
 
     make(context, "evaluate", iteration, directory.iteration(iteration).evaluation, key, work)
@@ -101,11 +99,9 @@ def _held_out_pairs(context: Context, iteration: int) -> None:
 
     def work() -> Made:
         result = given.held_out(context, iteration)
-        accuracy = result["accuracy"]
-        console.print(
-            f"[green]✓[/] {f'evaluate π_{iteration}':<34} accuracy on {result['pairs']} held-out "
-            f"pairs {accuracy['mean']:.1%} [{accuracy['ci95'][0]:.1%}, {accuracy['ci95'][1]:.1%}]"
-        )
+        mean, (low, high) = result["accuracy"]["mean"], result["accuracy"]["ci95"]
+        shown = f"{mean:.1%} [{low:.1%}, {high:.1%}]"
+        done(f"evaluate π_{iteration}", f"accuracy on {result['pairs']} held-out pairs {shown}")
         row = {
             f"eval/pair_{name}{end}": value
             for name in ("accuracy", "margin")

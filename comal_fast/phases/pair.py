@@ -15,7 +15,7 @@ from comal_fast.phases.generate import first_rows, rows_by_prompt
 from comal_fast.phases.judge import read_matrices, win_rates
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
-from comal_fast.system.terminal import console
+from comal_fast.system.terminal import done
 from comal_fast.training.items import keeps_draws
 from comal_kernels import PROX
 
@@ -78,7 +78,7 @@ def run(context: Context, iteration: int) -> None:
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, PAIRS, strict=True)], PAIRS)
         counts = table["count"].to_numpy()
         found = f"{counts.sum():,} {'pairs' if pairwise else 'responses'}, {len(counts):,} distinct"
-        console.print(f"[green]✓[/] {f'pair iteration {iteration}':<34} {found}")
+        done(f"pair iteration {iteration}", found)
         return table, {
             "comal/pairs": int(counts.sum()),
             "comal/preference": float(np.average(table["preference"].to_numpy(), weights=counts)),

@@ -21,7 +21,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("run_dir", metavar="RUN_DIR", type=Path, help="directory of the run")
     parser.add_argument("--live", action="store_true",
-        help="serve the page to this machine alone, and show it anew as the run goes on")  # fmt: skip
+        help="serve the page to this machine alone, anew as the run goes on")  # fmt: skip
     parser.add_argument("--port", type=int, metavar="N", help="of --live (default: 8765)")
     parser.add_argument("--json", action="store_true", help="print the facts above it as JSON")
     parser.set_defaults(run=run)
@@ -55,12 +55,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _live(path: Path, port: int) -> int:
-    from comal_fast.report.live import serve
+    from comal_fast.report.live import HOST, serve
 
     with serve(path, port) as server:
-        print(
-            f"http://{server.server_address[0]}:{server.server_port}/  (Ctrl-C ends it)", flush=True
-        )
+        print(f"http://{HOST}:{server.server_port}/  (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:

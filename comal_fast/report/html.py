@@ -41,8 +41,10 @@ def _figures(run: Run) -> Iterator[tuple[str, tuple[bytes, bytes, str] | None]]:
     """(name, (PNG on light paper, on dark paper, what it shows)); None where nothing is there."""
     for name, (figure, alt) in FIGURES.items():
         light, dark = figure(run, LIGHT), figure(run, DARK)
-        both = light is not None and dark is not None
-        yield name, (to_png(light), to_png(dark), alt) if both else None
+        if light is None or dark is None:
+            yield name, None
+        else:
+            yield name, (to_png(light), to_png(dark), alt)
 
 
 def render(run: Run, pictures: dict[str, Picture]) -> str:

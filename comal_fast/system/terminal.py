@@ -122,21 +122,21 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    quiet = bool(os.environ.get(_QUIET))
-    hidden = quiet or not console.is_terminal
+    hidden = bool(os.environ.get(_QUIET)) or not console.is_terminal
     bar = Progress(*columns, console=console, transient=True, disable=hidden)
     with bar:
         task = bar.add_task(description, total=total, unit=unit)
         advance = Advance(bar, task, {"what": description, "total": total, "unit": unit})
         with doing(lambda: f"{description}, {advance.done:,.0f} of {total:,.0f} {unit}"):
             yield advance
-    if quiet:
-        return
-    console.print(
-        f"[green]✓[/] {description:<34} {advance.done:,.0f} {unit} in "
-        f"{advance.seconds:.1f} s ({advance.rate:,.3g} {unit}/s)",
-        soft_wrap=True,
-    )
+    took = f"{advance.seconds:.1f} s ({advance.rate:,.3g} {unit}/s)"
+    done(description, f"{advance.done:,.0f} {unit} in {took}")
+
+
+def done(what: str, result: str) -> None:
+    """Say that a piece of work is done, unless less is to be said."""
+    if not os.environ.get(_QUIET):
+        console.print(f"[green]✓[/] {what:<34} {result}", soft_wrap=True)
 
 
 class Bar:

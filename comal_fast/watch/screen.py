@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,16 @@ from comal_fast.system.terminal import duration
 from comal_fast.watch.snapshot import Phase, Snapshot
 
 _BARS = "▁▂▃▄▅▆▇█"
-_NARROW = 70  # columns below which a table leaves out what is least looked at
+_COLUMNS = {  # of the table of iterates → columns of the screen from which it is shown
+    "π": 0,
+    "win rate": 0,
+    "95 %": 0,
+    "KL": 44,
+    "length": 70,
+    "loss": 70,
+    "margin": 70,
+    "time": 44,
+}
 LATEST = 12  # iterations shown
 
 
@@ -49,16 +59,14 @@ def _phase(phase: Phase, shot: Snapshot, width: int) -> list[RenderableType]:
         line.append(f", {phase.rate:,.3g} {phase.unit}/s")
     if phase.seconds_left is not None:
         line.append(f", {duration(phase.seconds_left)} left")
-    return [line, ProgressBar(phase.total, phase.done, width=min(width, 60))]
+    return [line, Padding(ProgressBar(phase.total, phase.done, width=min(width, 60)), 0)]
 
 
 def _times(shot: Snapshot) -> str:
     said = [f"so far {duration(shot.seconds)}"]
     if shot.running:
-        known = shot.seconds_left is not None
-        said.append(
-            f"left {duration(shot.seconds_left)}" if known else "left: known after iteration 1"
-        )  # type: ignore[arg-type]
+        left = shot.seconds_left
+        said.append("left: known after iteration 1" if left is None else f"left {duration(left)}")
     if shot.peak_gib:
         said.append(f"peak memory {shot.peak_gib:.2f} GiB")
     if shot.tokens_per_s:
@@ -86,27 +94,24 @@ def _curve(name: str, values: list[float], width: int) -> Text:
 
 
 def _table(rows: list[dict[str, Any]], width: int) -> Table:
-    wide = width >= _NARROW
+    shown = [name for name, least in _COLUMNS.items() if width >= least]
     table = Table(box=None, pad_edge=False)
-    names = ["π", "win rate", "95 %", "KL", "length", "loss", "margin", "time"]
-    for name in names if wide else ["π", "win rate", "95 %", "KL", "time"]:
+    for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows[-LATEST:]:
         rate = row.get("win_rate")
-        ends = rate["ci95"] if rate else None
-        cells = [
-            str(row["iteration"]),
-            f"{rate['mean']:.1%}" if rate else "–",
-            f"{ends[0]:.1%} – {ends[1]:.1%}" if ends else "–",
-            _number(row.get("kl_to_initial"), ".3g"),
-        ]
-        if wide:
-            cells += [
-                _number(row.get("response_length"), ".0f"),
-                _number(row.get("loss"), ".4g"),
-                _number(row.get("margin"), ".3g"),
-            ]
-        table.add_row(*cells, duration(row["seconds"]))
+        low, high = rate["ci95"] if rate else (None, None)
+        cells = {
+            "π": str(row["iteration"]),
+            "win rate": _number(rate and rate["mean"], ".1%"),
+            "95 %": f"{low:.1%} – {high:.1%}" if rate else "–",
+            "KL": _number(row.get("kl_to_initial"), ".3g"),
+            "length": _number(row.get("response_length"), ".0f"),
+            "loss": _number(row.get("loss"), ".4g"),
+            "margin": _number(row.get("margin"), ".3g"),
+            "time": duration(row["seconds"]),
+        }
+        table.add_row(*(cells[name] for name in shown))
     return table
 
 

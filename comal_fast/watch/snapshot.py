@@ -67,14 +67,14 @@ def snapshot(path: Path) -> Snapshot:
     total = run.option("algorithm.iterations")
     options = {"algorithm.iterations": total if total is not None else "?"}
     finished = run.summary if run.summary and not running else None
-    phase = _phase(directory.progress) if running else None
+    phase = _phase(directory.progress, run) if running else None
     steps = run.phase("train")
     now = max((r["iteration"] for r in steps), default=0)
     rows = [r for r in steps if r["iteration"] == now]
     return Snapshot(
         name=path.resolve().name,
         model=model_name(run),
-        method=f"{run.option('algorithm.prox', '?')}, seed {run.option('seed', '?')}",
+        method=_method(run),
         state=state(directory, finished, options),
         running=running,
         iterations=total,
@@ -95,8 +95,14 @@ def _given(row: Any) -> bool:
     return isinstance(row.get("perf/tokens_per_s"), int | float)
 
 
-def _phase(path: Path) -> Phase | None:
-    """What the process at work says of itself."""
+def _method(run: Run) -> str:
+    method = run.option("algorithm.method", "mirror")
+    how = "" if method == "mirror" else f" by {method}"
+    return f"{run.option('algorithm.prox', '?')}{how}, seed {run.option('seed', '?')}"
+
+
+def _phase(path: Path, run: Run) -> Phase | None:
+    """What the process at work says of itself; between two phases, the one it logged last."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         done, total, seconds = (told.get(key) for key in ("done", "total", "seconds"))
@@ -105,7 +111,10 @@ def _phase(path: Path) -> Phase | None:
         unit = str(told.get("unit", ""))
         return Phase(told["phase"], int(told["iteration"]), done, total, unit, rate, left)
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        if not run.rows:
+            return None
+        last = run.rows[-1]
+        return Phase(last["phase"], last["iteration"], None, None, "", None, None)
 
 
 def _left(run: Run, phase: Phase | None, total: Any) -> float | None:
