@@ -144,9 +144,9 @@ def test_json(
     assert json.loads((tmp_path / "game.json").read_text()) == game
     exact = printed("game", "--algorithm", "inpo", "--outer", "1", "--json")
     assert exact["duality_gap"]
-    grid = ["sweep", str(tiny_run), f"output_dir={tmp_path / 'sweep'}", "--grid", "seed=0"]
+    grid = ["sweep", str(tiny_run), f"output_dir={tmp_path / 'sweep'}", "--grid", "seed=0,1"]
     grid += ["iterations=1", "num_train_epochs=1"]
-    assert len(printed(*grid, "--json")["cells"]) == 1
+    assert len(printed(*grid, "--json")["cells"]) == 2
     config = str(finished / "config.yaml")
     plan = printed("plan", config, "--gpu-memory", "24GiB", "--json")
     assert plan["best"] and plan["modes"][0]["bytes"] > 0
