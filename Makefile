@@ -5,9 +5,10 @@ MODEL := .venv/demo-model
 PEERS := .venv/peers
 VLLM := .venv-vllm
 REHEARSAL := .venv-rehearsal
+LOWEST := .venv-lowest
 # the first that runs: pyenv leaves a python3.12 on the path that may not
 PYTHONS := python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3)
-REHEARSAL_PYTHON = $(firstword $(foreach each,$(PYTHONS),$(shell $(each) -c "print('$(each)')" 2>/dev/null)) $(PYTHON))
+PYTHON_3_12 = $(firstword $(foreach each,$(PYTHONS),$(shell $(each) -c "print('$(each)')" 2>/dev/null)) $(PYTHON))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 # both distributions, with an extra: the trainer brings the library as a copy, which gives way to the folder
@@ -16,7 +17,15 @@ $(PIP) -e ".[$(1)]" -c constraints.txt
 $(PIP) --no-deps -e ./kernels
 endef
 
-.PHONY: demo lm-game test nightly rehearse faults lint types bench docs vllm clean
+# an environment of its own, with Python 3.12 and the versions of a file
+define apart
+$(PYTHON_3_12) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,lora]" -c $(2)
+$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e ./kernels
+touch $@
+endef
+
+.PHONY: demo lm-game test nightly rehearse lowest release faults lint types bench docs vllm clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
@@ -45,6 +54,14 @@ nightly: $(STAMP) $(MODEL)
 rehearse: $(REHEARSAL)/installed
 	OMP_NUM_THREADS=1 $(REHEARSAL)/bin/python -m pytest -n 2 --dist worksteal
 
+# the suite on the oldest versions that are supported. Downloads 3 GB
+lowest: $(LOWEST)/installed
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not nightly"
+
+# what is to be published: one version, a changelog of it, wheels that install and run elsewhere
+release: $(STAMP)
+	$(BIN)/python -m pytest tests/packaging
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -66,7 +83,7 @@ docs: $(STAMP)
 vllm: $(VLLM)/installed
 
 clean:
-	rm -rf .venv $(VLLM) $(REHEARSAL) .site build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(VLLM) $(REHEARSAL) $(LOWEST) .site build dist *.egg-info kernels/build kernels/dist kernels/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch comes first and alone: where a CPU build of that version is at hand, pip takes it
 $(STAMP): pyproject.toml setup.py kernels/pyproject.toml constraints.txt
@@ -94,7 +111,7 @@ $(VLLM)/installed:
 	touch $@
 
 $(REHEARSAL)/installed: constraints-gpu.txt pyproject.toml setup.py kernels/pyproject.toml
-	$(REHEARSAL_PYTHON) -m venv $(REHEARSAL)
-	$(REHEARSAL)/bin/python -m pip install --quiet --disable-pip-version-check -e ".[test,lora]" -c constraints-gpu.txt
-	$(REHEARSAL)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e ./kernels
-	touch $@
+	$(call apart,$(REHEARSAL),constraints-gpu.txt)
+
+$(LOWEST)/installed: constraints-lowest.txt pyproject.toml setup.py kernels/pyproject.toml
+	$(call apart,$(LOWEST),constraints-lowest.txt)

@@ -22,6 +22,7 @@ from comal_fast.oracles.asking import Known, Orders, Question
 from comal_fast.oracles.base import Oracle
 from comal_fast.oracles.client import Client, Refused
 from comal_fast.oracles.template import Template, load_template
+from comal_fast.system.signals import interruptible
 
 _LISTED = 20  # log-probs of a token that are asked for: the most that servers give
 _AROUND = " \t\n()[]{}<>*_`\"'.,:;!"  # what may stand around a label in its token
@@ -70,7 +71,7 @@ class EndpointOracle(Orders):
                 if not under_way:
                     break
                 finished = asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                done, _ = loop.run_until_complete(finished)
+                done, _ = interruptible(loop, finished)
                 found: Known = {}
                 for task in done:
                     question = under_way.pop(task)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 ENDING = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -18,6 +19,8 @@ class Terminated(BaseException):
     STATUS = 143
 
 
+T = TypeVar("T")
+_INTERRUPTED = "Ctrl-C"
 _waiting = 0  # blocks within which an ending is put off
 _asked: str | None = None  # the signal that came meanwhile
 
@@ -60,6 +63,29 @@ def put_off() -> Iterator[None]:
 def asked() -> bool:
     """Whether an ending is waiting."""
     return _asked is not None
+
+
+def interruptible(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` on the loop. Ctrl-C ends it between two steps of the loop.
+
+    Raised inside a step, it could fall into a library's clean-up, or a destructor, and be lost.
+    """
+    task = loop.create_task(work)
+    if threading.current_thread() is not threading.main_thread():
+        return loop.run_until_complete(task)
+    before = signal.getsignal(signal.SIGINT)
+    loop.add_signal_handler(signal.SIGINT, task.cancel, _INTERRUPTED)
+    try:
+        return loop.run_until_complete(task)
+    except asyncio.CancelledError as error:
+        if error.args != (_INTERRUPTED,):
+            raise
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, before)
+    if callable(before):
+        before(signal.SIGINT, None)
+    raise KeyboardInterrupt
 
 
 def _end(number: int, frame: Any) -> None:
