@@ -30,7 +30,8 @@ LATEST = 12  # iterations shown
 
 def screen(shot: Snapshot, width: int) -> RenderableType:
     """All of it."""
-    head = Text.assemble((shot.name, "bold"), "  ", (shot.state, _colour(shot)))
+    state = "running" if shot.running and shot.phase else shot.state  # the phase says the rest
+    head = Text.assemble((shot.name, "bold"), "  ", (state, _colour(shot)))
     parts: list[RenderableType] = [head, Text(f"{shot.model}, {shot.method}", style="dim")]
     if shot.phase is not None:
         parts += [Text(), *_phase(shot.phase, shot, width)]
