@@ -31,7 +31,7 @@ def required() -> list[Requirement]:
     text = (ROOT / "kernels/pyproject.toml").read_text()
     library = re.findall(r'"((?:torch|triton|numpy)>=[0-9.]+)', text)
     assert len(trainer) > 10 and len(library) == 3
-    return [Requirement(text) for text in {*trainer, *library}]
+    return [Requirement(text) for text in sorted({*trainer, *library})]
 
 
 @pytest.mark.parametrize("need", required(), ids=str)
