@@ -156,6 +156,7 @@ def open_run(config: Config) -> Iterator[Context]:
     with locked(context.directory.path, "output_dir", taken):
         context.write_headers()
         context.directory.restore_metrics()
+        context.directory.progress.unlink(missing_ok=True)  # of a process that was killed
         with following(context):
             yield context
     dismiss()

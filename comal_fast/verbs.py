@@ -52,6 +52,6 @@ VERBS = {
     "replay": ("replay", "a training step without a gradient: which tensor, which response"),
     "game": ("game.command", "solve a preference game exactly, by COMAL and its rivals"),
     "lm-game": ("lm_game.command", "a language model with a known Nash equilibrium"),
-    "completion": ("completion", "what a shell needs to complete verbs, options and settings"),
+    "completion": ("completion", "what a shell needs to complete verbs, options and files"),
 }
 """Verb → the module that adds its parser (`register`), and what it does."""

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from comal_fast.system.terminal import json_option, only_json
+from comal_fast.system.terminal import only_json
 
 DESCRIPTION = """\
 Judge the held-out samples of run directories against each other, all pairs on the same prompts.
@@ -30,7 +30,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--questions", metavar="FILE",
         help="of Arena-Hard 0.1 or MT-Bench, whose answers do not repeat them")  # fmt: skip
     add("--all", action="store_true", help="every iterate of every run (default with one run)")
-    json_option(add, "write everything, intervals too")
+    add("--json", metavar="OUT.json", help="write everything, intervals too; -: print it")
     add("--plot", metavar="OUT.png", help="write the matrix as a picture")
     parser.set_defaults(run=run, overrides=[])
 

@@ -72,7 +72,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     study.add_argument("--markdown", metavar="OUT.md", help="the tables")
     study.add_argument("--plot", metavar="OUT.png", help="the picture")
     study.add_argument("--json", action="store_true", help="print the record instead of tables")
-    study.set_defaults(run=_study)
+    study.set_defaults(run=_study, overrides=[])
 
 
 def _make(args: argparse.Namespace) -> int:
@@ -158,7 +158,7 @@ def _study(args: argparse.Namespace) -> int:
     from comal_fast.lm_game.study_tables import markdown
 
     files = [name for name in args.configs if "=" not in name or Path(name).is_file()]
-    overrides = [name for name in args.configs if name not in files]
+    overrides = [*args.overrides, *(name for name in args.configs if name not in files)]
     if files and files[0].endswith((".json", ".json.gz")):
         if len(args.configs) > 1:
             raise InputError(f"{args.configs[1]}: a record is read alone, without configurations")

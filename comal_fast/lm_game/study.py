@@ -20,7 +20,7 @@ from comal_fast.errors import InputError
 from comal_fast.lm_game.measure import Measured, measure
 from comal_fast.statistics import Array, Interval, crossed_interval
 from comal_fast.system.machine import versions
-from comal_fast.system.terminal import console
+from comal_fast.system.terminal import note
 
 DIGITS = 6
 RESAMPLES = 10_000
@@ -97,7 +97,7 @@ def play(configs: Sequence[str], seeds: Sequence[int], overrides: Sequence[str])
     found: dict[str, list[Measured]] = {name: [] for name in names}
     options: dict[str, Any] = {}
     for number, (name, config) in enumerate(loaded, 1):
-        console.print(f"\n[bold]run {number} of {len(loaded)}: {name}, seed {config.seed}[/]")
+        note(f"\nrun {number} of {len(loaded)}: {name}, seed {config.seed}")
         run_all(config)
         found[name].append(in_order(measure(config)))
         options[name] = config.algorithm.model_dump(mode="json")

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from comal_fast.system.terminal import json_option, only_json
+from comal_fast.system.terminal import only_json
 
 DESCRIPTION = """\
 Ask the oracle of a configuration about pairs whose better response is known: accuracy with its
@@ -32,7 +32,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     check.add_argument(
         "--page", default="oracle_check.html", metavar="OUT.html", help="default: %(default)s"
     )
-    json_option(check.add_argument, "write every figure")
+    check.add_argument("--json", metavar="OUT.json", help="write every figure; -: print them")
     check.set_defaults(run=run)
 
 

@@ -117,7 +117,7 @@ def fit(
     description = f"train π_{iteration} ({config.algorithm.prox})"
     with put_off():
         with progress(description, trainer.steps, "steps") as advance, trainer:
-            advance(trainer.step)
+            advance.begin(trainer.step)
             saved = time.monotonic()
             while trainer.step < trainer.steps:
                 try:

@@ -25,9 +25,10 @@ function say(text) {
 
 async function look() {
   try {
-    const stamp = await (await fetch("stamp", { cache: "no-store" })).text();
-    if (stamp !== shown) {
-      shown = replaceBody(await (await fetch(".", { cache: "no-store" })).text());
+    const stamp = await fetch("stamp", { cache: "no-store" });
+    if (stamp.ok && (await stamp.text()) !== shown) {
+      const page = await fetch(".", { cache: "no-store" });
+      if (page.ok) shown = replaceBody(await page.text());
     }
     say(`Live: as of ${new Date(1000 * parseFloat(shown)).toLocaleTimeString()}.`);
   } catch (error) {

@@ -69,10 +69,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host", "").rsplit(":", 1)[0] not in (HOST, "localhost"):
             self.send_error(403)
             return
-        if self.path == "/":
-            self._answer(self._report.page()[0], "text/html")
-        elif self.path == "/stamp":
-            self._answer(self._report.page()[1], "text/plain")
+        if self.path in ("/", "/stamp"):
+            try:
+                page, stamp = self._report.page()
+            except Exception as error:  # a file that is being made anew as it is read
+                self.send_error(503, explain=str(error))
+                return
+            if self.path == "/":
+                self._answer(page, "text/html")
+            else:
+                self._answer(stamp, "text/plain")
         elif self.path == "/live.js":
             script = files("comal_fast.report").joinpath("live.js").read_text(encoding="utf-8")
             self._answer(script, "text/javascript")

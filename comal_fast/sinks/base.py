@@ -82,6 +82,8 @@ class Sink:
 
     anew: ClassVar[bool] = False
     """Whether it is told everything again when a run goes on, which it then writes anew."""
+    rows_at_once: ClassVar[int] = 50
+    """Most points that `tell` is given; what is told is noted after each."""
 
     def open(self, run: Opened) -> str:
         """Begin the run there, or go on with it; returns where it is to be seen, for a person."""
@@ -132,6 +134,11 @@ def numbers(phase: str, row: Mapping[str, Any]) -> dict[str, float]:
         and not isinstance(value, bool)
         and not math.isnan(value)
     }
+
+
+def batches(entries: list[Any], most: int) -> list[list[Any]]:
+    """The entries, so many at a time."""
+    return [entries[i : i + most] for i in range(0, len(entries), most)]
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Csv(Sink):
         self._folder = run.folder
         for old in run.folder.glob("*.csv"):
             old.unlink()
+        self._columns: dict[str, list[str]] = {}
         run.folder.mkdir(parents=True, exist_ok=True)
         return str(run.folder)
 
@@ -50,22 +51,23 @@ class Csv(Sink):
             | {name.removeprefix(f"{phase}/"): value for name, value in p.values.items()}
             for p in points
         ]
-        columns, there = _read(path)
-        missing = [name for row in rows for name in row if name not in columns]
+        columns = self._columns.get(phase, [])
+        missing = dict.fromkeys(name for row in rows for name in row if name not in columns)
         if missing:
+            columns = self._columns[phase] = [*columns, *missing]
+            there = _read(path)
             with replacing(path) as temporary:
-                _write(temporary, [*columns, *dict.fromkeys(missing)], [*there, *rows])
+                _write(temporary, columns, [*there, *rows])
         else:
             with path.open("a", encoding="utf-8", newline="") as stream:
                 csv.DictWriter(stream, columns).writerows(rows)
 
 
-def _read(path: Path) -> tuple[list[str], list[dict[str, object]]]:
+def _read(path: Path) -> list[dict[str, object]]:
     if not path.exists():
-        return [], []
+        return []
     with path.open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        return list(reader.fieldnames or []), [dict(row) for row in reader]
+        return [dict(row) for row in csv.DictReader(stream)]
 
 
 def _write(path: Path, columns: list[str], rows: list[dict[str, object]]) -> None:

@@ -6,24 +6,36 @@ import hashlib
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from comal_fast.config import Config, to_dict
 from comal_fast.context import Context
+from comal_fast.errors import InputError
 from comal_fast.report.load import load_run
 from comal_fast.report.samples import load_comparisons
-from comal_fast.sinks.base import Opened, Point, Result, Sink, State, TextTable, numbers
+from comal_fast.sinks.base import (
+    Opened,
+    Point,
+    Result,
+    Sink,
+    State,
+    TextTable,
+    batches,
+    numbers,
+)
 from comal_fast.sinks.ledger import Ledger, identity
 from comal_fast.store.directory import BEFORE_TRAINING, RunDirectory
 from comal_fast.store.metrics import MetricsReader, Row
+from comal_fast.store.seal import Damaged
 from comal_fast.system.machine import versions
 from comal_fast.system.signals import Terminated
-from comal_fast.system.terminal import console
+from comal_fast.system.terminal import console, note
 
 SECONDS = 1.0  # between two looks at metrics.jsonl
+PATIENCE = 60.0  # seconds that the end of a run waits for a sink
 
 Function = Callable[[Mapping[str, Any]], None]
 _functions: list[Function] = []
@@ -40,6 +52,8 @@ def register(sink: Function) -> Function:
 
 class _Registered(Sink):
     """A plugin's function."""
+
+    rows_at_once = 1
 
     def __init__(self, function: Function) -> None:
         self._function = function
@@ -59,24 +73,19 @@ def following(context: Context) -> Iterator[None]:
     A sink that fails later is named, once, and left alone; the run goes on, and the same command
     tells that sink the rest. Raises InputError for a sink whose library is not installed.
     """
-    sinks = make_sinks(context.config)
-    if not sinks:
-        yield
-        return
-    followed = [_Followed(name, sink, context) for name, sink in sinks.items()]
-    over = Event()
-    thread = Thread(target=_follow, args=(followed, over), daemon=True, name="sinks")
-    thread.start()
+    followed: list[_Followed] = []
     state: State = "failed"
     try:
+        for name, sink in make_sinks(context.config).items():
+            followed.append(_Followed(name, sink, context))
         yield
         state = "done"
     except (KeyboardInterrupt, Terminated):
         state = "stopped"
         raise
     finally:
-        over.set()
-        thread.join()
+        for each in followed:
+            each.over.set()
         for each in followed:
             each.end(state)
 
@@ -85,30 +94,31 @@ def make_sinks(config: Config) -> dict[str, Sink]:
     """Name → sink. Raises InputError where a library is missing."""
     named = {name: importlib.import_module(f"comal_fast.sinks.{name}") for name in config.logging}
     sinks: dict[str, Sink] = {name: module.make() for name, module in named.items()}
-    return sinks | {_name(f): _Registered(f) for f in _functions}
+    for function in _functions:
+        name = _name(function)
+        while name in sinks:
+            name += "_"
+        sinks[name] = _Registered(function)
+    return sinks
 
 
 def _name(function: Function) -> str:
     """What the ledger of a plugin's function is called."""
-    return re.sub(r"\W+", "_", f"plugin_{getattr(function, '__qualname__', type(function))}")
-
-
-def _follow(followed: list[_Followed], over: Event) -> None:
-    while not over.wait(SECONDS):
-        for each in followed:
-            each.look()
+    known = f"{function.__module__}_{getattr(function, '__qualname__', type(function).__name__)}"
+    return re.sub(r"\W+", "_", f"plugin_{known}")
 
 
 class _Followed:
-    """One sink and what it has been told."""
+    """One sink, what it has been told, and the thread that tells it."""
 
     def __init__(self, name: str, sink: Sink, context: Context) -> None:
         self.name, self.sink = name, sink
+        self.over = Event()
         self._directory = context.directory
         folder = context.directory.logging
         self._reader = MetricsReader(context.directory.metrics)
         path, rows = folder / f"{name}.json", self._reader.rows()
-        self._ledger = Ledger(path, identity(context.config), rows, sink.anew)
+        self._ledger = Ledger(path, identity(context.config), rows, self._tables(), sink.anew)
         self._reader.forget()
         self._alive = True
         self._before = _written(self._directory.summary.path)
@@ -121,25 +131,51 @@ class _Followed:
             versions(),
         )
         with self._guarded():
-            if where := sink.open(opened):
-                console.print(f"  logging: {name}: {where}", soft_wrap=True, markup=False)
+            where = sink.open(opened)
+            self._ledger.write()
+            if where:
+                note(f"  logging: {name}: {where}")
+        self._thread = Thread(target=self._follow, daemon=True, name=f"sink {name}")
+        self._thread.start()
+
+    def _follow(self) -> None:
+        while self._alive and not self.over.wait(SECONDS):
+            self.look()
 
     def look(self) -> None:
         """Tell what is new."""
-        if not self._alive or not self._reader.changed():
+        if not self._alive:
             return
         with self._guarded():
+            if not self._reader.changed():
+                return
             rows = self._reader.rows()
-            if new := self._ledger.new(rows):
-                self.sink.tell(points(new, rows))
-                self._ledger.told(new)
-            for iterate in self._directory.sampled():
-                if iterate > self._ledger.tables and (table := responses(self._directory, iterate)):
-                    self.sink.table(table)
-                    self._ledger.tables = iterate
+            new = self._ledger.new(rows)
+            for some in batches(new, self.sink.rows_at_once):
+                self.sink.tell(points(some, rows))
+                self._ledger.told(some, rows)
+            for name, key in self._tables().items():
+                iterate = int(name.split()[1])
+                if self._ledger.is_new(name, key) and iterate:
+                    if table := responses(self._directory, iterate):
+                        self.sink.table(table)
+                    self._ledger.told_table(name, key)
+
+    def _tables(self) -> dict[str, str]:
+        """`responses T` → the key of the held-out samples of each iterate that has some."""
+        found = {}
+        for t in self._directory.sampled():
+            with suppress(Damaged, InputError):
+                found[f"responses {t}"] = str(self._directory.iteration(t).eval_samples.key())
+        return found
 
     def end(self, state: State) -> None:
         """Tell what is left, the result of a run that ended here, and let go."""
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
+            said = f"  ! logging: {self.name}: no answer for {PATIENCE:.0f} s; the same command"
+            console.print(f"{said} tells it the rest later", soft_wrap=True, markup=False)
+            return
         summary = self._directory.summary.path
         ended = state == "done" and _written(summary) not in (None, self._before)
         if ended:
@@ -170,6 +206,8 @@ class _Followed:
                 soft_wrap=True,
                 markup=False,
             )
+            with suppress(Exception):  # it may be what failed
+                self.sink.close("failed")
 
 
 def _written(path: Path) -> int | None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 from comal_fast.sinks.base import (
@@ -17,6 +19,7 @@ from comal_fast.sinks.base import (
     Sink,
     State,
     TextTable,
+    batches,
     flat,
     library,
     reachable,
@@ -85,7 +88,8 @@ class Mlflow(Sink):
             self._client.log_artifact(self._id, str(file))
 
     def close(self, state: State) -> None:
-        self._client.set_terminated(self._id, _STATUS[state])
+        with redirect_stdout(StringIO()):  # it says where to see the run
+            self._client.set_terminated(self._id, _STATUS[state])
 
     def _params(self, options: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -93,8 +97,3 @@ class Mlflow(Sink):
         params = [Param(name, str(value)[:6000]) for name, value in options.items()]
         for some in batches(params, 100):
             self._client.log_batch(self._id, params=some)
-
-
-def batches(entries: list[Any], most: int) -> list[list[Any]]:
-    """The entries, so many at a time."""
-    return [entries[i : i + most] for i in range(0, len(entries), most)]

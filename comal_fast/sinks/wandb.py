@@ -43,6 +43,7 @@ class Wandb(Sink):
             name=os.environ.get("WANDB_NAME", run.name),
             id=run.id,
             resume="allow",
+            reinit="create_new",  # beside a run of the user's own, or of a cell before
             dir=str(run.folder),
             config={**run.config, "versions": run.versions},
             mode="offline" if why else None,

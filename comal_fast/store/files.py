@@ -126,6 +126,10 @@ def checksum(path: Path) -> str:
 
 def check_target(path: str | Path, option: str) -> None:
     """InputError naming `option` if a file cannot be put at `path`: before any work is done."""
+    if str(path) == STDOUT:
+        if option == "--json":
+            return
+        raise InputError(f"{option} -: only --json goes to stdout; give a file name")
     if "\0" in str(path) or not str(path):
         raise InputError(f"{option} {str(path)!r}: not a file name")
     folder = Path(path).parent

@@ -12,7 +12,7 @@ from comal_fast.errors import InputError
 from comal_fast.store.files import read_json, write_json
 from comal_fast.sweep.grid import Cell
 from comal_fast.sweep.reuse import start_from
-from comal_fast.system.terminal import console, duration
+from comal_fast.system.terminal import console, duration, note
 
 
 def is_finished(cell: Cell) -> bool:
@@ -56,11 +56,11 @@ def run_cells(folder: Path, cells: Sequence[Cell]) -> dict[str, str]:
             mean = sum(seconds) / len(seconds)
             left = f", about {duration(mean * (len(open_cells) - number))} left"
         place = len(cells) - len(open_cells) + number + 1
-        console.print(f"\n[bold]cell {place} of {len(cells)}: {cell.name}[/]{left}")
+        note(f"\ncell {place} of {len(cells)}: {cell.name}{left}")
         start = time.monotonic()
         source = start_from(cell, [c for c in cells if is_finished(c)])
         if source is not None:
-            console.print(f"  starts from what it shares with {source.name}")
+            note(f"  starts from what it shares with {source.name}")
         try:
             run_all(cell.config)
         except InputError as error:

@@ -74,7 +74,12 @@ def interruptible(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T])
     if threading.current_thread() is not threading.main_thread():
         return loop.run_until_complete(task)
     before = signal.getsignal(signal.SIGINT)
-    loop.add_signal_handler(signal.SIGINT, task.cancel, _INTERRUPTED)
+
+    def interrupt() -> None:
+        loop.add_signal_handler(signal.SIGINT, os._exit, 130)  # a second one ends at once
+        task.cancel(_INTERRUPTED)
+
+    loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
         return loop.run_until_complete(task)
     except asyncio.CancelledError as error:

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from rich.text import Text
 from comal_fast.system.doing import doing
 from comal_fast.system.ranks import is_main
 
-_QUIET, _VERBOSE = "COMAL_FAST_QUIET", "COMAL_FAST_VERBOSE"  # phases' own processes have them too
+# phases' own processes have them too
+_QUIET, _STDERR = "COMAL_FAST_QUIET", "COMAL_FAST_STDERR"
 
 
 def width() -> int | None:
@@ -38,23 +39,29 @@ def width() -> int | None:
     return None if sys.stdout.isatty() or os.environ.get("COLUMNS") else 1000
 
 
-console = Console(highlight=False, quiet=not is_main(), width=width())
+console = Console(
+    highlight=False,
+    quiet=not is_main(),
+    width=width(),
+    stderr=bool(os.environ.get(_STDERR)),
+)
 
 _QUIET_SECONDS = 1.0  # a `Bar` appears only for work that lasts longer
 
 
 _told_to: Path | None = None
+_phase_start = 0.0
 _TOLD_SECONDS = 1.0
 
 
 @contextmanager
 def telling(path: Path, phase: str, iteration: int) -> Iterator[None]:
     """Within the block `path` says, about once a second, how far the bar is: for `watch`."""
-    global _told_to
+    global _told_to, _phase_start
     if not is_main():
         yield
         return
-    _told_to = path
+    _told_to, _phase_start = path, time.monotonic()
     _phase.update(phase=phase, iteration=iteration)
     _tell({})
     try:
@@ -90,14 +97,20 @@ class Advance:
     def __init__(self, progress: Progress, task: Any, what: dict[str, Any]) -> None:
         self._progress, self._task, self._what = progress, task, what
         self._start = self._told = time.monotonic()
-        self.done = 0.0
+        self.done = self._before = 0.0
+
+    def begin(self, amount: float) -> None:
+        """Count what was done before, by an earlier process: no rate comes of it."""
+        self.done = self._before = amount
+        self._progress.update(self._task, completed=amount)
 
     def __call__(self, amount: float = 1) -> None:
         self.done += amount
         self._progress.advance(self._task, amount)
         if _told_to is not None and time.monotonic() - self._told >= _TOLD_SECONDS:
             self._told = time.monotonic()
-            _tell({**self._what, "done": self.done, "seconds": self.seconds})
+            told = {"done": self.done, "rate": self.rate}
+            _tell({**self._what, **told, "phase_seconds": time.monotonic() - _phase_start})
 
     @property
     def seconds(self) -> float:
@@ -107,7 +120,7 @@ class Advance:
     @property
     def rate(self) -> float:
         """Units per second since the beginning."""
-        return self.done / max(self.seconds, 1e-9)
+        return (self.done - self._before) / max(self.seconds, 1e-9)
 
 
 @contextmanager
@@ -131,6 +144,12 @@ def progress(description: str, total: float, unit: str) -> Iterator[Advance]:
             yield advance
     took = f"{advance.seconds:.1f} s ({advance.rate:,.3g} {unit}/s)"
     done(description, f"{advance.done:,.0f} {unit} in {took}")
+
+
+def note(text: str) -> None:
+    """Say something that is neither a result nor a warning, unless less is to be said."""
+    if not os.environ.get(_QUIET):
+        console.print(text, soft_wrap=True, markup=False)
 
 
 def done(what: str, result: str) -> None:
@@ -173,10 +192,9 @@ class Bar:
 
 def say_less(quiet: bool, verbose: bool) -> None:
     """Let this process, and those it starts, show no progress; or all that the libraries say."""
-    for name, on in ((_QUIET, quiet), (_VERBOSE, verbose)):
-        os.environ.pop(name, None)
-        if on:
-            os.environ[name] = "1"
+    os.environ.pop(_QUIET, None)
+    if quiet:
+        os.environ[_QUIET] = "1"
     if not verbose:
         quiet_libraries()
 
@@ -190,21 +208,19 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def json_option(add: Callable[..., Any], text: str) -> None:
-    """Add --json [OUT.json]: without a name, or with `-`, it is printed and nothing else is."""
-    add(
-        "--json", metavar="OUT.json", nargs="?", const="-", help=f"{text}; without a name: print it"
-    )
-
-
 @contextmanager
 def only_json(wanted: bool) -> Iterator[None]:
-    """Within the block, if so wanted, nothing is printed: what follows is JSON and nothing else."""
-    before, console.quiet = console.quiet, console.quiet or wanted
+    """Within the block, if so wanted, what is said goes to stderr: stdout is for JSON alone."""
+    before = console.stderr
+    console.stderr = before or wanted
+    if wanted:
+        os.environ[_STDERR] = "1"
     try:
         yield
     finally:
-        console.quiet = before
+        console.stderr = before
+        if wanted:
+            os.environ.pop(_STDERR, None)
 
 
 def duration(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def run(args: argparse.Namespace) -> int:
                 if not shot.running:
                     break
                 time.sleep(args.interval)
-                shot = snapshot(args.run_dir)
+                with suppress(InputError):  # a file that is being made anew as it is read
+                    shot = snapshot(args.run_dir)
+                if not (args.run_dir / "config.yaml").exists():
+                    raise InputError(f"{args.run_dir}: the run is gone")
         except KeyboardInterrupt:  # it is the watching that ends
             pass
     return 0

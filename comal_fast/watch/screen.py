@@ -36,7 +36,8 @@ def screen(shot: Snapshot, width: int) -> RenderableType:
     if shot.phase is not None:
         parts += [Text(), *_phase(shot.phase, shot, width)]
     parts.append(Text(_times(shot)))
-    curves = [_curve(name, values, width) for name, values in shot.curves.items() if values]
+    known = {n: values for n, values in shot.curves.items() if any(map(math.isfinite, values))}
+    curves = [_curve(name, values, width) for name, values in known.items()]
     if curves:
         parts += [Text(), *curves]
     if len(shot.iterates) > 1 or (shot.iterates and shot.iterates[0]["iteration"]):
@@ -60,7 +61,8 @@ def _phase(phase: Phase, shot: Snapshot, width: int) -> list[RenderableType]:
         line.append(f", {phase.rate:,.3g} {phase.unit}/s")
     if phase.seconds_left is not None:
         line.append(f", {duration(phase.seconds_left)} left")
-    return [line, Padding(ProgressBar(phase.total, phase.done, width=min(width, 60)), 0)]
+    bar = ProgressBar(phase.total, phase.done, width=min(width, 60))
+    return [line, Padding(bar, 0, expand=False)]
 
 
 def _times(shot: Snapshot) -> str:

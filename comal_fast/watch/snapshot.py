@@ -57,7 +57,16 @@ class Snapshot:
 
     def to_json(self) -> dict[str, Any]:
         """As plain containers."""
-        return asdict(self)
+        return _finite(asdict(self))
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what is no finite number, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def snapshot(path: Path) -> Snapshot:
@@ -105,9 +114,10 @@ def _phase(path: Path, run: Run) -> Phase | None:
     """What the process at work says of itself; between two phases, the one it logged last."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
-        done, total, seconds = (told.get(key) for key in ("done", "total", "seconds"))
-        rate = done / seconds if done and seconds else None
+        done, total, rate = (told.get(key) for key in ("done", "total", "rate"))
         left = (total - done) / rate if rate and total else None
+        if left is not None:  # its bars are several: of samples, of judgements
+            left = max(left, _mean(run).get(told["phase"], 0.0) - told.get("phase_seconds", 0.0))
         unit = str(told.get("unit", ""))
         return Phase(told["phase"], int(told["iteration"]), done, total, unit, rate, left)
     except (OSError, ValueError, KeyError, TypeError):
@@ -121,29 +131,43 @@ def _left(run: Run, phase: Phase | None, total: Any) -> float | None:
     """Seconds of the run that are left, if each phase takes as long as it did in the mean."""
     if not isinstance(total, int) or phase is None:
         return None
+    mean, pairs = _mean(run), run.option("data.pairs")
+    asked = [name for name in PHASES if not (pairs and name in ("generate", "judge"))]
+    if phase.name not in asked:
+        return None
+    if any(name not in mean for name in asked if name != phase.name):
+        return None  # no iteration is over yet
+    here = phase.seconds_left if phase.seconds_left is not None else mean.get(phase.name)
+    if here is None:
+        return None
+    every = int(run.option("evaluation.interval") or 1)
+
+    def comes(name: str, t: int) -> bool:
+        return name != "evaluate" or t == total or t % every == 0
+
+    t = phase.iteration
+    rest = asked[asked.index(phase.name) + 1 :] if t else []
+    left = here + sum(mean[name] for name in rest if comes(name, t))
+    for later in range(t + 1, total + 1):
+        left += sum(mean.get(name, here) for name in asked if comes(name, later))
+    return left
+
+
+def _mean(run: Run) -> dict[str, float]:
+    """Phase → seconds an iteration, of those that are over; of evaluations π_0's if need be."""
     took: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
     for row in run.rows:
-        if row["iteration"] and isinstance(row.get("perf/seconds"), int | float):
+        if isinstance(row.get("perf/seconds"), int | float):
             took[row["phase"]][row["iteration"]] += row["perf/seconds"]
-    mean = {
-        name: sum(some.values()) / len(some)
-        for name in PHASES
-        if (some := {t: s for t, s in took[name].items() if (name, t) != _own(phase)})
-    }
-    asked = [name for name in PHASES if name in mean or not run.option("data.pairs")]
-    if any(name not in mean for name in asked if name != phase.name):
-        return None  # an iteration that is not over yet
-    if phase.seconds_left is None and phase.name not in mean:
-        return None
-    here = phase.seconds_left if phase.seconds_left is not None else mean[phase.name]
-    after = asked[asked.index(phase.name) + 1 :] if phase.name in asked else []
-    later = max(0, total - phase.iteration)
-    whole = sum(mean.get(name, here) for name in asked)
-    return here + sum(mean[name] for name in after) + later * whole
-
-
-def _own(phase: Phase) -> tuple[str, int]:
-    return phase.name, phase.iteration
+    last = run.rows[-1] if run.rows else None
+    found = {}
+    for name, some in took.items():
+        over = {t: s for t, s in some.items() if t}
+        if name == "train" and last and last["phase"] == name:  # at work, or just over
+            over.pop(last["iteration"], None)
+        if over := over or ({0: some[0]} if 0 in some else {}):
+            found[name] = sum(over.values()) / len(over)
+    return found
 
 
 def _curve(rows: list[Any], name: str) -> list[float]:

@@ -139,7 +139,7 @@ def test_json(
     assert printed("report", here, "--json")["facts"]["Seed"] == "0"
     (run,) = printed("runs", str(finished.parent), "--json")
     assert run["result"] == 1
-    game = printed("compare", here, "--json")
+    game = printed("compare", here, "--json", "-")
     assert main(["compare", here, "--json", str(tmp_path / "game.json")]) == 0
     assert json.loads((tmp_path / "game.json").read_text()) == game
     exact = printed("game", "--algorithm", "inpo", "--outer", "1", "--json")
@@ -157,7 +157,7 @@ def test_json(
     rows = [{"prompt": f"p{i}", "chosen": "a b", "rejected": "a b c d"} for i in range(6)]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = str(tmp_path / "page.html")
-    found = printed("oracle", "check", config, "--pairs", str(pairs), "--page", page, "--json")
+    found = printed("oracle", "check", config, "--pairs", str(pairs), "--page", page, "--json", "-")
     assert found["oracle"] == "criteria"
 
 

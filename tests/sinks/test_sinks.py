@@ -10,6 +10,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from comal_fast import sinks
 from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.loop import run_all
+from comal_fast.report.samples import load_comparisons
 from comal_fast.sinks import follow
 from comal_fast.store.directory import PHASES, RunDirectory
 from comal_fast.training.trainer import Trainer
@@ -258,47 +260,106 @@ def test_other_policies(tiny_run: Path, home: Path) -> None:
     """Another step size in the same folder makes other rows: another run, told from its start."""
     brief = ["logging=csv", "algorithm.iterations=1", "training.num_train_epochs=1"]
     run_all(load_config(tiny_run, brief))
-    config = load_config(tiny_run, [*brief, "training.learning_rate=2e-3"])
-    ledger = RunDirectory(config.output_dir).logging / "csv.json"
+    config = load_config(tiny_run, [*brief, "training.learning_rate=2e-2"])
+    directory = RunDirectory(config.output_dir)
+    ledger = directory.logging / "csv.json"
     first = json.loads(ledger.read_text())
     run_all(config)
     second = json.loads(ledger.read_text())
-    assert first["id"] != second["id"] and first["told"] == second["told"]
-    told = _csv(RunDirectory(config.output_dir))
-    assert told["points"] == expected(RunDirectory(config.output_dir).rows())
+    assert first["id"] != second["id"]
+    assert {own: n for own, (n, _) in first["told"].items()} == {
+        own: n for own, (n, _) in second["told"].items()
+    }
+    assert first["tables"]["responses 1"] != second["tables"]["responses 1"]
+    assert _csv(directory)["points"] == expected(directory.rows())
+    with (directory.logging / "csv/responses-1.csv").open(newline="") as stream:
+        told = [row["π_1"] for row in csv.DictReader(stream)]
+    _, compared = load_comparisons(directory, [], 1)
+    assert told == [each.after.text for each in compared]
+
+
+def _listen(monkeypatch: pytest.MonkeyPatch, *sinks_: Any) -> None:
+    monkeypatch.setattr(follow, "_functions", [])
+    for sink in sinks_:
+        sinks.register(sink)
+
+
+BRIEF = ["algorithm.iterations=1", "training.num_train_epochs=1"]
 
 
 def test_registered(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plugin's function is told each row once, from whichever process it comes."""
+    """Plugins' functions are told each row once, from whichever process it comes."""
+    told: tuple[list[Any], list[Any]] = ([], [])
+    _listen(monkeypatch, *(lambda row, own=own: own.append(dict(row)) for own in told))
+    config = load_config(tiny_run, [*BRIEF, "phases=process"])
+    for _ in range(2):
+        run_all(config)
+        rows = RunDirectory(config.output_dir).rows()
+        assert told[0] == rows and told[1] == rows
+
+
+def test_added_later(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside another option, too: it is told what that makes, not what was there before."""
     told: list[Any] = []
-    monkeypatch.setattr(follow, "_functions", [])
-    sinks.register(lambda row: told.append(dict(row)))
-    options = ["algorithm.iterations=1", "training.num_train_epochs=1", "phases=process"]
-    config = load_config(tiny_run, options)
+    _listen(monkeypatch)
+    run_all(load_config(tiny_run, BRIEF))
+    _listen(monkeypatch, lambda row: told.append(dict(row)))
+    config = load_config(tiny_run, [*BRIEF, "training.learning_rate=2e-3"])
     run_all(config)
-    assert told == RunDirectory(config.output_dir).rows()
-    run_all(config)
-    assert told == RunDirectory(config.output_dir).rows()
+    rows = RunDirectory(config.output_dir).rows()
+    assert sorted(map(str, told)) == sorted(map(str, rows))
 
 
+def test_another_evaluation(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is made anew with another result is told again, by the same run."""
+    told: list[Any] = []
+    _listen(monkeypatch, lambda row: told.append(dict(row)))
+    run_all(load_config(tiny_run, BRIEF))
+    before = len(told)
+    config = load_config(tiny_run, [*BRIEF, "evaluation.num_generations=2"])
+    run_all(config)
+    rows = RunDirectory(config.output_dir).rows()
+    assert all(row["phase"] in ("evaluate", "diagnose") for row in told[before:])
+    evaluated = [row for row in told[before:] if row["phase"] == "evaluate"]
+    (after,) = (row for row in rows if (row["phase"], row["iteration"]) == ("evaluate", 1))
+    assert after in evaluated  # π_0's says the same as before: its responses are as long
+
+
+@pytest.mark.parametrize("place", [0, 3])
 def test_failing(
-    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    place: int, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A sink that fails is named once; the run ends as ever, and it is told the rest later."""
     broken, told = [True], []
 
     def sink(row: Any) -> None:
-        if broken[0]:
+        if broken[0] and len(told) == place:
             raise OSError("the disk of the service is full")
         told.append(dict(row))
 
-    monkeypatch.setattr(follow, "_functions", [sink])
-    config = load_config(tiny_run, ["algorithm.iterations=1", "training.num_train_epochs=1"])
+    _listen(monkeypatch, sink)
+    config = load_config(tiny_run, BRIEF)
     run_all(config)
     assert capsys.readouterr().out.count("the disk of the service is full") == 1
     broken[0] = False
     run_all(config)
     assert told == RunDirectory(config.output_dir).rows()
+
+
+def test_no_answer(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service that hangs holds up neither the run nor the other sinks."""
+    told: list[Any] = []
+    answer = Event()
+    monkeypatch.setattr(follow, "PATIENCE", 0.5)
+    monkeypatch.setattr(follow, "SECONDS", 0.05)
+    _listen(monkeypatch, lambda row: answer.wait(60), lambda row: told.append(dict(row)))
+    config = load_config(tiny_run, BRIEF)
+    run_all(config)
+    assert "no answer for" in capsys.readouterr().out
+    assert told == RunDirectory(config.output_dir).rows()
+    answer.set()
 
 
 def test_refused(

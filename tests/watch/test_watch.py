@@ -89,7 +89,7 @@ def test_time_left(finished: Path) -> None:
     from comal_fast.store.files import locked
 
     directory.progress.write_text(
-        json.dumps({"phase": "train", "iteration": 2, "done": 5, "total": 10, "seconds": 8.0})
+        json.dumps({"phase": "train", "iteration": 2, "done": 5, "total": 10, "rate": 0.625})
     )
     with locked(finished, "output_dir", "taken"):
         shot = snapshot(finished)
