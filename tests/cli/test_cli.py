@@ -174,6 +174,8 @@ def test_quiet_and_verbose(tiny_run: Path) -> None:
     quiet = run_it("-q", "run", str(tiny_run), *brief, "seed=1", "phases=process")
     assert quiet.returncode == 0, quiet.stderr
     assert "✓" not in quiet.stdout and "win rate" in quiet.stdout
+    alone = run_it("run", str(tiny_run), *brief, "seed=1", "phases=process", "--json")
+    assert json.loads(alone.stdout)["seed"] == 1 and "win rate" in alone.stderr
     wrong = run_it("run", str(tiny_run), "algorithm.eta=-1", "-v")
     assert wrong.returncode == 2 and "Traceback" in wrong.stderr and "algorithm.eta" in wrong.stderr
     assert "Traceback" not in run_it("run", str(tiny_run), "algorithm.eta=-1").stderr
