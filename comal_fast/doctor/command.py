@@ -32,16 +32,12 @@ def run(args: argparse.Namespace) -> int:
 
     from comal_fast.doctor.configuration import configuration
     from comal_fast.doctor.machine import machine
-    from comal_fast.system.terminal import console
+    from comal_fast.system.terminal import console, only_json
 
-    quiet = console.quiet
-    console.quiet = quiet or args.json  # what reads the configuration has its say too
-    try:
+    with only_json(args.json):  # what reads the configuration has its say too
         found = machine()
         if args.config is not None:
             found += configuration(args.config, args.overrides)
-    finally:
-        console.quiet = quiet
     bad = [f for f in found if f.status == "bad"]
     if args.json:
         print(json.dumps([f.to_json() for f in found], indent=2))
