@@ -16,6 +16,7 @@ from comal_fast.config import load_config
 from comal_fast.context import Context
 from comal_fast.export.card import base_licence
 from comal_fast.loop import run_all
+from tiny import byte_tokenizer, tiny_model
 
 KINDS = {
     "full": [],
@@ -29,11 +30,11 @@ KINDS = {
 }
 
 
-def ran(tiny_run: Path, kind: str) -> Path:
+def ran(tiny_run: Path, kind: str, *options: str) -> Path:
     if kind == "qlora":
         pytest.importorskip("bitsandbytes")
     brief = ["algorithm.iterations=1", "training.num_train_epochs=1", "training.save_steps=0"]
-    config = load_config(tiny_run, [*brief, *KINDS[kind]])
+    config = load_config(tiny_run, [*brief, *KINDS[kind], *options])
     run_all(config)
     return Path(config.output_dir)
 
@@ -152,24 +153,49 @@ def test_a_model_in_a_package(smollm2: Any) -> None:
     assert "Apache" in (base_licence(Config(model=smollm2)) or "")
 
 
+ASKED = """
+import json, sys
+from vllm import LLM, SamplingParams
+for folder in sys.argv[1:]:
+    model = LLM(folder, dtype="float32", enforce_eager=True, max_model_len=64)
+    greedy = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
+    said = model.chat([{"role": "user", "content": "Say one."}], greedy, use_tqdm=False)
+    print("answered", json.dumps(list(said[0].outputs[0].token_ids)), flush=True)
+    del model
+"""
+
+
 @pytest.mark.slow
 def test_vllm_reads_it(tiny_run: Path, tmp_path: Path) -> None:
+    """It answers with transformers' own tokens: whole models and a merged LoRA."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     python = os.environ.get("COMAL_FAST_VLLM")
     if not python:
         pytest.skip("no vLLM; name a Python that has it in COMAL_FAST_VLLM (`make vllm`)")
-    folder = tmp_path / "exported"
-    assert main(["export", "model", str(ran(tiny_run, "full")), str(folder)]) == 0
-    script = """
-import sys
-from vllm import LLM, SamplingParams
-model = LLM(sys.argv[1], dtype="float32", enforce_eager=True, max_model_len=64)
-said = model.chat([{"role": "user", "content": "Say one."}], SamplingParams(max_tokens=5))
-print("answered", len(said[0].outputs[0].token_ids))
-"""
+    # vLLM's attention on a CPU knows no heads as narrow as the other tests' model has
+    wide = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    tiny_model(**wide).save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    folders, expected = [], []
+    for kind in ("full", "lora"):
+        run = ran(
+            tiny_run,
+            kind,
+            f"model.name_or_path={tmp_path / 'model'}",
+            f"output_dir={tmp_path / kind}",
+        )
+        folders.append(str(tmp_path / f"exported-{kind}"))
+        assert main(["export", "model", str(run), folders[-1]]) == 0
+        model = AutoModelForCausalLM.from_pretrained(folders[-1], dtype=torch.float32)
+        ids = asked(AutoTokenizer.from_pretrained(folders[-1]), "Say one.")
+        said = model.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+        expected.append(said[0, ids.shape[1] :].tolist())
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-    command = [python, "-c", script, str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
-    assert "answered" in done.stdout, done.stderr[-2000:]
+    command = ["nice", "-n", "19", python, "-c", ASKED, *folders]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=580)
+    lines = [x.removeprefix("answered ") for x in done.stdout.splitlines() if x[:8] == "answered"]
+    assert [json.loads(line) for line in lines] == expected, done.stderr[-2000:]
 
 
 CONVERTER = """
