@@ -27,7 +27,7 @@ setup(
         "datasets>=4.0",
         "pyarrow>=20.0",
         "pydantic>=2.11",
-        "packaging>=24.0",
+        "packaging>=24.2",
         "pyyaml>=6.0",
         "jinja2>=3.1",
         "matplotlib>=3.9",

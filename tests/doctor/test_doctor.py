@@ -29,7 +29,7 @@ def test_this_machine(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> Non
 
     status, said = found(capsys, str(tiny_run))
     assert status == 0 and not [f for f in said.values() if f["status"] == "bad"]
-    assert said["torch"]["text"] == torch.__version__
+    assert said["torch"]["text"] in (torch.__version__, torch.__version__.partition("+")[0])
     for package in ("peft", "bitsandbytes", "trl"):
         try:
             assert said[package]["text"].startswith(version(package))
