@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,9 @@ class Interval:
     def excludes(self, value: float) -> bool:
         """Whether `value` lies outside the interval."""
         return self.low > value or self.high < value
+
+
+NOWHERE = Interval(math.nan, math.nan, math.nan)
 
 
 def number(value: Any) -> float:
@@ -119,6 +122,30 @@ def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
         yield np.bincount(flat, minlength=rows * n).reshape(rows, n) / n
 
 
+def nested_weights(sizes: Sequence[int], resamples: int, seed: int) -> Iterator[Array]:
+    """(≤ 1000, Σ sizes) weights of the prompts of all blocks (seeds, say), rows summing to 1.
+
+    Blocks are drawn anew, and anew the prompts of each that was drawn (a two-stage bootstrap).
+    """
+    if len(sizes) == 1:
+        yield from bootstrap_weights(sizes[0], resamples, seed)
+        return
+    generator = np.random.default_rng(seed)
+    blocks, total = len(sizes), sum(sizes)
+    n, starts = np.array(sizes), np.cumsum([0, *sizes[:-1]])
+    for first in range(0, resamples, CHUNK):
+        rows = min(CHUNK, resamples - first)
+        weights = np.zeros((rows, total))
+        for block in generator.integers(0, blocks, (blocks, rows)):
+            most = int(n.max())
+            picks = (generator.random((rows, most)) * n[block, None]).astype(np.int64)
+            drawn = np.arange(most) < n[block, None]  # as many as the block has
+            flat = (starts[block, None] + picks + total * np.arange(rows)[:, None])[drawn]
+            share = np.broadcast_to(1 / (blocks * n[block, None]), drawn.shape)[drawn]
+            weights += np.bincount(flat, share, rows * total).reshape(rows, total)
+        yield weights
+
+
 def length_controlled(
     wins: Array, extra_tokens: Array, resamples: int, seed: int
 ) -> dict[str, Any]:
@@ -130,13 +157,19 @@ def length_controlled(
     instruction is left out: it needs many models' judgements of the same instructions.
     """
     wins, extra = np.asarray(wins, dtype=np.float64), np.asarray(extra_tokens, dtype=np.float64)
+    evenly = np.full((1, len(wins)), 1 / len(wins))
+    found = equal_length(wins, extra, evenly, bootstrap_weights(len(wins), resamples, seed))
+    return {"mean": found.mean, "ci95": [found.low, found.high]}
+
+
+def equal_length(wins: Array, extra: Array, evenly: Array, drawn: Iterable[Array]) -> Interval:
+    """`length_controlled` of (n,) comparisons with weights (1, n), and (B, n) in resamples."""
     spread = extra.std()
     feature = np.tanh(extra / spread) if spread > 0 else np.zeros_like(extra)
-    whole = _intercept(wins, feature, np.full((1, len(wins)), 1 / len(wins)))
-    weights = bootstrap_weights(len(wins), resamples, seed)
-    rates = np.concatenate([_intercept(wins, feature, w) for w in weights])
+    whole = _intercept(wins, feature, evenly)
+    rates = np.concatenate([_intercept(wins, feature, w) for w in drawn])
     low, high = np.quantile(rates, [0.025, 0.975])
-    return {"mean": float(whole[0]), "ci95": [float(low), float(high)]}
+    return Interval(float(whole[0]), float(low), float(high))
 
 
 def _intercept(wins: Array, feature: Array, weights: Array) -> Array:

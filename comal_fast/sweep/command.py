@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from comal_fast.system.terminal import only_json
+
+if TYPE_CHECKING:
+    from comal_fast.config import Config
+    from comal_fast.config.oracle import OracleConfig
 
 DESCRIPTION = """\
 Run every combination of the given values, each in its own run directory under output_dir/cells, and
@@ -31,6 +35,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="write the page there too, its picture into img/ beside it")  # fmt: skip
     add("--power", action="store_true",
         help="also: prompts and seeds that would show a difference of 1 to 5 points")  # fmt: skip
+    add("--judge", nargs="+", default=[], metavar="oracle.key=value",
+        help="also: what another oracle says of the same responses, one that no cell was "
+        "trained on")  # fmt: skip
     add("--json", action="store_true", help="print sweep.json, and nothing else")
     add("overrides", nargs="*", metavar="key=value", help="options set in all cells")
     parser.set_defaults(run=run)
@@ -51,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.markdown is not None:
         check_target(args.markdown, "--markdown")
     folder, cells = expand(args.config, axes, overrides)
+    judge = second_judge(cells[0].config, args.judge)
 
     from comal_fast.store.files import locked
     from comal_fast.sweep.runs import run_cells
@@ -59,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     with only_json(args.json):
         with locked(folder, "sweep", taken):
             failed = run_cells(folder, cells)
-        _write(args, folder, axes, cells, failed)
+        _write(args, folder, axes, cells, failed, judge)
     if args.json:
         print((folder / "sweep.json").read_text(), end="")
     return 1 if failed else 0
@@ -71,18 +79,19 @@ def _write(
     axes: list[Any],
     cells: list[Any],
     failed: dict[str, str],
+    judge: Any,
 ) -> None:
     from comal_fast.figures.style import LIGHT, to_png
     from comal_fast.store.files import write_bytes, write_json, write_text
+    from comal_fast.sweep.collect import collect, to_json
     from comal_fast.sweep.conclusions import conclusions
     from comal_fast.sweep.markdown import render
     from comal_fast.sweep.plot import draw
     from comal_fast.sweep.power import explanation, power_table, variances
-    from comal_fast.sweep.results import collect, to_json
     from comal_fast.sweep.table import table
     from comal_fast.system.terminal import console
 
-    sweep = collect(folder, axes, cells, failed)
+    sweep = collect(folder, axes, cells, failed, judge)
     picture = to_png(draw(sweep, LIGHT))
     pages = [folder / "sweep.md"]
     if args.markdown is not None:
@@ -103,9 +112,32 @@ def _write(
         console.print(f"wrote {page}", soft_wrap=True)
 
 
+def second_judge(config: Config, options: list[str]) -> OracleConfig | None:
+    """The oracle that `--judge` names. InputError for one that is none, or asks nobody."""
+    from comal_fast.config.load import override
+    from comal_fast.errors import InputError
+    from comal_fast.oracles import make_oracle
+
+    if not options:
+        return None
+    for text in options:
+        if not text.startswith("oracle."):
+            raise InputError(f"--judge {text}: expected oracle.key=value")
+    try:
+        judge = override(config, options).oracle
+        make_oracle(judge)
+    except InputError as error:
+        raise InputError(f"--judge: {error}") from None
+    if judge == config.oracle:
+        raise InputError("--judge: this is the oracle of the cells; name another")
+    return judge
+
+
 def command_line(args: argparse.Namespace) -> str:
     """The command that was given."""
     words = ["comal-fast", "sweep", args.config, "--grid", *(w for ws in args.grid for w in ws)]
     if args.markdown is not None:
         words += ["--markdown", args.markdown]
+    if args.judge:
+        words += ["--judge", *args.judge]
     return shlex.join([*words, *args.overrides])

@@ -6,8 +6,10 @@ import numpy as np
 
 from comal_fast.report.facts import percent
 from comal_fast.statistics import Interval, bootstrap_interval
+from comal_fast.sweep.collect import Sweep
+from comal_fast.sweep.effects import Effect
 from comal_fast.sweep.grid import Axis, Cell
-from comal_fast.sweep.results import Effect, Result, Sweep
+from comal_fast.sweep.results import Result
 
 INTERVAL = "ref_update_interval"
 EXACT = ("duality gap", "total variation from Nash")
@@ -108,6 +110,8 @@ def _effect(effect: Effect, cell: Cell) -> str:
         versus = effect.head_to_head
         relation = "includes" if not versus.excludes(0.5) else "excludes"
         text += f"; against each other {rate(versus)}, which {relation} 50 %"
+    if np.isfinite(effect.second.mean):
+        text += f"; the second judge sees {points(effect.second)} points"
     return text + "."
 
 
@@ -158,14 +162,24 @@ def _trouble(sweep: Sweep) -> list[str]:
 def _limits(sweep: Sweep) -> str:
     seeds = sorted({r.cell.config.seed for r in sweep.results})
     prompts = len(sweep.results[0].wins)
-    trained = f"one training run per setting (seed {seeds[0]})"
     if len(seeds) > 1:
-        trained = f"{len(seeds)} training seeds per setting"
-    unknown = "" if len(seeds) > 1 else "; how much another seed would change is not measured"
+        trained = f"{len(seeds)} training seeds per setting, of which a cell's interval covers one"
+        unknown = over_seeds(sweep).replace(" Their", "; the differences'").removesuffix(".")
+    else:
+        trained = f"one training run per setting (seed {seeds[0]})"
+        unknown = "; how much another seed would change is not measured"
     return (
         f"The intervals cover the choice of the {prompts} held-out prompts and the responses "
         f"sampled for them, nothing else: {trained}, one model and one oracle{unknown}."
     )
+
+
+def over_seeds(sweep: Sweep) -> str:
+    """What the intervals of differences cover, where there are several seeds."""
+    seeds = {r.cell.config.seed for r in sweep.results}
+    if len(seeds) < 2:
+        return ""
+    return f" Their intervals draw the {len(seeds)} seeds and the prompts of each anew."
 
 
 def rate(value: Interval) -> str:
@@ -187,7 +201,9 @@ def three(value: Interval) -> str:
 
 
 def points(value: Interval) -> str:
-    """A difference of rates as text, in percentage points: +2.1 [−0.4, +4.6]."""
+    """A difference of rates as text, in percentage points: +2.1 [−0.4, +4.6]; or a dash."""
+    if not np.isfinite(value.mean):
+        return "–"
     low, mean, high = (signed(100 * x) for x in (value.low, value.mean, value.high))
     return f"{mean} [{low}, {high}]"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comal_fast.sweep.conclusions import EXACT, conclusions, exact_columns, points, rate
-from comal_fast.sweep.results import Sweep
+from comal_fast.sweep.collect import Sweep
+from comal_fast.sweep.conclusions import EXACT, conclusions, exact_columns, over_seeds, points, rate
 from comal_fast.system.terminal import duration
 
 NONE = "–"
@@ -25,7 +25,9 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
         f"prompts × {config.generation.num_generations} samples, at most "
         f"{config.generation.max_new_tokens} tokens; {len(sweep.results[0].wins)} held-out "
         f"prompts, {config.evaluation.num_generations} sample(s) each; judged by the "
-        f"`{config.oracle.name}` oracle. {len(sweep.results)} of {len(sweep.cells)} cells, "
+        f"`{config.oracle.name}` oracle"
+        + (f", and a second time by `{sweep.judge}`" if sweep.judge else "")
+        + f". {len(sweep.results)} of {len(sweep.cells)} cells, "
         f"{duration(seconds)} in all on {sweep.summary['device']}; {versions}.",
         f"```\n{command}\n```",
         f"![A win rate per cell, and paired differences between settings]({picture})",
@@ -34,12 +36,14 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
         "At equal length: the length term of AlpacaEval 2 LC (arXiv 2404.04475) taken out. "
         "Seconds are what the cell itself took; it starts from what it shares with another.",
         _table(
-            [*(a.short for a in sweep.axes), "win rate", "at equal length", "KL to initial, nats",
-             "tokens", "diagnostics", *(EXACT if sweep.game_known else ()), "seconds"],
+            [*(a.short for a in sweep.axes), "win rate", "at equal length",
+             *(["second judge"] if sweep.judge else []), "KL to initial, nats", "tokens",
+             "diagnostics", *(EXACT if sweep.game_known else ()), "seconds"],
             [
                 [
                     *(r.cell.settings[a.key] for a in sweep.axes), rate(r.win_rate),
                     rate(r.controlled),
+                    *([rate(sweep.second[r.cell.name])] if sweep.judge else []),
                     f"{r.kl.mean:.2f} [{r.kl.low:.2f}, {r.kl.high:.2f}]", f"{r.tokens:.1f}",
                     _diagnostics(r.findings, r.ended), *exact_columns(r), f"{r.seconds:.0f}",
                 ]
@@ -52,15 +56,22 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
             "## One setting against another",
             "Everything else the same, averaged over the rest of the grid and paired by prompt. "
             "Points are percentage points of win rate against the initial policy; the joint "
-            "interval holds for all rows together (Bonferroni). Head to head: the first setting's "
-            "policies judged against the second's.",
+            "interval holds for all rows together (Bonferroni). At equal KL: if both were as near "
+            "to the initial policy as the nearer is, a win rate's gain growing with the root of "
+            "the KL (arXiv 2210.10760). Head to head: the first setting's policies judged against "
+            "the second's." + over_seeds(sweep),
             _table(
-                ["option", "first", "second", "difference, points", "joint interval",
-                 "head to head", "pairs of cells"],
+                ["option", "first", "second", "difference, points", "joint interval", "at equal KL",
+                 "head to head", "at equal length",
+                 *(["second judge, points", "its head to head"] if sweep.judge else []),
+                 "pairs of cells"],
                 [
                     [
                         e.axis.short, e.a, e.b, points(e.difference),
-                        points(e.joint).split(" ", 1)[1], rate(e.head_to_head), str(e.pairs),
+                        points(e.joint).split(" ", 1)[1], points(e.equal_kl),
+                        rate(e.head_to_head), rate(e.equal_length),
+                        *([points(e.second), rate(e.second_head_to_head)] if sweep.judge else []),
+                        str(e.pairs),
                     ]
                     for e in sweep.effects
                 ],

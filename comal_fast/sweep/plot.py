@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from comal_fast.figures.style import WIDTH, Theme, dress
 from comal_fast.statistics import Interval
+from comal_fast.sweep.collect import Sweep
 from comal_fast.sweep.conclusions import signed
-from comal_fast.sweep.results import Sweep
 
 
 def draw(sweep: Sweep, theme: Theme) -> Figure:

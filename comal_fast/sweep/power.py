@@ -22,7 +22,8 @@ from scipy.stats import norm
 
 from comal_fast.errors import InputError
 from comal_fast.statistics import Array
-from comal_fast.sweep.results import Result, Sweep
+from comal_fast.sweep.collect import Sweep
+from comal_fast.sweep.results import Result
 
 LEVEL, POWER = 0.05, 0.8
 DELTAS = (0.01, 0.02, 0.03, 0.05)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from comal_fast.sweep.collect import Sweep
 from comal_fast.sweep.conclusions import EXACT, exact_columns, rate
-from comal_fast.sweep.results import Sweep
 
 
 def table(sweep: Sweep) -> Table:

@@ -25,7 +25,9 @@ def results(tiny_run: Path, wins: dict[tuple[str, int], np.ndarray]) -> list[Res
         cell = Cell(f"{setting}-{seed}", settings, load_config(tiny_run, [f"seed={seed}"]))
         table: Path = tiny_run
         found.append(
-            Result(cell, table, rate, rate, values, rate, 9.0, [], None, f"block {seed}", 1.0)  # type: ignore[arg-type]
+            Result(
+                cell, table, rate, rate, values, rate, values, 9.0, [], None, f"block {seed}", 1.0
+            )  # type: ignore[arg-type]
         )
     return found
 

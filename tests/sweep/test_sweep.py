@@ -16,9 +16,11 @@ from comal_fast.config import load_config
 from comal_fast.loop import run_all
 from comal_fast.statistics import Interval
 from comal_fast.store.directory import RunDirectory
+from comal_fast.sweep.collect import Sweep
 from comal_fast.sweep.conclusions import conclusions
+from comal_fast.sweep.effects import Effect
 from comal_fast.sweep.grid import Axis, Cell
-from comal_fast.sweep.results import Effect, Result, Sweep
+from comal_fast.sweep.results import Result
 from comal_fast.sweep.runs import is_finished
 
 BRIEF = ["training.num_train_epochs=1", "training.save_steps=0", "diagnostics.cycling=off"]
@@ -83,6 +85,38 @@ def test_a_grid_runs_shares_and_resumes(
     assert (first / "0002" / weights).stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+def test_seeds_and_a_second_judge(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Seeds hold out prompts of their own; a judge who says the opposite sees the opposite."""
+    grid = ["--grid", "ref_update_interval=1,1000", "seed=0,1", "--power"]
+    judge = ["--judge", "oracle.name=python", f"oracle.function={tmp_path / 'judge.py'}:judge"]
+    (tmp_path / "judge.py").write_text(
+        "from comal_fast.config.oracle import CriteriaConfig\n"
+        "from comal_fast.oracles import make_oracle\n"
+        "first = make_oracle(CriteriaConfig(target_words=2))\n"
+        "def judge(comparisons):\n"
+        "    return [1 - matrix for matrix in first.compare(iter(comparisons))]\n"
+    )
+    assert main(["sweep", str(tiny_run), *grid, *BRIEF, *judge]) == 0
+    found = json.loads((tmp_path / "run/sweep.json").read_text())
+    assert found["judge"] == "python" and not found["game"]
+    (effect,) = found["effects"]
+    assert effect["pairs"] == 2
+    for ours, theirs in (("difference", "second_judge"),
+                         ("head_to_head", "second_judge_head_to_head")):  # fmt: skip
+        even = 0.0 if ours == "difference" else 1.0
+        low, high = effect[theirs]["ci95"]
+        assert effect[ours]["mean"] == pytest.approx(even - effect[theirs]["mean"])
+        assert effect[ours]["ci95"] == pytest.approx([even - high, even - low])
+    for cell in found["cells"]:
+        assert cell["second_judge"]["mean"] == pytest.approx(1 - cell["win_rate"]["mean"])
+    page = (tmp_path / "run/sweep.md").read_text()
+    assert "second judge, points" in page and "draw the 2 seeds and the prompts" in page
+    assert "the second judge sees" in capsys.readouterr().out
+
+
 def test_a_cell_that_breaks_off_is_reported_and_the_rest_runs(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -124,6 +158,9 @@ def test_what_a_cell_lacks_is_said_before_any_is_run(
         (["--grid", "tau_eta_ratio=0.5,2"], "cell tau_eta_ratio=2"),
         (["--grid", "tau_eta_ratio=0.1,1", "--markdown", "none/x.md"], "--markdown none/x.md"),
         (["--grid", "tau=0.1,1"], "unknown option tau"),
+        (["--grid", "eta=0.1,1", "--judge", "name=none"], "--judge name=none: expected oracle.key"),
+        (["--grid", "eta=0.1,1", "--judge", "oracle.nam=none"], "--judge: unknown option"),
+        (["--grid", "eta=0.1,1", "--judge", "oracle.target_words=2"], "oracle of the cells"),
     ],
 )
 def test_bad_input(
@@ -148,7 +185,7 @@ def sweep_of(tiny_run: Path, shift: float, joint: Interval, **options: Any) -> S
         rate = Interval(wins.mean(), wins.mean() - 0.04, wins.mean() + 0.04)
         cell = Cell(f"ref_update_interval={value}", {AXIS.key: value}, config)
         results.append(
-            Result(cell, tiny_run, rate, rate, wins, rate, 9.0, [], None, "same", 1.0)
+            Result(cell, tiny_run, rate, rate, wins, rate, wins, 9.0, [], None, "same", 1.0)
         )  # fmt: skip
     versus = Interval(0.5 + shift, 0.45 + shift, 0.55 + shift)
     difference = Interval(joint.mean, joint.low + 0.01, joint.high - 0.01)

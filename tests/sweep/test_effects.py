@@ -1,0 +1,89 @@
+"""Differences between settings: at equal KL, at equal length, over seeds; against plain numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from comal_fast.compare.tournament import Tournament
+from comal_fast.config import load_config
+from comal_fast.statistics import Interval
+from comal_fast.sweep.blocks import Block
+from comal_fast.sweep.effects import at_equal_kl, find_effects
+from comal_fast.sweep.grid import Axis, Cell
+from comal_fast.sweep.results import Result
+
+AXIS, SEEDS = Axis("algorithm.eta", ("1", "2")), Axis("seed", ("0", "1", "2"))
+RATE = Interval(0.5, 0.4, 0.6)
+
+
+def block(tiny_run: Path, seed: int, wins: np.ndarray, nats: np.ndarray, direct: float) -> Block:
+    """Two cells of one seed: win rates (2, n), KLs (2, n), and the second's against the first."""
+    results = []
+    for number, value in enumerate(AXIS.values):
+        settings = {AXIS.key: value, "seed": str(seed)}
+        cell = Cell(f"{value}-{seed}", settings, load_config(tiny_run, [f"seed={seed}"]))
+        results.append(
+            Result(cell, tiny_run, RATE, RATE, wins[number], RATE, nats[number], 9.0, [], None,
+                   f"block {seed}", 1.0)  # type: ignore[arg-type]
+        )  # fmt: skip
+    n = wins.shape[1]
+    game = np.full((2, 2, n), 0.5)
+    game[1, 0], game[0, 1] = direct, 1 - direct
+    lengths = np.stack([np.full(n, 10.0), np.full(n, 10.0)])
+    names = tuple(r.cell.name for r in results)
+    return Block(results, Tournament(names, game, np.zeros((2, 2)), lengths), None)
+
+
+def test_equal_kl() -> None:
+    """Of two policies on one curve of the root of the KL, neither is better; one above it is."""
+    nats = np.array([4.0, 16.0])
+    on_it = np.array([0.5 + 0.05 * np.sqrt(4.0), 0.5 + 0.05 * np.sqrt(16.0), *nats])
+    assert at_equal_kl(on_it) == pytest.approx(0.0)
+    above = on_it + [0.02, 0, 0, 0]
+    assert at_equal_kl(above) == pytest.approx(0.02)
+    swapped = above[[1, 0, 3, 2]]
+    assert at_equal_kl(swapped) == pytest.approx(-0.02)
+    assert np.isnan(at_equal_kl(np.array([0.6, 0.5, 4.0, 0.0])))
+
+
+def test_seeds_widen_the_interval(tiny_run: Path) -> None:
+    """Prompts that agree in each seed, seeds that do not: the interval is the seeds'."""
+    rng, n = np.random.default_rng(0), 200
+    noise = rng.normal(0, 0.05, (3, n))
+    blocks = []
+    for seed, shift in enumerate((-0.1, 0.0, 0.1)):
+        wins = np.stack([0.5 + noise[seed], 0.5 + noise[seed] + shift])
+        blocks.append(block(tiny_run, seed, wins, np.full((2, n), 4.0), 0.5 + shift))
+    (effect,) = find_effects([AXIS, SEEDS], blocks)
+    assert (effect.a, effect.b, effect.pairs) == ("2", "1", 3)
+    assert effect.difference.mean == pytest.approx(0.0, abs=1e-12)
+    assert effect.difference.low == pytest.approx(-0.1) and effect.difference.high == pytest.approx(
+        0.1
+    )
+    assert effect.equal_kl == effect.difference
+    assert effect.head_to_head.mean == pytest.approx(0.5)
+    assert not np.isfinite(effect.second.mean)
+    (one,) = find_effects([AXIS, SEEDS], blocks[2:])
+    assert one.difference.low == pytest.approx(0.1) and one.difference.high == pytest.approx(0.1)
+
+
+def test_length_is_taken_out_of_head_to_head(tiny_run: Path) -> None:
+    """Each seed's second policy is longer and preferred for that alone."""
+    rng, n = np.random.default_rng(1), 300
+    blocks = []
+    for seed in range(2):
+        made = block(tiny_run, seed, np.full((2, n), 0.5), np.full((2, n), 1.0), 0.5)
+        assert made.game is not None
+        extra = rng.normal(8, 10, n)
+        made.game.lengths[1] += extra
+        made.game.wins[1, 0] = expit(2 * np.tanh(extra / 10) + rng.normal(0, 0.2, n))
+        made.game.wins[0, 1] = 1 - made.game.wins[1, 0]
+        blocks.append(made)
+    (effect,) = find_effects([AXIS, SEEDS], blocks)
+    assert effect.head_to_head.low > 0.6
+    assert effect.equal_length.mean == pytest.approx(0.5, abs=0.04)
+    assert effect.equal_length.low < 0.5 < effect.equal_length.high
