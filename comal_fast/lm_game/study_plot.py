@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from comal_fast.figures.style import LIGHT, Theme, dress, new_figure, to_png
 from comal_fast.lm_game.study import Study
@@ -27,6 +28,7 @@ def draw(study: Study, theme: Theme = LIGHT) -> bytes:
             axes.plot(curve.mean(axis=0), lw=1.6, label=run, **look)
             low, high = curve.min(axis=0), curve.max(axis=0)
             steps = np.arange(curve.shape[1])
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.12, lw=0)
         axes.set_ylim(bottom=0)
     _families(panels["family"], study, theme)
@@ -42,14 +44,25 @@ def draw(study: Study, theme: Theme = LIGHT) -> bytes:
 
 
 def _families(axes: Axes, study: Study, theme: Theme) -> None:
-    dress(axes, theme, "By family of games (training prompts, 95 % intervals)", "", "duality gap")
+    dress(
+        axes,
+        theme,
+        "By family of games (training prompts, 95 % intervals; hollow: dashed above)",
+        "",
+        "duality gap",
+    )
     names, families = study.names, study.families
     for i, run in enumerate(names):
         found = [study.interval(study.values(run, "gap"), study.family(f)) for f in families]
         places = np.arange(len(families)) + (i - (len(names) - 1) / 2) * 0.8 / len(names)
         ends = [[v.mean - v.low for v in found], [v.high - v.mean for v in found]]
         means = [v.mean for v in found]
-        axes.errorbar(places, means, ends, fmt="o", ms=4, lw=1.4, color=_look(i, theme)["color"])
+        look = _look(i, theme)
+        hollow = theme.paper if look["ls"] != "-" else None
+        axes.errorbar(
+            places, means, ends, fmt="o", ms=4.5, lw=1.4, color=look["color"],
+            markerfacecolor=hollow,
+        )  # fmt: skip
     axes.set_xticks(range(len(families)), families)
     axes.set_ylim(bottom=0)
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
-import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Literal
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
+from urllib.request import HTTPSHandler, ProxyHandler, Request, build_opener
 
 from comal_fast.errors import InputError
 
@@ -111,14 +113,17 @@ def library(name: str) -> ModuleType:
 
 
 def reachable(address: str, seconds: float = 3) -> bool:
-    """Whether something listens at an http(s) address; through a proxy that is not known: True."""
-    parts = urlsplit(address)
-    if not parts.hostname or any(os.environ.get(p) for p in ("https_proxy", "HTTPS_PROXY")):
-        return bool(parts.hostname)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    """Whether something answers at an http(s) address, through the proxy that is set if any."""
+    request = Request(address, method="HEAD") if urlsplit(address).hostname else None
+    if request is None:
+        return False
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told it
     try:
-        socket.create_connection((parts.hostname, port), seconds).close()
-    except OSError:
+        build_opener(ProxyHandler(), HTTPSHandler(context=context)).open(request, timeout=seconds)
+    except HTTPError as error:
+        return error.code not in (502, 503, 504)  # what a proxy says of a server that is away
+    except (OSError, HTTPException):
         return False
     return True
 

@@ -9,8 +9,9 @@ import os
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -377,10 +378,39 @@ def test_refused(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("address", "there"), [("http://127.0.0.1:9", False), ("", False)])
-def test_reachable(address: str, there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("says", "there"), [(200, True), (401, True), (405, True), (502, False), (None, False)]
+)
+@pytest.mark.parametrize("proxy", [False, True])
+def test_reachable(
+    says: int | None, there: bool, proxy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that answers anything is there; one of which a proxy says that it is away, not."""
     from comal_fast.sinks.base import reachable
 
-    for name in ("https_proxy", "HTTPS_PROXY"):
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(says or 200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    asked: list[str] = []
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    assert reachable(address, 0.5) is there
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    here = f"http://127.0.0.1:{server.server_port}"
+    address = "http://service.invalid/api" if proxy else here
+    if proxy:
+        monkeypatch.setenv("http_proxy", here)
+    with server:
+        if says is not None:
+            Thread(target=server.serve_forever, daemon=True).start()
+            assert reachable(address, 5) is there
+            server.shutdown()
+    if says is None:
+        assert not reachable(address, 5)
+    assert len(asked) == (says is not None) and all(address in a or not proxy for a in asked)
+    assert not reachable("", 1)
