@@ -20,7 +20,7 @@ class Terminated(BaseException):
 
 
 T = TypeVar("T")
-_INTERRUPTED = "Ctrl-C"
+_INTERRUPTED = "a signal"
 _waiting = 0  # blocks within which an ending is put off
 _asked: str | None = None  # the signal that came meanwhile
 
@@ -66,30 +66,38 @@ def asked() -> bool:
 
 
 def interruptible(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` on the loop. Ctrl-C ends it between two steps of the loop.
+    """Run `work` on the loop. Ctrl-C, or a signal listened to, ends it between two of its steps.
 
     Raised inside a step, it could fall into a library's clean-up, or a destructor, and be lost.
     """
     task = loop.create_task(work)
     if threading.current_thread() is not threading.main_thread():
         return loop.run_until_complete(task)
-    before = signal.getsignal(signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
+    before = {number: handler for number, handler in handlers.items() if callable(handler)}
+    came: list[signal.Signals] = []
 
-    def interrupt() -> None:
-        loop.add_signal_handler(signal.SIGINT, os._exit, 130)  # a second one ends at once
+    def end(number: signal.Signals) -> None:
+        if _waiting and number in ENDING:
+            before[number](number, None)  # which only takes note of it
+            return
+        if number == signal.SIGINT:
+            signal.signal(number, lambda *_: os._exit(130))  # a second one ends at once
+        came.append(number)
         task.cancel(_INTERRUPTED)
 
-    loop.add_signal_handler(signal.SIGINT, interrupt)
+    for number in before:
+        loop.add_signal_handler(number, end, number)
     try:
         return loop.run_until_complete(task)
     except asyncio.CancelledError as error:
         if error.args != (_INTERRUPTED,):
             raise
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
-        signal.signal(signal.SIGINT, before)
-    if callable(before):
-        before(signal.SIGINT, None)
+        for number, handler in before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+    before[came[0]](came[0], None)
     raise KeyboardInterrupt
 
 

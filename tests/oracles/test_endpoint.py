@@ -218,6 +218,7 @@ from comal_fast.config.oracle import EndpointConfig
 from comal_fast.data.conversation import Message
 from comal_fast.errors import InputError
 from comal_fast.oracles import make_oracle, self_comparison
+from comal_fast.system.signals import listening
 
 url, template, cache, name = sys.argv[1:]
 options = EndpointConfig(base_url=url, model="m", template=template, max_requests=40)
@@ -304,12 +305,14 @@ from pathlib import Path
 from comal_fast.config.oracle import EndpointConfig
 from comal_fast.data.conversation import Message
 from comal_fast.oracles import make_oracle, self_comparison
+from comal_fast.system.signals import listening
 
 url, template, cache = sys.argv[1:]
 options = EndpointConfig(base_url=url, model="m", template=template, max_concurrency=4)
 items = [self_comparison((Message("user", f"Say {i}."),), ["a", "bb", "ccc"]) for i in range(60)]
 print("ready", flush=True)
-list(make_oracle(options, Path(cache)).compare(items))
+with listening():
+    list(make_oracle(options, Path(cache)).compare(items))
 print("done", flush=True)
 """
 
@@ -333,18 +336,21 @@ def test_killed_at_random_instants(template: Path, tmp_path: Path) -> None:
     assert sum(asked.values()) - 360 <= 4 * kills  # at most what was under way at each kill
 
 
-def test_interrupted(template: Path, tmp_path: Path) -> None:
-    """Ctrl-C leaves at once, whatever the server does."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: signal.Signals, template: Path, tmp_path: Path) -> None:
+    """Ctrl-C leaves at once, whatever the server does; so does a scheduler's signal."""
     script = ["ok"] * 5 + ["stall"] * 99
     with serving(*script) as server:
         command = [python(), "-c", DRIVER, server.url, str(template), f"{tmp_path}/cache"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         while len(server.asked) < 9:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         start = time.monotonic()
-        process.communicate(timeout=10)
+        said = process.communicate(timeout=10)[1].decode()
         assert time.monotonic() - start < 3
+    ended = "KeyboardInterrupt" if number == signal.SIGINT else "Terminated: SIGTERM"
+    assert ended in said.strip().splitlines()[-1]
 
 
 def test_a_run(tiny_run: Path, template: Path) -> None:
