@@ -78,7 +78,7 @@ def children(pid: int) -> list[int]:
     return found + [grand for child in found for grand in children(child)]
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 180) -> Any:
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "waited too long"
