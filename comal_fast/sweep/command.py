@@ -35,7 +35,7 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         help="write the page there too, its picture into img/ beside it")  # fmt: skip
     add("--power", action="store_true",
         help="also: prompts and seeds that would show a difference of 1 to 5 points")  # fmt: skip
-    add("--judge", nargs="+", default=[], metavar="oracle.key=value",
+    add("--judge", action="extend", nargs="+", default=[], metavar="oracle.key=value",
         help="also: what another oracle says of the same responses, one that no cell was "
         "trained on")  # fmt: skip
     add("--json", action="store_true", help="print sweep.json, and nothing else")
