@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,30 +120,6 @@ def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
         picks = generator.integers(0, n, (rows, n))
         flat = (picks + n * np.arange(rows)[:, None]).ravel()
         yield np.bincount(flat, minlength=rows * n).reshape(rows, n) / n
-
-
-def nested_weights(sizes: Sequence[int], resamples: int, seed: int) -> Iterator[Array]:
-    """(≤ 1000, Σ sizes) weights of the prompts of all blocks (seeds, say), rows summing to 1.
-
-    Blocks are drawn anew, and anew the prompts of each that was drawn (a two-stage bootstrap).
-    """
-    if len(sizes) == 1:
-        yield from bootstrap_weights(sizes[0], resamples, seed)
-        return
-    generator = np.random.default_rng(seed)
-    blocks, total = len(sizes), sum(sizes)
-    n, starts = np.array(sizes), np.cumsum([0, *sizes[:-1]])
-    for first in range(0, resamples, CHUNK):
-        rows = min(CHUNK, resamples - first)
-        weights = np.zeros((rows, total))
-        for block in generator.integers(0, blocks, (blocks, rows)):
-            most = int(n.max())
-            picks = (generator.random((rows, most)) * n[block, None]).astype(np.int64)
-            drawn = np.arange(most) < n[block, None]  # as many as the block has
-            flat = (starts[block, None] + picks + total * np.arange(rows)[:, None])[drawn]
-            share = np.broadcast_to(1 / (blocks * n[block, None]), drawn.shape)[drawn]
-            weights += np.bincount(flat, share, rows * total).reshape(rows, total)
-        yield weights
 
 
 def length_controlled(

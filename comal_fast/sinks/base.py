@@ -114,15 +114,18 @@ def library(name: str) -> ModuleType:
 
 def reachable(address: str, seconds: float = 3) -> bool:
     """Whether something answers at an http(s) address, through the proxy that is set if any."""
-    request = Request(address, method="HEAD") if urlsplit(address).hostname else None
-    if request is None:
+    parts = urlsplit(address)
+    if not parts.hostname:
         return False
+    place = parts.netloc.rpartition("@")[2]  # nobody needs a password to hear that it is there
+    request = Request(parts._replace(netloc=place).geturl(), method="HEAD")
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is told it
     try:
-        build_opener(ProxyHandler(), HTTPSHandler(context=context)).open(request, timeout=seconds)
+        opener = build_opener(ProxyHandler(), HTTPSHandler(context=context))
+        opener.open(request, timeout=seconds).close()
     except HTTPError as error:
-        return error.code not in (502, 503, 504)  # what a proxy says of a server that is away
+        return error.code not in (502, 503, 504)  # what proxies say of a server that is away
     except (OSError, HTTPException):
         return False
     return True

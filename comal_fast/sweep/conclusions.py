@@ -164,7 +164,7 @@ def _limits(sweep: Sweep) -> str:
     prompts = len(sweep.results[0].wins)
     if len(seeds) > 1:
         trained = f"{len(seeds)} training seeds per setting, of which a cell's interval covers one"
-        unknown = over_seeds(sweep).replace(" Their", "; the differences'").removesuffix(".")
+        unknown = ";" + over_seeds(sweep).replace("The d", "the d").removesuffix(".")
     else:
         trained = f"one training run per setting (seed {seeds[0]})"
         unknown = "; how much another seed would change is not measured"
@@ -179,7 +179,7 @@ def over_seeds(sweep: Sweep) -> str:
     seeds = {r.cell.config.seed for r in sweep.results}
     if len(seeds) < 2:
         return ""
-    return f" Their intervals draw the {len(seeds)} seeds and the prompts of each anew."
+    return f" The differences' intervals are Student's over the {len(seeds)} seeds."
 
 
 def rate(value: Interval) -> str:

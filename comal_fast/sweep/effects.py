@@ -1,25 +1,28 @@
 """One value of an option against another: every measure of the difference, paired, with intervals.
 
-Cells with one seed hold out the same prompts, of which they are a block. Where a sweep has several
-seeds, the intervals are over seeds and, within each, its prompts: both are drawn anew.
+Cells with one seed hold out the same prompts, of which they are a block. Where a sweep has several,
+a block is one observation, and intervals are Student's over the blocks: a bootstrap of two or three
+seeds would never reach beyond the worst of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from scipy.stats import t
 
 from comal_fast.statistics import (
     LENGTH_RESAMPLES,
     NOWHERE,
     Array,
     Interval,
-    equal_length,
-    nested_weights,
+    bootstrap_means,
+    length_controlled,
+    to_interval,
 )
 from comal_fast.sweep.blocks import Block
 from comal_fast.sweep.grid import Axis
@@ -83,39 +86,29 @@ def _effect(
     used = [(block, own) for block, own in zip(blocks, pairs, strict=True) if own]
     config = blocks[0].results[0].cell.config
     resamples, seed = config.evaluation.bootstrap, config.seed
-    sizes = [len(block.results[0].wins) for block, _ in used]
-    # a row per prompt and pair of cells; all pairs of a block share the weights of its prompts
-    rows, prompt, share, start = [], [], [], 0
-    for (block, own), n in zip(used, sizes, strict=True):
-        for i, j in own:
-            rows.append(_rows(block, i, j))
-            prompt.append(start + np.arange(n))
-            share.append(np.full(n, 1 / len(own)))
-        start += n
-    table, places, shares = (np.concatenate(x) for x in (rows, prompt, share))
-
-    def weighted(count: int) -> Iterator[Array]:
-        return (w[:, places] * shares for w in nested_weights(sizes, count, seed))
-
-    evenly = np.repeat([1 / (len(sizes) * n) for n in sizes], sizes)[None, places] * shares
-    mean = evenly @ table
-    drawn = np.concatenate([w @ table for w in weighted(resamples)])
+    # of each block the mean over its pairs of cells, by prompt: (n, 9)
+    tables = [np.mean([_rows(block, i, j) for i, j in own], axis=0) for block, own in used]
 
     def interval(of: Callable[[Array], Array], level: float = 0.95) -> Interval:
-        value = float(of(mean)[0])
-        if not np.isfinite(value):
+        values = np.concatenate([of(table.mean(axis=0, keepdims=True)) for table in tables])
+        if len(tables) > 1:
+            return _of_seeds(values, level)
+        if not np.isfinite(values[0]):
             return NOWHERE
-        low, high = np.nanquantile(of(drawn), [(1 - level) / 2, (1 + level) / 2])
-        return Interval(value, float(low), float(high))
+        drawn = of(bootstrap_means(tables[0], resamples, seed))
+        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+        return Interval(float(values[0]), float(low), float(high))
 
     def difference(of: slice) -> Callable[[Array], Array]:
         return lambda means: means[:, of][:, 0] - means[:, of][:, 1]
 
     controlled = NOWHERE
-    if np.isfinite(mean[0, VERSUS]):
-        controlled = equal_length(
-            table[:, VERSUS], table[:, EXTRA], evenly, weighted(LENGTH_RESAMPLES)
-        )
+    if all(np.isfinite(table[:, VERSUS]).all() for table in tables):
+        found = [
+            length_controlled(x[:, VERSUS], x[:, EXTRA], LENGTH_RESAMPLES, seed) for x in tables
+        ]
+        several = _of_seeds(np.array([f["mean"] for f in found]), 0.95)
+        controlled = several if len(found) > 1 else (to_interval(found[0]) or NOWHERE)
     return Effect(
         axis, a, b,
         difference=interval(difference(WIN)),
@@ -127,6 +120,14 @@ def _effect(
         second=interval(difference(SECOND)),
         second_head_to_head=interval(lambda means: means[:, SECOND_VERSUS]),
     )  # fmt: skip
+
+
+def _of_seeds(values: Array, level: float) -> Interval:
+    """Student's interval of the mean of (R,) values, one a seed; NaN where one is unknown."""
+    if len(values) < 2 or not np.isfinite(values).all():
+        return NOWHERE
+    half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
 def _rows(block: Block, i: int, j: int) -> Array:

@@ -11,9 +11,7 @@ from scipy.special import expit, logit
 from comal_fast.statistics import (
     bootstrap_mean,
     bootstrap_means,
-    bootstrap_weights,
     length_controlled,
-    nested_weights,
 )
 
 
@@ -75,33 +73,3 @@ def test_a_preference_for_length_alone_leaves_half() -> None:
 def test_a_clean_sweep_stays_finite() -> None:
     found = length_controlled(np.ones(30), np.arange(30.0), 100, 0)
     assert 0.9 < found["mean"] < 1 and np.isfinite(logit(found["mean"]))
-
-
-@settings(max_examples=20)
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 2**32 - 1))
-def test_nested_weights_draw_blocks_and_then_their_prompts(sizes: list[int], seed: int) -> None:
-    weights = np.concatenate(list(nested_weights(sizes, 1500, seed)))
-    assert weights.shape == (1500, sum(sizes)) and weights.min() >= 0
-    np.testing.assert_allclose(weights.sum(axis=1), 1)
-    ends = np.cumsum([0, *sizes])
-    blocks = [weights[:, a:b].sum(axis=1) for a, b in zip(ends, ends[1:], strict=False)]
-    counts = np.stack(blocks) * len(sizes)  # how often each was drawn
-    np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
-    np.testing.assert_allclose(np.mean(blocks, axis=1), 1 / len(sizes), atol=0.06)
-    if len(sizes) == 1:
-        np.testing.assert_array_equal(
-            weights, np.concatenate(list(bootstrap_weights(sizes[0], 1500, seed)))
-        )
-
-
-def test_nested_weights_have_the_variance_of_both_stages() -> None:
-    """Of the mean of B blocks' n values: σ_block²/B + σ²/(B n), by simulation of the resamples."""
-    rng = np.random.default_rng(0)
-    shifts, values = rng.normal(0, 1, 40), rng.normal(0, 2, (40, 30))
-    drawn = (
-        np.concatenate(list(nested_weights([30] * 40, 4000, 1)))
-        @ (shifts[:, None] + values).ravel()
-    )
-    means = shifts + values.mean(axis=1)
-    expected = means.var() / 40 + values.var(axis=1).mean() / (40 * 30)
-    assert drawn.var() == pytest.approx(expected, rel=0.1)

@@ -408,7 +408,7 @@ def test_reachable(
     with server:
         if says is not None:
             Thread(target=server.serve_forever, daemon=True).start()
-            assert reachable(address, 5) is there
+            assert reachable(address.replace("//", "//me:secret@"), 5) is there
             server.shutdown()
     if says is None:
         assert not reachable(address, 5)

@@ -113,7 +113,7 @@ def test_seeds_and_a_second_judge(
     for cell in found["cells"]:
         assert cell["second_judge"]["mean"] == pytest.approx(1 - cell["win_rate"]["mean"])
     page = (tmp_path / "run/sweep.md").read_text()
-    assert "second judge, points" in page and "draw the 2 seeds and the prompts" in page
+    assert "second judge, points" in page and "Student's over the 2 seeds" in page
     assert "the second judge sees" in capsys.readouterr().out
 
 
