@@ -89,7 +89,9 @@ def interruptible(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T])
     for number in before:
         loop.add_signal_handler(number, end, number)
     try:
-        return loop.run_until_complete(task)
+        result = loop.run_until_complete(task)
+        if not came:  # else it came in the last step
+            return result
     except asyncio.CancelledError as error:
         if error.args != (_INTERRUPTED,):
             raise
