@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,19 +133,13 @@ def length_controlled(
     instruction is left out: it needs many models' judgements of the same instructions.
     """
     wins, extra = np.asarray(wins, dtype=np.float64), np.asarray(extra_tokens, dtype=np.float64)
-    evenly = np.full((1, len(wins)), 1 / len(wins))
-    found = equal_length(wins, extra, evenly, bootstrap_weights(len(wins), resamples, seed))
-    return {"mean": found.mean, "ci95": [found.low, found.high]}
-
-
-def equal_length(wins: Array, extra: Array, evenly: Array, drawn: Iterable[Array]) -> Interval:
-    """`length_controlled` of (n,) comparisons with weights (1, n), and (B, n) in resamples."""
     spread = extra.std()
     feature = np.tanh(extra / spread) if spread > 0 else np.zeros_like(extra)
-    whole = _intercept(wins, feature, evenly)
-    rates = np.concatenate([_intercept(wins, feature, w) for w in drawn])
+    whole = _intercept(wins, feature, np.full((1, len(wins)), 1 / len(wins)))
+    weights = bootstrap_weights(len(wins), resamples, seed)
+    rates = np.concatenate([_intercept(wins, feature, w) for w in weights])
     low, high = np.quantile(rates, [0.025, 0.975])
-    return Interval(float(whole[0]), float(low), float(high))
+    return {"mean": float(whole[0]), "ci95": [float(low), float(high)]}
 
 
 def _intercept(wins: Array, feature: Array, weights: Array) -> Array:

@@ -28,9 +28,9 @@ def draw(study: Study, theme: Theme = LIGHT) -> bytes:
             axes.plot(curve.mean(axis=0), lw=1.6, label=run, **look)
             low, high = curve.min(axis=0), curve.max(axis=0)
             steps = np.arange(curve.shape[1])
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.fill_between(steps, low, high, color=look["color"], alpha=0.12, lw=0)
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _families(panels["family"], study, theme)
     figure.legend(
         *panels["train"].get_legend_handles_labels(),
@@ -44,13 +44,9 @@ def draw(study: Study, theme: Theme = LIGHT) -> bytes:
 
 
 def _families(axes: Axes, study: Study, theme: Theme) -> None:
-    dress(
-        axes,
-        theme,
-        "By family of games (training prompts, 95 % intervals; hollow: dashed above)",
-        "",
-        "duality gap",
-    )
+    hollow = "; hollow: dashed above" if len(study.names) > len(theme.colours) else ""
+    title = f"By family of games (training prompts, 95 % intervals{hollow})"
+    dress(axes, theme, title, "", "duality gap")
     names, families = study.names, study.families
     for i, run in enumerate(names):
         found = [study.interval(study.values(run, "gap"), study.family(f)) for f in families]
@@ -58,10 +54,10 @@ def _families(axes: Axes, study: Study, theme: Theme) -> None:
         ends = [[v.mean - v.low for v in found], [v.high - v.mean for v in found]]
         means = [v.mean for v in found]
         look = _look(i, theme)
-        hollow = theme.paper if look["ls"] != "-" else None
+        face = theme.paper if look["ls"] != "-" else None
         axes.errorbar(
             places, means, ends, fmt="o", ms=4.5, lw=1.4, color=look["color"],
-            markerfacecolor=hollow,
+            markerfacecolor=face,
         )  # fmt: skip
     axes.set_xticks(range(len(families)), families)
     axes.set_ylim(bottom=0)

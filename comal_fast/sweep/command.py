@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.markdown is not None:
         check_target(args.markdown, "--markdown")
     folder, cells = expand(args.config, axes, overrides)
-    judge = second_judge(cells[0].config, args.judge)
+    judge = second_judge([cell.config for cell in cells], args.judge)
 
     from comal_fast.store.files import locked
     from comal_fast.sweep.runs import run_cells
@@ -112,7 +112,7 @@ def _write(
         console.print(f"wrote {page}", soft_wrap=True)
 
 
-def second_judge(config: Config, options: list[str]) -> OracleConfig | None:
+def second_judge(configs: list[Config], options: list[str]) -> OracleConfig | None:
     """The oracle that `--judge` names. InputError for one that is none, or asks nobody."""
     from comal_fast.config.load import override
     from comal_fast.errors import InputError
@@ -124,20 +124,21 @@ def second_judge(config: Config, options: list[str]) -> OracleConfig | None:
         if not text.startswith("oracle."):
             raise InputError(f"--judge {text}: expected oracle.key=value")
     try:
-        judge = override(config, options).oracle
+        judge = override(configs[0], options).oracle
         make_oracle(judge)
     except InputError as error:
         raise InputError(f"--judge: {error}") from None
-    if judge == config.oracle:
+    if any(judge == config.oracle for config in configs):
         raise InputError("--judge: this is the oracle of the cells; name another")
     return judge
 
 
 def command_line(args: argparse.Namespace) -> str:
     """The command that was given."""
-    words = ["comal-fast", "sweep", args.config, "--grid", *(w for ws in args.grid for w in ws)]
+    words = ["comal-fast", "sweep", args.config, *args.overrides]
+    words += ["--grid", *(w for ws in args.grid for w in ws)]
     if args.markdown is not None:
         words += ["--markdown", args.markdown]
     if args.judge:
         words += ["--judge", *args.judge]
-    return shlex.join([*words, *args.overrides])
+    return shlex.join(words)

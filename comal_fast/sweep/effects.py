@@ -104,11 +104,13 @@ def _effect(
 
     controlled = NOWHERE
     if all(np.isfinite(table[:, VERSUS]).all() for table in tables):
-        found = [
+        rates = [
             length_controlled(x[:, VERSUS], x[:, EXTRA], LENGTH_RESAMPLES, seed) for x in tables
         ]
-        several = _of_seeds(np.array([f["mean"] for f in found]), 0.95)
-        controlled = several if len(found) > 1 else (to_interval(found[0]) or NOWHERE)
+        if len(rates) > 1:
+            controlled = _of_seeds(np.array([rate["mean"] for rate in rates]), 0.95)
+        else:
+            controlled = to_interval(rates[0]) or NOWHERE
     return Effect(
         axis, a, b,
         difference=interval(difference(WIN)),
@@ -124,7 +126,7 @@ def _effect(
 
 def _of_seeds(values: Array, level: float) -> Interval:
     """Student's interval of the mean of (R,) values, one a seed; NaN where one is unknown."""
-    if len(values) < 2 or not np.isfinite(values).all():
+    if not np.isfinite(values).all():
         return NOWHERE
     half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))

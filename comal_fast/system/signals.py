@@ -78,9 +78,6 @@ def interruptible(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T])
     came: list[signal.Signals] = []
 
     def end(number: signal.Signals) -> None:
-        if _waiting and number in ENDING:
-            before[number](number, None)  # which only takes note of it
-            return
         if number == signal.SIGINT:
             signal.signal(number, lambda *_: os._exit(130))  # a second one ends at once
         came.append(number)

@@ -142,7 +142,7 @@ def test_an_empty_answer_is_a_draw(ask: str, script: list[str], template: Path) 
 def test_what_passes(trouble: str, template: Path) -> None:
     """Each of the first five requests meets it; the answers are those of a healthy server."""
     with serving(*[trouble] * 5) as server:
-        oracle = make_oracle(options(server, template, timeout=0.5))
+        oracle = make_oracle(options(server, template, timeout=2))
         matrices = list(oracle.compare(ITEMS))
     for item, matrix in zip(ITEMS, matrices, strict=True):
         np.testing.assert_allclose(matrix, averaged(item, lambda a, b: expit(gap(a, b))), atol=1e-9)

@@ -48,7 +48,7 @@ def test_a_grid_runs_shares_and_resumes(
 
     text = page.read_text()
     grid = "--grid tau_eta_ratio=0.2,1 ref_update_interval=1,1000"
-    assert f"{grid} --markdown {page} {BRIEF[0]}" in text
+    assert f"{tiny_run} {' '.join(BRIEF)} {grid} --markdown {page}\n" in text
     assert "(static reference)" in text and "one training run per setting (seed 0)" in text
     assert (tmp_path / "img/page.png").read_bytes().startswith(b"\x89PNG")
     assert text.replace("img/page.png", "img/sweep.png") == (folder / "sweep.md").read_text()
