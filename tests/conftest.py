@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from tiny import byte_tokenizer, tiny_model
 # before anything imports triton: its functions are bound to the interpreter when they are decorated
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# trackio reads it once, when it is imported, and TRL's trainers import it too
+_TRACKIO = tempfile.TemporaryDirectory(prefix="trackio-", ignore_cleanup_errors=True)
+os.environ["TRACKIO_DIR"] = _TRACKIO.name
 
 
 @pytest.fixture(scope="session")

@@ -33,10 +33,10 @@ REPORT = ["evaluation.report=true"]
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the services keep what is theirs; none of them may call home."""
     for name in os.environ:
-        if name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_")):
+        if name.startswith(("WANDB_", "MLFLOW_", "TRACKIO_")) and name != "TRACKIO_DIR":
             monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_PROJECT", tmp_path.name)  # the folder is all tests', see conftest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.chdir(tmp_path)
@@ -206,10 +206,11 @@ def _trackio(directory: RunDirectory) -> dict[str, Any]:
     from trackio import Api
     from trackio.sqlite_storage import SQLiteStorage
 
-    (run,) = Api().runs("comal-fast")
+    project = os.environ["TRACKIO_PROJECT"]
+    (run,) = Api().runs(project)
     points: Counter[Any] = Counter()
     found: dict[str, Any] = {"responses": set(), "pictures": set()}
-    for row in SQLiteStorage.get_logs("comal-fast", run.name):
+    for row in SQLiteStorage.get_logs(project, run.name):
         for name, value in row.items():
             phase = name.split("/")[0]
             if isinstance(value, int | float) and phase in PHASES:
