@@ -12,8 +12,8 @@ go through the model in one pass, a prompt once for both of its own.
 
 `--part 1/2` and `--part 2/2` train on disjoint halves of what is not held out: align with one, and
 see with the other what is left of the gain. The pairs held out are the same for every part; they
-are written to OUTPUT/held_out.jsonl, for `comal-fast oracle check`, and the prompts of all pairs,
-these as split "test", to OUTPUT/prompts.jsonl, for `data.prompts`.
+are written to OUTPUT/held_out.jsonl, for `comal-fast oracle check`, and what the conversations of
+all pairs begin with, of these as split "test", to OUTPUT/first_messages.jsonl, for `data.prompts`.
 """
 
 from __future__ import annotations
@@ -70,13 +70,8 @@ def main() -> None:
         file = folder / "model.safetensors"
         weights = {**load_file(file), "value_head.weight": head.weight.data.cpu()}
         save_file(weights, file, {"format": "pt"})
-    prompts = [p["prompt"] for p in held]
-    rows = [
-        {"prompt": p["prompt"], "split": "test" if p["prompt"] in prompts else "train"}
-        for p in pairs
-    ]
     write_rows(folder / "held_out.jsonl", held)
-    write_rows(folder / "prompts.jsonl", rows)
+    write_rows(folder / "first_messages.jsonl", first_messages(pairs, held))
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -174,6 +169,16 @@ def part_of(pairs: list[Any], args: argparse.Namespace) -> tuple[list[Any], list
     rest = [pair for pair in pairs[args.hold_out :] if pair["prompt"] not in known]
     number, parts = map(int, args.part.split("/"))
     return held, rest[number - 1 :: parts]
+
+
+def first_messages(pairs: list[Any], held: list[Any]) -> list[dict[str, Any]]:
+    """A row each, none twice; those of the pairs held out as split "test"."""
+    test = [pair["prompt"][0] for pair in held]
+    known: list[Any] = []
+    for pair in pairs:
+        if pair["prompt"][0] not in known:
+            known.append(pair["prompt"][0])
+    return [{"prompt": [m], "split": "test" if m in test else "train"} for m in known]
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
