@@ -163,14 +163,15 @@ def _limits(sweep: Sweep) -> str:
     seeds = sorted({r.cell.config.seed for r in sweep.results})
     prompts = len(sweep.results[0].wins)
     if len(seeds) > 1:
-        trained = f"{len(seeds)} training seeds per setting, of which a cell's interval covers one"
-        unknown = ";" + over_seeds(sweep).replace("The d", "the d").removesuffix(".")
-    else:
-        trained = f"one training run per setting (seed {seeds[0]})"
-        unknown = "; how much another seed would change is not measured"
+        return (
+            f"A cell's interval covers the choice of its {prompts} held-out prompts and the "
+            f"responses sampled for them, of one training run.{over_seeds(sweep)} One model and "
+            "one oracle."
+        )
     return (
         f"The intervals cover the choice of the {prompts} held-out prompts and the responses "
-        f"sampled for them, nothing else: {trained}, one model and one oracle{unknown}."
+        f"sampled for them, nothing else: one training run per setting (seed {seeds[0]}), one "
+        "model and one oracle; how much another seed would change is not measured."
     )
 
 

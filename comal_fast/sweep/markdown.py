@@ -19,7 +19,7 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
     axes = ", ".join(f"`{axis.key}` ({', '.join(axis.values)})" for axis in sweep.axes)
     seconds = sum(r.seconds for r in sweep.results)
     parts = [
-        "# Evidence: a sweep",
+        f"# Evidence: {sweep.folder.name}",
         f"Grid: {axes}. Model {model}, prox {config.algorithm.prox}, "
         f"{config.algorithm.iterations} iterations of {config.data.prompts_per_iteration or 'all'} "
         f"prompts × {config.generation.num_generations} samples, at most "
