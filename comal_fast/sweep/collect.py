@@ -12,6 +12,7 @@ from comal_fast.compare.tournament import Standing, nash_support, standings
 from comal_fast.config.oracle import OracleConfig
 from comal_fast.errors import InputError
 from comal_fast.statistics import Interval, bootstrap_interval
+from comal_fast.sweep.averages import Average, averages
 from comal_fast.sweep.blocks import find_blocks
 from comal_fast.sweep.effects import Effect, find_effects
 from comal_fast.sweep.grid import Axis, Cell
@@ -38,6 +39,8 @@ class Sweep:
     """Cell → win rate against the initial policy, as the second judge sees it."""
     judge: str = ""
     """The second judge."""
+    averages: list[Average] = field(default_factory=list)
+    """Of settings with several seeds."""
 
     @property
     def game_known(self) -> bool:
@@ -79,6 +82,7 @@ def collect(
         summary_of(first),
         second,
         _judge_name(judge),
+        averages(results, second),
     )
 
 
@@ -112,6 +116,17 @@ def to_json(sweep: Sweep) -> dict[str, Any]:
             for r in sweep.results
         ],
         "failed": sweep.failed,
+        "averages": [
+            {
+                "settings": a.settings,
+                "seeds": a.seeds,
+                "win_rate": _known(a.win_rate),
+                "length_controlled": _known(a.controlled),
+                "second_judge": _known(a.second),
+                "kl_to_initial": _known(a.kl),
+            }
+            for a in sweep.averages
+        ],
         "effects": [
             {
                 "option": e.axis.key,

@@ -6,6 +6,7 @@ import numpy as np
 
 from comal_fast.report.facts import percent
 from comal_fast.statistics import Interval, bootstrap_interval
+from comal_fast.sweep.averages import Average
 from comal_fast.sweep.collect import Sweep
 from comal_fast.sweep.effects import Effect
 from comal_fast.sweep.grid import Axis, Cell
@@ -19,6 +20,7 @@ def conclusions(sweep: Sweep) -> list[str]:
     """One sentence a finding; each is true of the intervals as they are."""
     return [
         *_against_initial(sweep.results),
+        *(_average(a, sweep) for a in sweep.averages),
         *_same(sweep.results),
         *_best(sweep.results),
         *(_effect(e, sweep.cells[0]) for e in sweep.effects),
@@ -56,6 +58,17 @@ def _against_initial(results: list[Result]) -> list[str]:
         "with their interval."
     )
     return sentences
+
+
+def _average(average: Average, sweep: Sweep) -> str:
+    cell = sweep.cells[0]
+    named = [level_name(a, average.settings[a.key], cell) for a in sweep.axes if a.key != "seed"]
+    relation = "excludes" if average.win_rate.excludes(0.5) else "includes"
+    text = f"{', '.join(named) or 'The mean'}: {rate(average.win_rate)} against the initial policy "
+    text += f"over {average.seeds} seeds, which {relation} 50 %"
+    if np.isfinite(average.second.mean):
+        text += f"; by the second judge {rate(average.second)}"
+    return text + "."
 
 
 def _same(results: list[Result]) -> list[str]:
@@ -188,6 +201,11 @@ def rate(value: Interval) -> str:
     if not np.isfinite(value.mean):
         return "–"
     return f"{100 * value.mean:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
+
+
+def nats(value: Interval) -> str:
+    """A KL as text: 8.48 [7.76, 9.20]; a KL is never below 0, whatever Student says."""
+    return f"{value.mean:.2f} [{max(0.0, value.low):.2f}, {value.high:.2f}]"
 
 
 def exact_columns(result: Result) -> list[str]:

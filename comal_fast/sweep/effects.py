@@ -92,7 +92,7 @@ def _effect(
     def interval(of: Callable[[Array], Array], level: float = 0.95) -> Interval:
         values = np.concatenate([of(table.mean(axis=0, keepdims=True)) for table in tables])
         if len(tables) > 1:
-            return _of_seeds(values, level)
+            return of_seeds(values, level)
         if not np.isfinite(values[0]):
             return NOWHERE
         drawn = of(bootstrap_means(tables[0], resamples, seed))
@@ -108,7 +108,7 @@ def _effect(
             length_controlled(x[:, VERSUS], x[:, EXTRA], LENGTH_RESAMPLES, seed) for x in tables
         ]
         if len(rates) > 1:
-            controlled = _of_seeds(np.array([rate["mean"] for rate in rates]), 0.95)
+            controlled = of_seeds(np.array([rate["mean"] for rate in rates]), 0.95)
         else:
             controlled = to_interval(rates[0]) or NOWHERE
     return Effect(
@@ -124,7 +124,7 @@ def _effect(
     )  # fmt: skip
 
 
-def _of_seeds(values: Array, level: float) -> Interval:
+def of_seeds(values: Array, level: float) -> Interval:
     """Student's interval of the mean of (R,) values, one a seed; NaN where one is unknown."""
     if not np.isfinite(values).all():
         return NOWHERE

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from comal_fast.sweep.collect import Sweep
-from comal_fast.sweep.conclusions import EXACT, conclusions, exact_columns, over_seeds, points, rate
+from comal_fast.sweep.conclusions import (
+    EXACT,
+    conclusions,
+    exact_columns,
+    nats,
+    over_seeds,
+    points,
+    rate,
+)
 from comal_fast.system.terminal import duration
 
 NONE = "–"
@@ -44,13 +52,32 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
                     *(r.cell.settings[a.key] for a in sweep.axes), rate(r.win_rate),
                     rate(r.controlled),
                     *([rate(sweep.second[r.cell.name])] if sweep.judge else []),
-                    f"{r.kl.mean:.2f} [{r.kl.low:.2f}, {r.kl.high:.2f}]", f"{r.tokens:.1f}",
+                    nats(r.kl), f"{r.tokens:.1f}",
                     _diagnostics(r.findings, r.ended), *exact_columns(r), f"{r.seconds:.0f}",
                 ]
                 for r in sweep.results
             ],
         ),
     ]  # fmt: skip
+    if sweep.averages:
+        parts += [
+            "## Over the seeds",
+            "Means of the cells that differ in their seed alone; Student's 95 % intervals over the "
+            "seeds.",
+            _table(
+                [*(a.short for a in sweep.axes if a.key != "seed"), "seeds", "win rate",
+                 "at equal length", *(["second judge"] if sweep.judge else []),
+                 "KL to initial, nats"],
+                [
+                    [
+                        *average.settings.values(), str(average.seeds), rate(average.win_rate),
+                        rate(average.controlled),
+                        *([rate(average.second)] if sweep.judge else []), nats(average.kl),
+                    ]
+                    for average in sweep.averages
+                ],
+            ),
+        ]  # fmt: skip
     if sweep.effects:
         parts += [
             "## One setting against another",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy.special import expit
 from comal_fast.compare.tournament import Tournament
 from comal_fast.config import load_config
 from comal_fast.statistics import Interval
+from comal_fast.sweep.averages import averages
 from comal_fast.sweep.blocks import Block
 from comal_fast.sweep.effects import at_equal_kl, find_effects
 from comal_fast.sweep.grid import Axis, Cell
@@ -69,6 +71,23 @@ def test_seeds_widen_the_interval(tiny_run: Path) -> None:
     assert not np.isfinite(effect.second.mean)
     (one,) = find_effects([AXIS, SEEDS], blocks[2:])
     assert one.difference.low == pytest.approx(0.1) and one.difference.high == pytest.approx(0.1)
+
+
+def test_averages_over_seeds(tiny_run: Path) -> None:
+    """A setting's mean over three seeds with Student's interval; one of a single seed has none."""
+    rates = iter([0.5, 0.6, 0.6, 0.6, 0.7, 0.6])
+    results = []
+    for seed in range(3):
+        cells = block(tiny_run, seed, np.full((2, 9), 0.5), np.full((2, 9), 4.0), 0.5).results
+        results += [replace(r, win_rate=Interval(next(rates), 0, 1)) for r in cells]
+    one, other = averages(results, {})
+    assert (one.settings, one.seeds) == ({AXIS.key: "1"}, 3)
+    assert one.win_rate.mean == pytest.approx(0.6)
+    assert one.win_rate.high == pytest.approx(0.6 + 4.302652729911275 * 0.1 / np.sqrt(3))
+    assert other.win_rate.low == pytest.approx(0.6) and not np.isfinite(one.second.mean)
+    second = {r.cell.name: Interval(0.55, 0, 1) for r in results}
+    assert averages(results, second)[1].second.mean == pytest.approx(0.55)
+    assert averages(results[:2], {}) == []
 
 
 def test_length_is_taken_out_of_head_to_head(tiny_run: Path) -> None:

@@ -112,7 +112,15 @@ def test_seeds_and_a_second_judge(
         assert effect[ours]["ci95"] == pytest.approx([even - high, even - low])
     for cell in found["cells"]:
         assert cell["second_judge"]["mean"] == pytest.approx(1 - cell["win_rate"]["mean"])
+    for average in found["averages"]:
+        cells = [c for c in found["cells"] if average["settings"].items() <= c["settings"].items()]
+        assert len(cells) == average["seeds"] == 2
+        mean = sum(c["win_rate"]["mean"] for c in cells) / 2
+        assert average["win_rate"]["mean"] == pytest.approx(mean)
+        assert average["second_judge"]["mean"] == pytest.approx(1 - mean)
+    assert len(found["averages"]) == 2
     page = (tmp_path / "run/sweep.md").read_text()
+    assert "## Over the seeds" in page
     assert "second judge, points" in page and "Student's over the 2 seeds" in page
     assert "the second judge sees" in capsys.readouterr().out
 
