@@ -81,16 +81,23 @@ def collect(
         nash_support(game, first.config.seed).tolist() if game else [],
         summary_of(first),
         second,
-        _judge_name(judge),
+        judge_name(judge),
         averages(results, second),
     )
 
 
-def _judge_name(judge: OracleConfig | None) -> str:
+def judge_name(judge: OracleConfig | None) -> str:
+    """What pages call the second judge: "" for none."""
     if judge is None:
         return ""
     model = getattr(judge, "model", None)
-    return f"{judge.name} {model}" if isinstance(model, str) else judge.name
+    if not isinstance(model, str):
+        return judge.name
+    place = Path(model)
+    if place.is_absolute():  # a page is read elsewhere
+        here = Path.cwd()
+        model = str(place.relative_to(here)) if place.is_relative_to(here) else place.name
+    return f"{judge.name} {model}"
 
 
 def to_json(sweep: Sweep) -> dict[str, Any]:

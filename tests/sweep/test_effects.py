@@ -11,9 +11,11 @@ from scipy.special import expit
 
 from comal_fast.compare.tournament import Tournament
 from comal_fast.config import load_config
+from comal_fast.config.oracle import BradleyTerryConfig
 from comal_fast.statistics import Interval
 from comal_fast.sweep.averages import averages
 from comal_fast.sweep.blocks import Block
+from comal_fast.sweep.collect import judge_name
 from comal_fast.sweep.effects import at_equal_kl, find_effects
 from comal_fast.sweep.grid import Axis, Cell
 from comal_fast.sweep.results import Result
@@ -88,6 +90,13 @@ def test_averages_over_seeds(tiny_run: Path) -> None:
     second = {r.cell.name: Interval(0.55, 0, 1) for r in results}
     assert averages(results, second)[1].second.mean == pytest.approx(0.55)
     assert averages(results[:2], {}) == []
+
+
+def test_a_judge_is_named_without_this_machines_folders(tmp_path: Path) -> None:
+    for model in (tmp_path / "reward", Path.cwd() / "reward", Path("hub/reward")):
+        judge = BradleyTerryConfig(name="bradley_terry", model=str(model))
+        expected = "hub/reward" if not model.is_absolute() else "reward"
+        assert judge_name(judge) == f"bradley_terry {expected}"
 
 
 def test_length_is_taken_out_of_head_to_head(tiny_run: Path) -> None:
