@@ -264,8 +264,8 @@ def test_losses_follow_their_formulas(name: str, pairs: Dataset, tmp_path: Path)
         processing_class=byte_tokenizer(),
     )
     plain.train()
-    # a square of what is left of sums of 800 nats, which float32 holds to 6e-5
-    close = 1e-5 if ours.row.name == "dpo" or ours.args.average_log_prob else 1e-4
+    # of what is left of sums of 800 nats, which float32 holds to 6e-5
+    close = 1e-5 if ours.args.average_log_prob else 1e-4
     for mine, other in zip(history(ours), history(plain), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5, rel=close)
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
