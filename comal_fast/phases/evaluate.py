@@ -130,9 +130,10 @@ def _samples(context: Context, iteration: int) -> tuple[pa.Table, str, Cost]:
     folder = context.directory.iteration(iteration)
     artefact = folder.eval_samples
     check_drawn(context, artefact, folder.evaluation)
-    if artefact.holds(key):
-        return artefact.read(), key, Cost(0.0, 0)
     shards = folder.shards(artefact, key)
+    if artefact.holds(key):
+        shards.discard()  # of a process that was killed behind the table
+        return artefact.read(), key, Cost(0.0, 0)
     table, cost = sample_table(
         context,
         iteration,

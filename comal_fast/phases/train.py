@@ -23,6 +23,7 @@ from comal_fast.phases.judge import read_matrices, win_rates
 from comal_fast.phases.logps import prompt_responses
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import IterationFolder
+from comal_fast.store.files import remove
 from comal_fast.system.ranks import is_main, world
 from comal_fast.system.signals import Terminated, asked, put_off
 from comal_fast.system.terminal import console, progress
@@ -54,13 +55,14 @@ _OPTIONS_0_1 = (  # of `training:`, in the key that 0.1 gave
 def run(context: Context, iteration: int) -> None:
     """Write iterations/NNNN/model from the pairs and their cached log-probs."""
     folder, (key, older) = context.directory.iteration(iteration), keys(context, iteration)
-    if folder.model.holds(key, older):
-        return
-    items, sequences = load_items(context, iteration)
-    resumed = next((c.path for c in folder.checkpoints() if c.holds(key, older)), None)
-    fit(context, iteration, items, sequences, key, resumed)
+    if not folder.model.holds(key, older):
+        items, sequences = load_items(context, iteration)
+        resumed = next((c.path for c in folder.checkpoints() if c.holds(key, older)), None)
+        fit(context, iteration, items, sequences, key, resumed)
     for kept in folder.checkpoints():
         kept.discard()
+    for path in folder.of_killed():
+        remove(path)
 
 
 def keys(context: Context, iteration: int) -> tuple[str, str]:

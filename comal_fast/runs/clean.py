@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from comal_fast.errors import InputError
 from comal_fast.runs.listing import disk, is_taken
 from comal_fast.statistics import to_interval
 from comal_fast.store.directory import RunDirectory, check_run
-from comal_fast.store.files import write_json
+from comal_fast.store.files import remove, write_json
 
 KEEP = ("best", "last")
 
@@ -31,7 +30,7 @@ class Cleaning:
         """Delete the folders. From then on the run can be read, and not gone on with."""
         write_json(self.directory.cleaned, {"freed": list(self.freed), "kept": list(self.kept)})
         for folder in self.folders:
-            shutil.rmtree(folder)
+            remove(folder)
 
 
 def plan(run_dir: Path, keep: Sequence[str]) -> Cleaning:
@@ -56,6 +55,7 @@ def plan(run_dir: Path, keep: Sequence[str]) -> Cleaning:
     for folder in directory.iterations().values():
         folders += [c.path for c in folder.checkpoints()]
         folders += [p for p in (folder.failed.path, *folder.path.glob("*.shards")) if p.exists()]
+        folders += [p for p in folder.of_killed() if p not in folders]
     return Cleaning(
         directory,
         tuple(kept),

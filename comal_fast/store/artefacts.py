@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comal_fast.errors import InputError
-from comal_fast.store.files import checksum, read_bytes, sync, write_bytes
+from comal_fast.store.files import OLD, PARTIAL, checksum, read_bytes, remove, sync, write_bytes
 from comal_fast.store.seal import Damaged, blank, check, key_of, sealed
 from comal_fast.system.ranks import is_main
 from comal_fast.system.terminal import console
@@ -75,20 +75,14 @@ class Artefact(ABC):
     def set_aside(self) -> Path:
         """Move it to a name that nothing reads, which is returned."""
         aside = self.path.with_name(f"{self.path.name}.bad")
-        if aside.is_dir() and not aside.is_symlink():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        remove(aside)
         self.path.rename(aside)
         sync(self.path.parent)
         return aside
 
     def discard(self) -> None:
         """Remove it, where it is there."""
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
-        else:
-            self.path.unlink(missing_ok=True)
+        remove(self.path)
 
     def _must_exist(self) -> None:
         if not self.exists():
@@ -223,7 +217,7 @@ def verify_folder(path: Path) -> None:
 @contextmanager
 def write_folder(path: Path, key: str, rests_on: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path`, sealed, when the block ends well."""
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(PARTIAL.format(path.name))
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -233,7 +227,7 @@ def write_folder(path: Path, key: str, rests_on: str | None = None) -> Iterator[
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     if path.exists():  # a folder cannot be renamed onto another
-        old = path.with_name(f".{path.name}.old")
+        old = moved_away(path)
         shutil.rmtree(old, ignore_errors=True)
         path.rename(old)
         temporary.rename(path)
@@ -241,6 +235,11 @@ def write_folder(path: Path, key: str, rests_on: str | None = None) -> Iterator[
     else:
         temporary.rename(path)
     sync(path.parent)
+
+
+def moved_away(path: Path) -> Path:
+    """Where a folder is for the instant in which another takes its place."""
+    return path.with_name(OLD.format(path.name))
 
 
 def seal_folder(path: Path, key: str, rests_on: str | None = None) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from comal_fast.errors import InputError
-from comal_fast.store.artefacts import Artefact, Folder, Json, Table
-from comal_fast.store.files import read_json
+from comal_fast.store.artefacts import Artefact, Folder, Json, Table, moved_away
+from comal_fast.store.files import TEMPORARY, read_json
 from comal_fast.store.metrics import Row, read_metrics, read_rows, write_metrics
 from comal_fast.store.seal import Damaged
 from comal_fast.store.shards import Shards
@@ -170,10 +170,19 @@ class IterationFolder:
         return Shards(self.path / f"{artefact.path.stem}.shards", key)
 
     def checkpoints(self) -> list[Folder]:
-        """The checkpoint and those kept before it that are there, the newest first."""
+        """The checkpoint and those kept before it that are there, the newest first.
+
+        The last is one that a process was killed while replacing.
+        """
         found = (re.fullmatch(r"checkpoint-(\d+)", p.name) for p in self.path.glob("checkpoint-*"))
         older = sorted(int(name[1]) for name in found if name)
-        return [f for f in (self.checkpoint, *map(self._earlier, older)) if f.exists()]
+        replaced = Folder(moved_away(self.checkpoint.path), "train")
+        every = (self.checkpoint, *map(self._earlier, older), replaced)
+        return [f for f in every if f.exists()]
+
+    def of_killed(self) -> list[Path]:
+        """Temporary files and folders that a process which was killed has left."""
+        return sorted(p for name in TEMPORARY for p in self.path.glob(name.format("*")))
 
     def make_room(self, keep: int) -> None:
         """Before a checkpoint is written: move the last ones on, of which `keep` − 1 stay."""

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from typing import Any
 from comal_fast.errors import InputError
 
 STDOUT = "-"  # in place of a file's name
+TEMPORARY = PARTIAL, OLD = ".{}.partial", ".{}.old"  # names beside what is written, and replaced
 _PIECE = 16 << 20  # bytes that one thread hashes
 _BLOCK = 1 << 20  # bytes that it holds at a time
 _known: dict[tuple[int, int, int, int], str] = {}  # device, inode, size, time → checksum
@@ -29,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(PARTIAL.format(path.name))
     try:
         yield temporary
         sync(temporary)
@@ -37,6 +39,14 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, where it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

@@ -284,22 +284,10 @@ def test_two_runs_in_one_directory(tiny_run: Path) -> None:
     assert third.wait(300) == 0, third.communicate()[1]
 
 
-@pytest.mark.slow
-def test_the_newest_checkpoints_are_kept(
-    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    """And where the newest is damaged, the one before it is gone on from."""
+def watch_restore(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The steps that training goes on from, as they come."""
     from comal_fast.training.trainer import Trainer
 
-    break_at(monkeypatch, 5, KeyboardInterrupt())
-    given = ["run", str(tiny_run), "training.keep_checkpoints=3"]
-    assert main(given) == 130
-    monkeypatch.undo()
-    folder = tiny_run.parent / "run/iterations/0001"
-    names = ("checkpoint", "checkpoint-1", "checkpoint-2")
-    held = [json.loads((folder / n / "trainer.json").read_text())["step"] for n in names]
-    assert held == [5, 4, 3] and not (folder / "checkpoint-3").exists()
-    (folder / "checkpoint" / "trainer.json").write_text("{")
     seen: list[int] = []
     restore = Trainer.restore
 
@@ -309,5 +297,43 @@ def test_the_newest_checkpoints_are_kept(
         return found
 
     monkeypatch.setattr(Trainer, "restore", watched)
+    return seen
+
+
+@pytest.mark.slow
+def test_the_newest_checkpoints_are_kept(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where the newest is damaged, the one before it is gone on from."""
+    break_at(monkeypatch, 5, KeyboardInterrupt())
+    given = ["run", str(tiny_run), "training.keep_checkpoints=3"]
+    assert main(given) == 130
+    monkeypatch.undo()
+    folder = tiny_run.parent / "run/iterations/0001"
+    names = ("checkpoint", "checkpoint-1", "checkpoint-2")
+    held = [json.loads((folder / n / "trainer.json").read_text())["step"] for n in names]
+    assert held == [5, 4, 3] and not (folder / "checkpoint-3").exists()
+    (folder / "checkpoint" / "trainer.json").write_text("{")
+    seen = watch_restore(monkeypatch)
     assert main(given) == 0
     assert seen[0] == 4 and not list(folder.glob("checkpoint-?"))
+
+
+@pytest.mark.slow
+def test_ended_while_a_checkpoint_is_replaced(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that was moved away is gone on from, and is not there in the end."""
+    folder = tiny_run.parent / "run/iterations/0001"
+    rename = Path.rename
+
+    def ending(self: Path, target: Path) -> Path:
+        if self.name == ".checkpoint.partial" and (folder / ".checkpoint.old").exists():
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", ending)
+    assert main(["run", str(tiny_run)]) == 130
+    monkeypatch.undo()
+    assert not (folder / "checkpoint").exists() and (folder / ".checkpoint.old").exists()
+    seen = watch_restore(monkeypatch)
+    assert main(["run", str(tiny_run)]) == 0
+    assert seen[0] == 1 and not list(folder.glob("*checkpoint*"))
