@@ -115,9 +115,7 @@ def test_adapters(kind: str, tiny_run: Path, tmp_path: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(
         named, dtype=torch.float32, quantization_config=bits if kind == "qlora" else None
     )
-    keep_trainable(
-        base
-    )  # bitsandbytes' other layout wants rows of whole blocks: not a tiny model's
+    keep_trainable(base)  # bitsandbytes' other layout wants rows of whole blocks of 64
     model = peft.PeftModel.from_pretrained(base, folder, is_trainable=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = asked(tokenizer, "Say one.")
