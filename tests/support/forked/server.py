@@ -63,6 +63,7 @@ def serve(place: str) -> dict[str, Any] | None:
             while len(text) < int.from_bytes(size, "big"):
                 text += connection.recv(1 << 20)
             if (pid := os.fork()) == 0:
+                os.setsid()  # who ends its own process group is not to end pytest's
                 for other in (listening, connection, *asking):
                     other.close()
                 for number, stream in enumerate(streams):
