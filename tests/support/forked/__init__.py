@@ -23,6 +23,8 @@ def python() -> str:
     """The path of an executable; its server starts with the first call and ends with this one."""
     if not hasattr(os, "fork"):
         return sys.executable
+    for name in {"COLUMNS", "LINES"} - os.environ.keys():
+        os.unsetenv(name)  # readline, which pytest loads, sets them where only programs see them
     folder = tempfile.TemporaryDirectory(prefix="forked-")
     socket, program = Path(folder.name) / "socket", Path(folder.name) / "python"
     program.write_text(
