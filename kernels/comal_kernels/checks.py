@@ -216,6 +216,18 @@ def given(prox: Prox, **terms: tuple[str, bool]) -> None:
             refuse(names, f"given, but {prox.name} does not use it", "None")
 
 
+def stands_for_reward(prox: Prox, reward_margin: Tensor | None) -> bool:  # (P,)
+    """Return whether the margins take the place of the rewards that the loss needs."""
+    return reward_margin is not None and {"reward", "reward_margin"} <= {*prox.uses, *prox.optional}
+
+
+def one_target(*, reward_margin: Tensor | None, **others: Tensor | None) -> None:
+    """Refuse a second target beside the margins (P,) of the pairs."""
+    for name, x in others.items():
+        if reward_margin is not None and x is not None:
+            refuse("reward_margin", f"given, and {name} too", "one of them")
+
+
 def reference(
     hidden: Tensor,  # (T, H)
     policy: Head,

@@ -32,7 +32,7 @@ def register(prox: Prox, *, replace: bool = False) -> Prox:
     """
     if prox.name in _ROWS and not replace:
         raise ValueError(f"prox: {prox.name!r} is registered already; expected replace=True")
-    known = {"ref", "last", "reward", "preference"}
+    known = {"ref", "last", "reward", "reward_margin", "preference"}
     unknown = (set(prox.uses) | set(prox.optional)) - known
     if unknown:
         raise ValueError(f"prox: uses/optional name {sorted(unknown)}, known are {sorted(known)}")
@@ -58,7 +58,14 @@ def _smoothed(c: Terms) -> Tensor:  # (P,) weight of the order chosen ≻ reject
     return c["preference"] * (1.0 - 2.0 * eps) + eps
 
 
-def _half_step(c: Terms) -> Tensor:  # soft label of the pair-style square losses: 1/(2η) at P̂ = 1
+def _pair_target(c: Terms) -> Tensor:
+    """Return what a pair's log-ratio is regressed on: (2P − 1)/2η, or a given margin Δr over η.
+
+    Only a difference of one number per response, such as of win rates r(y) = P(y ≻ π_t), leaves the
+    minimiser the same whatever pairs are trained on.
+    """
+    if c.reward is not None:
+        return c["reward"] / c["eta"]
     return (2.0 * c["preference"] - 1.0) / (2.0 * c["eta"])
 
 
@@ -99,9 +106,9 @@ register(
         phi=_square,
         dphi=_two,
         anchor=lambda c: c["ref"],
-        target=_half_step,
+        target=_pair_target,
         uses=("ref",),
-        optional=("preference",),
+        optional=("preference", "reward_margin"),
         hyper={"eta": _positive("η, weight of the KL to the reference")},
         doc="IPO, arXiv 2310.12036 eq. 17",
     )
@@ -114,9 +121,9 @@ register(
         phi=_square,
         dphi=_two,
         anchor=_inpo_anchor,
-        target=_half_step,
+        target=_pair_target,
         uses=("ref", "last"),
-        optional=("preference",),
+        optional=("preference", "reward_margin"),
         hyper={
             "eta": _positive("η, weight of the KLs to reference and last iterate together"),
             "tau_eta_ratio": Hyper(
@@ -178,6 +185,7 @@ register(
         anchor=lambda c: c["last"],
         target=lambda c: c["reward"] / c["eta"],
         uses=("last", "reward"),
+        optional=("reward_margin",),
         hyper={"eta": _positive("η, weight of the KL to the last iterate")},
         doc="REBEL, arXiv 2404.16767",
     )

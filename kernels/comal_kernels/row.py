@@ -35,7 +35,7 @@ class Terms:
 
     ref: Tensor | None  # (P,) reference log-prob, or its difference over the pair
     last: Tensor | None  # (P,) the same under the last iterate π_t
-    reward: Tensor | None  # (P,) reward, or its difference over the pair
+    reward: Tensor | None  # (P,) reward, or its difference over the pair; a given reward_margin
     preference: Tensor | None  # (P,) P̂(chosen ≻ rejected); per-response losses: P̂(y ≻ π_t)
     hyper: Mapping[str, float | Tensor]  # hyperparameters by name; tensors are (P,) float64
 
@@ -62,8 +62,8 @@ class Prox:
     phi, dphi: (residual (P,), Terms) → (P,), the loss of one pair and its derivative in z.
     anchor: Terms → (P,), the reference part of the offset; z − anchor is the implicit reward margin
     target: Terms → (P,), or None where φ has no minimum to aim at (dpo): the rest of the offset.
-    uses / optional: which of "ref", "last", "reward", "preference" must / may be given; the others
-        are refused.
+    uses / optional: which of "ref", "last", "reward", "preference", "reward_margin" must / may be
+        given; the others are refused. `reward_margin` is read as Terms.reward.
     scale: name of the hyperparameter that the reported margin is multiplied with (dpo: beta).
     centred: hyperparameter that is a baseline per group; while it is None the residuals of each
         `group` are centred at their weighted mean, a square loss's own minimiser over the baseline.

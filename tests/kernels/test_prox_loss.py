@@ -99,6 +99,19 @@ def test_as_good_as_plain_torch(backend, dtype, loss, device, assert_as_good) ->
     compare(leaves, index, kw, assert_as_good, backend=backend, workspace=workspace)
 
 
+@pytest.mark.parametrize("loss", ["ipo", "inpo", "rebel"])
+@pytest.mark.parametrize(("backend", "dtype"), BACKENDS, ids=str, indirect=["backend"])
+def test_margins_in_place_of_labels(backend, dtype, loss, device, assert_as_good) -> None:
+    """The pairs span several chunks, so that each chunk takes its own margins."""
+    leaves, index, kw = problem(loss, dtype, device)
+    kw.pop("preference", None)
+    kw.pop("reward", None)
+    generator = torch.Generator().manual_seed(5)
+    kw["reward_margin"] = torch.randn(len(CHOSEN), generator=generator)
+    workspace = ROWS * VOCAB * (8 if dtype == torch.float64 else 4)
+    compare(leaves, index, kw, assert_as_good, backend=backend, workspace=workspace)
+
+
 OPTIONS: dict[str, dict[str, float]] = {
     "bias": {},
     "softcap": {"softcap": 2.0},

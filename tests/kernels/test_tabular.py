@@ -86,9 +86,14 @@ class Game:
 @pytest.mark.parametrize("loss", ["dpo", "ipo", "inpo", "sppo", "dro", "rebel"])
 def test_minimiser_is_the_closed_form(loss, seed) -> None:
     game = Game(seed)
+    found = minimise(game, {**game.arguments(loss), "loss": loss})
+    assert (found - game.closed_form(loss)).abs().max() <= 1e-6
+
+
+def minimise(game: Game, arguments: dict[str, object]) -> Tensor:
+    """Return the policy (n,) of least loss over softmax tables, by L-BFGS."""
     theta = torch.zeros(game.n, 1, dtype=DOUBLE, requires_grad=True)
-    states = torch.ones(game.n, 1, dtype=DOUBLE)
-    args = game.arguments(loss)
+    states, index = torch.ones(game.n, 1, dtype=DOUBLE), torch.arange(game.n + 1)
     optimizer = torch.optim.LBFGS(
         [theta],
         max_iter=300,
@@ -99,20 +104,62 @@ def test_minimiser_is_the_closed_form(loss, seed) -> None:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        out = prox_loss(
-            states,
-            theta,
-            torch.arange(game.n),
-            torch.arange(game.n + 1),
-            loss=loss,
-            **args,
-        )
-        out.loss.backward()
-        return out.loss
+        loss = prox_loss(states, theta, index[:-1], index, **arguments).loss
+        loss.backward()
+        return loss
 
     optimizer.step(closure)
-    found = theta.detach()[:, 0].softmax(-1)
-    assert (found - game.closed_form(loss)).abs().max() <= 1e-6
+    return theta.detach()[:, 0].softmax(-1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("loss", ["ipo", "inpo", "rebel"])
+def test_win_rates_as_targets_do_not_depend_on_the_pairs(loss, seed) -> None:
+    """A few pairs that connect the responses, weighted at random, have the minimiser of them all.
+
+    The pair's own label has it under the law π_t × π_t alone, as rewards per response and as
+    margins per pair alike.
+    """
+    game = Game(seed + 20)
+    g = torch.Generator().manual_seed(seed)
+    chosen = torch.arange(1, game.n)
+    rejected = torch.tensor([int(torch.randint(0, i, (), generator=g)) for i in range(1, game.n)])
+    pairs = {
+        "chosen": chosen,
+        "rejected": rejected,
+        "pair_weight": torch.rand(game.n - 1, generator=g, dtype=DOUBLE) + 0.1,
+    }
+    kept = {"ref_logp", "last_logp", "eta", "tau_eta_ratio"}
+    cached = {k: v for k, v in game.arguments(loss).items() if k in kept} | {"loss": loss}
+    targets = {"reward_margin": game.win[chosen] - game.win[rejected]}
+    targets |= {"reward": game.win} if loss == "rebel" else {}
+    game.reward = game.win
+    wanted = game.closed_form(loss)
+    for name, value in targets.items():
+        found = minimise(game, {**cached, **pairs, name: value})
+        assert (found - wanted).abs().max() <= 1e-6, name
+    if loss != "rebel":
+        labels = {"preference": game.p[chosen, rejected]}
+        assert (minimise(game, {**cached, **pairs, **labels}) - wanted).abs().max() > 1e-3
+
+
+def test_a_pair_has_one_target() -> None:
+    game = Game(1)
+    states, index = torch.ones(game.n, 1, dtype=DOUBLE), torch.arange(game.n + 1)
+    head = (states, states, index[:-1], index)
+    a, b = game.pairs.t()
+    margin = game.win[a] - game.win[b]
+    inpo, rebel, sppo = (
+        game.arguments(loss) | {"loss": loss} for loss in ("inpo", "rebel", "sppo")
+    )
+    with pytest.raises(ValueError, match="reward_margin: given, and preference too"):
+        prox_loss(*head, **inpo, reward_margin=margin)
+    with pytest.raises(ValueError, match="reward_margin: given, and reward too"):
+        prox_loss(*head, **rebel, reward_margin=margin)
+    with pytest.raises(ValueError, match="reward_margin: given, but sppo does not use it"):
+        prox_loss(*head, **sppo, reward_margin=margin[: game.n])
+    with pytest.raises(ValueError, match=r"reward_margin: shape"):
+        prox_loss(*head, **{**rebel, "reward": None}, reward_margin=margin[1:])
 
 
 def test_hard_labels_average_to_soft_ones() -> None:

@@ -52,6 +52,7 @@ def prox_loss(
     ref_weight: Tensor | None = None,  # (V, H')
     preference: Tensor | None = None,  # (P,)
     reward: Tensor | None = None,  # (S,)
+    reward_margin: Tensor | None = None,  # (P,)
     pair_weight: Tensor | None = None,  # (P,)
     backend: str = "auto",
     bias: Tensor | None = None,  # (V,)
@@ -77,9 +78,9 @@ def prox_loss(
     Args:
         loss: a name in PROX.
             "dpo" (arXiv 2305.18290): beta, label_smoothing=0; reference.
-            "ipo" (arXiv 2310.12036): eta; reference.
+            "ipo" (arXiv 2310.12036): eta; reference; preference or reward_margin.
             "inpo" (arXiv 2407.00617, inside COMAL arXiv 2410.23223): eta, tau_eta_ratio;
-            reference and last.
+            reference and last; preference or reward_margin.
             "sppo" (arXiv 2405.00675): eta, log_z=0 (number or (P,)); last, preference.
             "dro" (arXiv 2405.19107): tau, value=None ((S,), no gradient); reference, reward;
             value None: `group` is needed, and V is each group's weighted mean of
@@ -93,6 +94,9 @@ def prox_loss(
         preference: (P,) P̂(chosen ≻ rejected) in [0, 1], 1 by default (dpo, ipo, inpo);
             P̂(y ≻ π_t) per listed response (sppo).
         reward: (S,) one per sequence (dro, rebel).
+        reward_margin: (P,) r(chosen) − r(rejected) of each pair: rebel takes it in place of
+            `reward`, ipo and inpo in place of `preference`, and regress the pair on it over eta.
+            With win rates as r the minimiser does not depend on which pairs are chosen.
         pair_weight: (P,) any sign; 1 / P each by default.
         average_log_prob: length normalisation. Every log-prob that the loss compares, the policy's
             and the cached sums alike, is divided by its sequence's number of predicted tokens;
@@ -125,13 +129,17 @@ def prox_loss(
         ref=("ref_logp or ref_hidden", ref_logp is not None or live),
         last=("last_logp", last_logp is not None),
         preference=("preference", preference is not None),
-        reward=("reward", reward is not None),
+        reward=("reward", reward is not None or checks.stands_for_reward(prox, reward_margin)),
+        reward_margin=("reward_margin", reward_margin is not None),
     )
+    checks.one_target(preference=preference, reward=reward, reward_margin=reward_margin)
     pairs = chosen.shape[0]
     hyper = checks.hyperparameters(prox, hyperparameters, pairs, count)
     checks.groups(prox, group, hyper, count)
     cached = checks.cached(count, ref_logp=ref_logp, last_logp=last_logp, reward=reward)
-    labels = checks.per_pair(pairs, preference=preference, pair_weight=pair_weight)
+    labels = checks.per_pair(
+        pairs, preference=preference, reward_margin=reward_margin, pair_weight=pair_weight
+    )
     wanted = (hidden, head.weight, head.bias)
     needs = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in wanted]
     total, logp, ref, margin, accuracy, per_pair, *_ = prox_loss_op(
@@ -149,6 +157,7 @@ def prox_loss(
         ref_bias.detach() if ref_bias is not None else None,
         labels["preference"],
         cached["reward"],
+        labels["reward_margin"],
         labels["pair_weight"],
         group,
         loss,

@@ -27,7 +27,7 @@ from comal_kernels.transfer import to_host
     schema="(Tensor hidden, bool[] needs, Tensor target, Tensor cu_seqlens, int ignore_index, "
     "Tensor chosen, Tensor? rejected, Tensor? ref_logp, Tensor? last_logp, Tensor? ref_hidden, "
     "Tensor? ref_weight, Tensor? ref_bias, Tensor? preference, Tensor? reward, "
-    "Tensor? pair_weight, Tensor? group, str loss, Tensor?[] hyper_tensors, "
+    "Tensor? reward_margin, Tensor? pair_weight, Tensor? group, str loss, Tensor?[] hyper_tensors, "
     f"float[] hyper_numbers, bool average_log_prob, {flat.SCHEMA}) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
@@ -46,6 +46,7 @@ def prox_loss_op(
     ref_bias: Maybe,  # (V,)
     preference: Maybe,  # (P,)
     reward: Maybe,  # (S,)
+    reward_margin: Maybe,  # (P,)
     pair_weight: Maybe,  # (P,)
     group: Maybe,  # (S,)
     loss: str,
@@ -85,6 +86,7 @@ def prox_loss_op(
             ref=None if ref_logp is None else ref_logp.to(device),
             last=last_logp,
             reward=reward,
+            reward_margin=reward_margin,
             preference=preference,
             weight=pair_weight,
             hyper=dict(zip(prox.hyper, _joined(hyper_tensors, hyper_numbers), strict=True)),

@@ -20,6 +20,7 @@ def reference_prox(
     last_logp: Tensor | None = None,  # (S,)
     preference: Tensor | None = None,  # (P,)
     reward: Tensor | None = None,  # (S,)
+    reward_margin: Tensor | None = None,  # (P,)
     pair_weight: Tensor | None = None,  # (P,)
     group: Tensor | None = None,  # (S,)
     **hyper: float | Tensor | None,
@@ -50,7 +51,7 @@ def reference_prox(
     terms = Terms(
         pairwise(ref_logp),
         pairwise(last_logp),
-        pairwise(reward),
+        pairwise(reward) if reward_margin is None else reward_margin.to(dtype),
         preference.to(dtype),
         numbers,
     )

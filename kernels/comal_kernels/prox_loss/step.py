@@ -23,6 +23,7 @@ class Inputs:
     ref: Tensor | None  # (S,); None too where it comes with each chunk (live_ref)
     last: Tensor | None  # (S,)
     reward: Tensor | None  # (S,)
+    reward_margin: Tensor | None  # (P,), in place of reward
     preference: Tensor | None  # (P,)
     weight: Tensor | None  # (P,) pair_weight
     hyper: dict[str, float | Tensor | None]
@@ -59,7 +60,9 @@ class ProxStep:
         self.terms = Terms(
             ref=self._per_seq(self._averaged(self.ref)),
             last=self._per_seq(self._averaged(inputs.last)),
-            reward=self._per_seq(inputs.reward),
+            reward=self._per_pair(inputs.reward_margin)
+            if inputs.reward is None
+            else self._per_seq(inputs.reward),
             preference=preference,
             hyper={name: self._hyper(name, value) for name, value in inputs.hyper.items()},
         )
