@@ -25,7 +25,7 @@ $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e 
 touch $@
 endef
 
-.PHONY: demo lm-game test nightly rehearse lowest release faults lint types bench docs vllm clean
+.PHONY: demo lm-game test coverage nightly rehearse lowest release faults lint types bench docs vllm clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
@@ -45,6 +45,12 @@ faults: $(STAMP)
 
 test: $(STAMP) $(MODEL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=60 -m "not nightly"
+
+# how often every 95 % interval holds the truth, by simulation; the docs' table is made from the record
+coverage: export OMP_NUM_THREADS = 1
+coverage: SEED ?= 0
+coverage: $(STAMP)
+	$(BIN)/python tests/coverage/run.py --seed $(SEED) --jobs 2 --record bench/results/coverage.json
 
 # the longest ones too
 nightly: $(STAMP) $(MODEL)
