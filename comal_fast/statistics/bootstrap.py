@@ -1,0 +1,65 @@
+"""Means of resampled prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from comal_fast.statistics.interval import Array, Interval
+
+CHUNK = 1000  # resamples at a time: memory stays small at any n
+
+
+def bootstrap_mean(values: Array, resamples: int, seed: int) -> dict[str, Any]:
+    """`mean` and `ci95` [low, high] (percentile bootstrap) of (n,) values, one per prompt."""
+    values = np.asarray(values, dtype=np.float64)
+    low, high = bootstrap_interval(values, resamples, seed)
+    return {"mean": float(values.mean()), "ci95": [low, high]}
+
+
+def bootstrap_interval(
+    values: Array, resamples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """(low, high) of the mean of (n,) values at this level: percentile bootstrap."""
+    means = bootstrap_means(np.asarray(values, dtype=np.float64)[:, None], resamples, seed)[:, 0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_means(values: Array, resamples: int, seed: int) -> Array:
+    """(resamples, k) means of (n, k) values, all columns over the same resampled prompts.
+
+    So differences of columns are paired, and anything computed from a row has its interval.
+    """
+    return np.concatenate([w @ values for w in bootstrap_weights(len(values), resamples, seed)])
+
+
+def crossed_interval(
+    values: Array, resamples: int, seed: int, minus: Array | None = None
+) -> Interval:
+    """Mean of (seeds, prompts) values, with a 95 % interval over seeds and prompts drawn anew.
+
+    `minus`: (seeds', prompts) of another run on the same prompts, of which the difference is taken:
+    paired by prompt, each run's seeds drawn apart (Owen's pigeonhole bootstrap, 2007).
+    """
+    runs = [values] if minus is None else [values, minus]
+    means = np.zeros(resamples)
+    prompts = np.concatenate(list(bootstrap_weights(values.shape[1], resamples, seed)))
+    for number, (sign, run) in enumerate(zip((1, -1), runs, strict=False), 1):
+        seeds = np.concatenate(list(bootstrap_weights(len(run), resamples, seed + number)))
+        means += sign * ((prompts @ run.T) * seeds).sum(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    mean = values.mean() - (0.0 if minus is None else minus.mean())
+    return Interval(float(mean), float(low), float(high))
+
+
+def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:
+    """(≤ 1000, n) weights of the prompts in each resample, rows summing to 1."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, CHUNK):
+        rows = min(CHUNK, resamples - start)
+        picks = generator.integers(0, n, (rows, n))
+        flat = (picks + n * np.arange(rows)[:, None]).ravel()
+        yield np.bincount(flat, minlength=rows * n).reshape(rows, n) / n
