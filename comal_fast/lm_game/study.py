@@ -18,12 +18,12 @@ import numpy as np
 
 from comal_fast.errors import InputError
 from comal_fast.lm_game.measure import Measured, measure
-from comal_fast.statistics import Array, Interval, crossed_interval
+from comal_fast.statistics import Array, Interval
+from comal_fast.statistics.seeds import Run, interval_over_seeds
 from comal_fast.system.machine import versions
 from comal_fast.system.terminal import note
 
 DIGITS = 6
-RESAMPLES = 10_000
 MEASURES = ("gap", "total_variation", "leak")
 
 
@@ -58,12 +58,12 @@ class Study:
 
     def interval(self, values: Array, prompts: np.ndarray) -> Interval:
         """Mean over seeds and those prompts, with a 95 % interval over both."""
-        return crossed_interval(values[:, prompts], RESAMPLES, 0)
+        return interval_over_seeds(_as_runs(values[:, prompts]))
 
     def difference(self, name: str, other: str, measure: str, prompts: np.ndarray) -> Interval:
-        """`name` minus `other`, paired by prompt; their seeds are resampled apart."""
+        """`name` minus `other`, paired by prompt; their seeds are independent."""
         one, two = self.values(name, measure), self.values(other, measure)
-        return crossed_interval(one[:, prompts], RESAMPLES, 0, minus=two[:, prompts])
+        return interval_over_seeds(_as_runs(one[:, prompts]), _as_runs(two[:, prompts]))
 
     def family(self, name: str) -> np.ndarray:
         """(prompts,) bool: the training prompts whose games are of that family."""
@@ -163,6 +163,11 @@ def read(path: str | Path) -> Study:
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         raise InputError(f"{path}: no record of `comal-fast lm-game study`") from None
     return Study(found)
+
+
+def _as_runs(values: Array) -> list[Run]:
+    """Return one mapping from prompt to value per row of (seeds, prompts) values."""
+    return [dict(enumerate(row)) for row in values]
 
 
 def _rounded(values: Array) -> list[float]:

@@ -5,7 +5,6 @@ from comal_fast.statistics.bootstrap import (
     bootstrap_mean,
     bootstrap_means,
     bootstrap_weights,
-    crossed_interval,
 )
 from comal_fast.statistics.equal_length import LENGTH_RESAMPLES, length_controlled
 from comal_fast.statistics.interval import (
@@ -29,7 +28,6 @@ __all__ = [
     "bootstrap_mean",
     "bootstrap_means",
     "bootstrap_weights",
-    "crossed_interval",
     "length_controlled",
     "number",
     "tie_share",

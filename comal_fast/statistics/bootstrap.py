@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from comal_fast.statistics.interval import Array, Interval
+from comal_fast.statistics.interval import Array
 
 CHUNK = 1000  # resamples at a time: memory stays small at any n
 
@@ -34,25 +34,6 @@ def bootstrap_means(values: Array, resamples: int, seed: int) -> Array:
     So differences of columns are paired, and anything computed from a row has its interval.
     """
     return np.concatenate([w @ values for w in bootstrap_weights(len(values), resamples, seed)])
-
-
-def crossed_interval(
-    values: Array, resamples: int, seed: int, minus: Array | None = None
-) -> Interval:
-    """Mean of (seeds, prompts) values, with a 95 % interval over seeds and prompts drawn anew.
-
-    `minus`: (seeds', prompts) of another run on the same prompts, of which the difference is taken:
-    paired by prompt, each run's seeds drawn apart (Owen's pigeonhole bootstrap, 2007).
-    """
-    runs = [values] if minus is None else [values, minus]
-    means = np.zeros(resamples)
-    prompts = np.concatenate(list(bootstrap_weights(values.shape[1], resamples, seed)))
-    for number, (sign, run) in enumerate(zip((1, -1), runs, strict=False), 1):
-        seeds = np.concatenate(list(bootstrap_weights(len(run), resamples, seed + number)))
-        means += sign * ((prompts @ run.T) * seeds).sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    mean = values.mean() - (0.0 if minus is None else minus.mean())
-    return Interval(float(mean), float(low), float(high))
 
 
 def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[Array]:

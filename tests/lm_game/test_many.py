@@ -21,7 +21,6 @@ from comal_fast.lm_game.measure import measure
 from comal_fast.lm_game.study import Study, read
 from comal_fast.lm_game.study_tables import conclusions, markdown
 from comal_fast.oracles import Comparison, Message, make_oracle
-from comal_fast.statistics import crossed_interval
 
 REPO = Path(__file__).resolve().parents[2]
 SHIPPED = REPO / "configs/lm-game/many/games.jsonl"
@@ -187,22 +186,6 @@ def test_conclusions_say_what_the_intervals_carry() -> None:
     assert markdown(study, "base").count("| `less` |") == 2
     with pytest.raises(InputError, match="no such run"):
         conclusions(study, "nobody")
-
-
-def test_an_interval_over_seeds_and_prompts_covers_the_mean() -> None:
-    """Of additive effects, 95 % of the time or a little less: five seeds are few."""
-    generator, inside, trials = np.random.default_rng(1), 0, 200
-    for _ in range(trials):
-        values = (
-            generator.standard_normal((8, 1))
-            + generator.standard_normal((1, 30))
-            + generator.standard_normal((8, 30))
-        )
-        found = crossed_interval(values, 500, 0)
-        inside += found.low <= 0 <= found.high
-    assert 0.85 <= inside / trials <= 0.99
-    paired = crossed_interval(values, 500, 0, minus=values - 1)
-    assert paired.mean == pytest.approx(1) and paired.low < 1 < paired.high
 
 
 def test_bad_arguments(played: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
