@@ -84,7 +84,7 @@ def _check(args: argparse.Namespace) -> None:
     result = {
         "oracle": config.oracle.name,
         "source": args.pairs,
-        **measures(judged, config.evaluation.bootstrap, config.seed),
+        **measures(judged),
         "device": " and ".join(
             sorted({device_name(pick_device(name, "oracle.device")) for name in devices})
         ),

@@ -8,15 +8,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from comal_fast.data.conversation import Messages
 from comal_fast.data.pairs import PreferencePair
 from comal_fast.game.nash import has_strict_cycle
+from comal_fast.oracle_check.calibration import (
+    BINS,
+    calibration_error,
+    correct,
+    group_by_confidence,
+    reliability,
+)
 from comal_fast.oracles import Comparison, Oracle, self_comparison
-from comal_fast.statistics import DRAW, Array, bootstrap_interval, bootstrap_mean, bootstrap_weights
+from comal_fast.statistics import DRAW, Array, Interval
+from comal_fast.statistics.clustered import clustered_mean
+from comal_fast.statistics.means import rate_interval, to_json
 
-BINS = 10
-_ECE_RESAMPLES = 1000
 _FLOOR = 1e-6  # of a probability in the log loss
 
 
@@ -35,6 +43,8 @@ class Judged:
 
     wins: Array
     """(n,) P(chosen ≻ rejected)."""
+    prompt: NDArray[np.int64]
+    """(n,) number of each pair's prompt, from 0."""
     first: Array | None
     """(n, 2) P(first ≻ second) with the chosen one first, and with the rejected one first; None of
     an oracle that heeds no order."""
@@ -82,28 +92,33 @@ def judge(pairs: Sequence[Pair], oracle: Oracle, advance: Callable[[], object]) 
     cycles = [float(has_strict_cycle(matrix)) for matrix in oracle.compare(several)]
     seconds = time.monotonic() - start
     oracle.release()
-    longer = [np.sign(len(p.chosen) - len(p.rejected)) for p in pairs]
-    return Judged(wins, first, np.array(longer), np.array(cycles), seconds, oracle.counts())
+    longer = np.array([np.sign(len(p.chosen) - len(p.rejected)) for p in pairs])
+    numbers = {messages: number for number, messages in enumerate(groups)}
+    prompt = np.array([numbers[p.messages] for p in pairs])
+    return Judged(wins, prompt, first, longer, np.array(cycles), seconds, oracle.counts())
 
 
-def measures(judged: Judged, resamples: int, seed: int) -> dict[str, Any]:
-    """Every figure with its 95 % bootstrap interval over pairs, ready for JSON."""
-
-    def mean(values: Array) -> dict[str, Any]:
-        return bootstrap_mean(values, resamples, seed)
-
+def measures(judged: Judged) -> dict[str, Any]:
+    """Return every figure with its 95 % interval over prompts, ready for JSON."""
     wins, n = judged.wins, len(judged.wins)
+    everything = np.ones(n, dtype=bool)
+
+    def rate(values: Array, where: NDArray[np.bool_] = everything) -> dict[str, Any]:
+        return to_json(_mean(values, judged.prompt, where))
+
     likely = np.clip(wins, _FLOOR, 1 - _FLOOR)
-    ece = expected_error(wins)
-    some = min(_ECE_RESAMPLES, resamples)  # each sorts all pairs anew
-    spread = [expected_error(wins, w) for part in bootstrap_weights(n, some, seed) for w in part]
     result: dict[str, Any] = {
         "pairs": n,
-        "accuracy": mean(correct(wins)),
-        "log_loss": mean(-np.log(likely)),
-        "ece": {"mean": ece, "ci95": np.quantile(spread, [0.025, 0.975]).tolist()},
-        "confidence": mean(np.maximum(wins, 1 - wins)),
+        "prompts": int(judged.prompt.max()) + 1,
+        "accuracy": rate(correct(wins)),
+        "log_loss": to_json(clustered_mean(-np.log(likely), judged.prompt)),
+        "ece": to_json(calibration_error(wins, judged.prompt)),
+        "confidence": to_json(clustered_mean(np.maximum(wins, 1 - wins), judged.prompt)),
         "reliability": [list(row) for row in reliability(wins)],
+        "reliability_ci95": [
+            rate(correct(wins), np.isin(np.arange(n), group))["ci95"]
+            for group in group_by_confidence(wins, BINS)
+        ],
         "position": None,
         "length": None,
         "cycles": None,
@@ -112,49 +127,33 @@ def measures(judged: Judged, resamples: int, seed: int) -> dict[str, Any]:
         **judged.counts,
     }
     if judged.first is not None:
-        agree = (judged.first[:, 0] > 0.5) != (judged.first[:, 1] > 0.5)
+        sides = judged.first - 0.5
+        decided: NDArray[np.bool_] = np.all(np.abs(sides) > DRAW, axis=1)
+        agree = (sides[:, 0] > 0) != (sides[:, 1] > 0)
         result["position"] = {
-            "first_wins": mean(judged.first.mean(axis=1)),
-            "same_in_both_orders": mean(agree.astype(float)),
+            "first_wins": rate(judged.first.mean(axis=1)),
+            "same_in_both_orders": rate(agree.astype(float), decided) if decided.any() else None,
+            "ties": rate((~decided).astype(float)),
         }
-    if (judged.longer != 0).any():
-        known = judged.longer != 0
-        sides = judged.longer[known] > 0
-        oracle = np.where(sides, wins[known], 1 - wins[known])
+    known = judged.longer != 0
+    if known.any():
+        chosen = (judged.longer > 0).astype(float)
+        oracle = np.where(judged.longer > 0, wins, 1 - wins)
+        # a difference lies in [−1, 1], so half of it and ½ is a rate
+        half = _mean((oracle - chosen + 1) / 2, judged.prompt, known)
+        excess = Interval(2 * half.mean - 1, 2 * half.low - 1, 2 * half.high - 1)
         result["length"] = {
             "pairs": int(known.sum()),
-            "longer_wins": mean(oracle),
-            "longer_chosen": mean(sides.astype(float)),
-            "excess": mean(oracle - sides),
+            "longer_wins": rate(oracle, known),
+            "longer_chosen": rate(chosen, known),
+            "excess": to_json(excess),
         }
     if len(judged.cycles):
-        low, high = bootstrap_interval(judged.cycles, resamples, seed)
-        share = float(judged.cycles.mean())
-        result["cycles"] = {"prompts": len(judged.cycles), "mean": share, "ci95": [low, high]}
+        result["cycles"] = {"prompts": len(judged.cycles), **to_json(rate_interval(judged.cycles))}
     return result
 
 
-def correct(wins: Array) -> Array:
-    """(n,) 1 where P(chosen ≻ rejected) is over ½, ½ at ½."""
-    return np.where(np.abs(wins - 0.5) <= DRAW, 0.5, (wins > 0.5).astype(float))
-
-
-def reliability(wins: Array) -> list[tuple[float, float, int]]:
-    """(mean confidence, accuracy, pairs) of at most BINS groups, equally large, by confidence."""
-    confidence = np.maximum(wins, 1 - wins)
-    right = correct(wins)
-    groups = np.array_split(np.argsort(confidence, kind="stable"), min(BINS, len(wins)))
-    return [(float(confidence[g].mean()), float(right[g].mean()), len(g)) for g in groups]
-
-
-def expected_error(wins: Array, weights: Array | None = None) -> float:
-    """Expected calibration error over BINS equally large groups, pairs weighted (sum 1).
-
-    Naeini et al. 2015, with groups of equal size. Biased upwards where groups are small.
-    """
-    confidence, right = np.maximum(wins, 1 - wins), correct(wins)
-    weights = np.full(len(wins), 1 / len(wins)) if weights is None else weights
-    total = 0.0
-    for group in np.array_split(np.argsort(confidence, kind="stable"), min(BINS, len(wins))):
-        total += abs(float((weights[group] * (confidence[group] - right[group])).sum()))
-    return total
+def _mean(values: Array, prompt: NDArray[np.int64], where: NDArray[np.bool_]) -> Interval:
+    """Return the mean of the rates at `where`, with its interval over their prompts."""
+    _, cluster = np.unique(prompt[where], return_inverse=True)
+    return clustered_mean(values[where], cluster, is_rate=True)

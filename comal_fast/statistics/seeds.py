@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-from comal_fast.statistics.clustered import rate_interval
 from comal_fast.statistics.interval import NOWHERE, Array, Interval
+from comal_fast.statistics.means import rate_bounds
 
 Run = Mapping[Hashable, float]
 """The value of each held-out prompt of one run."""
@@ -110,5 +110,9 @@ def interval_over_seeds(
     found = variance_over_seeds(runs, minus)
     half = float(half_width(found.seeds, found.degrees, found.shared, found.num_shared, level))
     if is_rate:
-        return rate_interval(found.mean, half, found.num_prompts, level)
+        units = max(found.num_prompts, 2)
+        quantile = float(t.ppf((1 + level) / 2, units - 1))
+        variance = units * (half / quantile) ** 2  # of one prompt, if prompts were all there is
+        low, high = rate_bounds(np.array(found.mean), np.array(variance), units, quantile)
+        return Interval(found.mean, float(low), float(high))
     return Interval(found.mean, found.mean - half, found.mean + half)

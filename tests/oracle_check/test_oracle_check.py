@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comal_fast.cli import main
-from comal_fast.oracle_check.measure import correct, expected_error, reliability
+from comal_fast.oracle_check.calibration import calibration_error, correct, reliability
+from comal_fast.oracle_check.measure import Judged, measures
 
 JUDGES = """
 import numpy as np
@@ -25,6 +27,9 @@ def longer(comparisons):
 
 def first(comparisons):
     return _each(comparisons, lambda a, b: 0.9)
+
+def half(comparisons):
+    return _each(comparisons, lambda a, b: 0.5)
 
 def circle(comparisons):
     order = {"a": 0, "b": 1, "c": 2}
@@ -67,7 +72,9 @@ def test_a_length_bias(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["length"]["longer_chosen"]["mean"] == 0.7
     assert found["length"]["excess"]["mean"] == pytest.approx(0.2)
     assert found["confidence"]["mean"] == pytest.approx(0.9)
-    assert found["ece"]["mean"] == pytest.approx(0.3, abs=0.2)
+    assert found["prompts"] == 10
+    low, high = found["ece"]["ci95"]
+    assert low <= found["ece"]["mean"] <= high
     assert found["position"] is None and found["cycles"] is None
     page = (files / "page.html").read_text()
     assert "Of 10 pairs that people judged" in page and "data:image/png" in page
@@ -81,7 +88,48 @@ def test_a_position_bias(files: Path) -> None:
     found = check(files, "first", both_orders=True)
     assert found["position"]["first_wins"]["mean"] == pytest.approx(0.9)
     assert found["position"]["same_in_both_orders"]["mean"] == 0
+    assert found["position"]["ties"]["mean"] == 0
     assert found["accuracy"]["mean"] == 0.5 and found["confidence"]["mean"] == 0.5
+
+
+def test_an_oracle_that_never_decides_is_no_less_consistent(files: Path) -> None:
+    """Ties are neither agreement nor disagreement, and ½ is right half of the time."""
+    found = check(files, "half", both_orders=True)
+    assert found["position"]["same_in_both_orders"] is None
+    assert found["position"]["ties"]["mean"] == 1
+    assert found["ece"]["mean"] == found["ece"]["ci95"][0] == 0
+    assert "<td>–</td>" in (files / "page.html").read_text()
+
+
+def test_few_prompts_give_no_verdict(files: Path) -> None:
+    """Sixty pairs, all judged rightly, of nine prompts."""
+    rows = [
+        {"prompt": f"Say {i % 9}.", "chosen": "x" * (5 + i), "rejected": "y"} for i in range(60)
+    ]
+    (files / "pairs.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = check(files, "longer")
+    assert (found["pairs"], found["prompts"], found["accuracy"]["mean"]) == (60, 9, 1)
+    assert "9 prompts are too few" in (files / "page.html").read_text()
+
+
+def test_pairs_of_one_prompt_count_as_one() -> None:
+    """Six equal pairs a prompt have the interval of one pair a prompt."""
+    rng = np.random.default_rng(0)
+    wins, longer = rng.random(40), rng.integers(-1, 2, 40)
+
+    def measured(times: int) -> dict[str, Any]:
+        prompt = np.repeat(np.arange(40), times)
+        first = np.stack([wins, 1 - wins], axis=1)
+        return measures(
+            Judged(wins[prompt], prompt, first[prompt], longer[prompt], np.zeros(0), 1.0, {})
+        )
+
+    once, often = measured(1), measured(6)
+    for name in ("accuracy", "log_loss", "confidence"):
+        assert often[name]["ci95"] == pytest.approx(once[name]["ci95"])
+    assert often["length"]["excess"]["ci95"] == pytest.approx(once["length"]["excess"]["ci95"])
+    same = (result["position"]["same_in_both_orders"]["ci95"] for result in (once, often))
+    assert next(same) == pytest.approx(next(same))
 
 
 def test_cycles(files: Path) -> None:
@@ -123,13 +171,26 @@ def test_limit_and_bad_input(files: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=60))
-def test_calibration_error(wins: list[float]) -> None:
-    """Against its definition, group by group; it never exceeds the gap's bounds."""
-    values = np.array(wins)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=60), st.integers(1, 6))
+def test_calibration_error(wins: list[float], times: int) -> None:
+    """It lies in its own interval, and that in [0, 1]; the groups hold every pair once."""
+    values = np.repeat(wins, times)
     groups = reliability(values)
-    assert sum(n for _, _, n in groups) == len(wins)
-    wanted = sum(n / len(wins) * abs(c - a) for c, a, n in groups)
-    assert expected_error(values) == pytest.approx(wanted)
-    assert 0 <= wanted <= 1
+    assert sum(n for _, _, n in groups) == len(values)
     assert set(correct(values)) <= {0.0, 0.5, 1.0}
+    found = calibration_error(values, np.repeat(np.arange(len(wins)), times))
+    assert 0 <= found.low <= found.mean + 1e-9 and found.mean <= found.high + 1e-9 <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("truth", [0.0, 0.1])
+def test_calibration_error_has_no_upward_bias(seed: int, truth: float) -> None:
+    """Of 200 oracles that claim `truth` too much, root mean square: the truth, to a tenth."""
+    rng = np.random.default_rng(seed)
+    squares = []
+    for _ in range(200):
+        confidence = rng.uniform(0.6, 0.98, 300)
+        right = rng.random(300) < confidence - truth
+        wins = np.where(right, confidence, 1 - confidence)
+        squares.append(calibration_error(wins, np.arange(300)).mean ** 2)
+    assert math.sqrt(np.mean(squares)) == pytest.approx(truth, abs=0.04 if truth == 0 else 0.01)

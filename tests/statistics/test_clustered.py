@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from comal_fast.statistics.clustered import clustered_mean, rate_interval
+from comal_fast.statistics.clustered import clustered_mean
 
 
 def test_one_value_a_cluster_gives_students_interval() -> None:
@@ -33,9 +33,10 @@ def test_one_cluster_shows_nothing() -> None:
 
 
 def test_a_rate_of_independent_draws_has_wilsons_interval() -> None:
-    """Score interval: the rates that a test with the binomial variance does not reject."""
-    n, rate, quantile = 400, 0.3, t.ppf(0.975, 399)
-    found = rate_interval(rate, quantile * math.sqrt(rate * (1 - rate) / n), n)
+    """The rates that a score test with the binomial variance does not reject."""
+    n, rate = 400, 0.3
+    values = (np.arange(n) < rate * n).astype(float)
+    found = clustered_mean(values, np.arange(n), is_rate=True)
     for end in (found.low, found.high):
         error = math.sqrt(end * (1 - end) / n)
-        assert abs(rate - end) == pytest.approx(quantile * error, rel=1e-3)
+        assert abs(rate - end) == pytest.approx(t.ppf(0.975, n - 1) * error, rel=5e-3)
