@@ -6,16 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from comal_fast.statistics import NOWHERE, Interval
-from comal_fast.sweep.effects import of_seeds
+from comal_fast.statistics import NOWHERE, Array, Interval
+from comal_fast.sweep.prompt_values import SeedValues, equal_length_interval_of, interval_of
 from comal_fast.sweep.results import Result
 
 
 @dataclass(frozen=True)
 class Average:
-    """A setting's mean over its seeds, with Student's intervals over them."""
+    """A setting's means over its seeds, with intervals over seeds and prompts."""
 
     settings: dict[str, str]
     """Axis key → value, without the seed."""
@@ -30,28 +28,32 @@ class Average:
     """To the initial policy, nats per response."""
 
 
-def averages(results: list[Result], second: Mapping[str, Interval]) -> list[Average]:
-    """Of every setting that finished with two seeds or more, in the order of the cells.
+def averages(results: list[Result], second: Mapping[str, Array]) -> list[Average]:
+    """Return the mean of every setting that finished with several seeds, in the order of the cells.
 
-    `second`: cell → win rate as the second judge sees it.
+    Args:
+        results: The finished cells.
+        second: Cell → (n,) win rates by prompt as the second judge sees them.
     """
     groups: dict[str, list[Result]] = {}
     for result in results:
         settings = {k: v for k, v in result.cell.settings.items() if k != "seed"}
         groups.setdefault(json.dumps(settings), []).append(result)
     return [
-        Average(
-            json.loads(settings),
-            len(group),
-            _mean([r.win_rate for r in group]),
-            _mean([r.controlled for r in group]),
-            _mean([second.get(r.cell.name, NOWHERE) for r in group]),
-            _mean([r.kl for r in group]),
-        )
+        _average(json.loads(settings), group, second)
         for settings, group in groups.items()
         if len({r.cell.config.seed for r in group}) == len(group) > 1
     ]
 
 
-def _mean(values: list[Interval]) -> Interval:
-    return of_seeds(np.array([value.mean for value in values]), 0.95)
+def _average(settings: dict[str, str], group: list[Result], second: Mapping[str, Array]) -> Average:
+    wins = [SeedValues(r.held_out, r.wins) for r in group]
+    seen = [SeedValues(r.held_out, second[r.cell.name]) for r in group if r.cell.name in second]
+    return Average(
+        settings,
+        len(group),
+        win_rate=interval_of(wins, "rate"),
+        controlled=equal_length_interval_of(wins, [r.extra_tokens for r in group]),
+        second=interval_of(seen, "rate") if len(seen) == len(group) else NOWHERE,
+        kl=interval_of([SeedValues(r.held_out, r.nats) for r in group], "mean"),
+    )

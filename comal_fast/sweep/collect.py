@@ -11,7 +11,9 @@ import numpy as np
 from comal_fast.compare.tournament import Standing, nash_support, standings
 from comal_fast.config.oracle import OracleConfig
 from comal_fast.errors import InputError
-from comal_fast.statistics import Interval, bootstrap_interval
+from comal_fast.statistics import Array, Interval
+from comal_fast.statistics.means import rate_interval
+from comal_fast.statistics.means import to_json as interval_json
 from comal_fast.sweep.averages import Average, averages
 from comal_fast.sweep.blocks import find_blocks
 from comal_fast.sweep.effects import Effect, find_effects
@@ -65,11 +67,11 @@ def collect(
     game = blocks[0].game if len(blocks) == 1 else None
     first = results[0].cell
     settings = first.config.evaluation.bootstrap, first.config.seed
-    second = {}
+    second: dict[str, Array] = {}
     for block in blocks:
         if block.second is not None:
             for r, wins in zip(block.results, block.second.wins[1:, 0], strict=True):
-                second[r.cell.name] = Interval(wins.mean(), *bootstrap_interval(wins, *settings))
+                second[r.cell.name] = wins
     return Sweep(
         folder,
         axes,
@@ -80,7 +82,7 @@ def collect(
         standings(game.names, game.wins, *settings) if game else [],
         nash_support(game, first.config.seed).tolist() if game else [],
         summary_of(first),
-        second,
+        {cell: rate_interval(wins) for cell, wins in second.items()},
         judge_name(judge),
         averages(results, second),
     )
@@ -109,16 +111,16 @@ def to_json(sweep: Sweep) -> dict[str, Any]:
             {
                 "name": r.cell.name,
                 "settings": r.cell.settings,
-                "win_rate": _plain(r.win_rate),
-                "length_controlled": _plain(r.controlled),
+                "win_rate": interval_json(r.win_rate),
+                "length_controlled": _known(r.controlled),
                 "second_judge": _known(sweep.second.get(r.cell.name)),
-                "kl_to_initial": _plain(r.kl),
+                "kl_to_initial": interval_json(r.kl),
                 "tokens": r.tokens,
                 "findings": r.findings,
                 "ended": r.ended,
                 "seconds": r.seconds,
-                "duality_gap": _plain(r.exact.gap) if r.exact else None,
-                "total_variation": _plain(r.exact.total_variation) if r.exact else None,
+                "duality_gap": interval_json(r.exact.gap) if r.exact else None,
+                "total_variation": interval_json(r.exact.total_variation) if r.exact else None,
             }
             for r in sweep.results
         ],
@@ -139,8 +141,8 @@ def to_json(sweep: Sweep) -> dict[str, Any]:
                 "option": e.axis.key,
                 "first": e.a,
                 "second": e.b,
-                "difference": _plain(e.difference),
-                "joint": _plain(e.joint),
+                "difference": interval_json(e.difference),
+                "joint": interval_json(e.joint),
                 "head_to_head": _known(e.head_to_head),
                 "head_to_head_at_equal_length": _known(e.equal_length),
                 "difference_at_equal_kl": _known(e.equal_kl),
@@ -157,15 +159,13 @@ def to_json(sweep: Sweep) -> dict[str, Any]:
                 "in_nash_of_resamples": share,
                 "exploitability": s.exploitability,
                 "ci95": list(s.interval),
+                "best_opponent": s.best_opponent,
+                "beaten_by": s.beaten_by,
             }
             for s, share in zip(sweep.standings, sweep.support, strict=True)
         ],
     }
 
 
-def _plain(value: Interval) -> dict[str, Any]:
-    return {"mean": float(value.mean), "ci95": [float(value.low), float(value.high)]}
-
-
 def _known(value: Interval | None) -> dict[str, Any] | None:
-    return _plain(value) if value is not None and np.isfinite(value.mean) else None
+    return interval_json(value) if value is not None and np.isfinite(value.mean) else None

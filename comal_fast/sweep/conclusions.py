@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from comal_fast.report.facts import percent
-from comal_fast.statistics import Interval, bootstrap_interval
+from comal_fast.statistics import Interval
+from comal_fast.statistics.means import LEAST_PROMPTS, difference_interval
 from comal_fast.sweep.averages import Average
 from comal_fast.sweep.collect import Sweep
 from comal_fast.sweep.effects import Effect
@@ -17,7 +18,13 @@ EXACT = ("duality gap", "total variation from Nash")
 
 
 def conclusions(sweep: Sweep) -> list[str]:
-    """One sentence a finding; each is true of the intervals as they are."""
+    """Return one sentence per finding; each is true of the intervals as they are."""
+    prompts = len(sweep.results[0].wins)
+    if prompts < LEAST_PROMPTS:
+        few = (
+            f"{prompts} held-out prompts are too few for a conclusion, which takes {LEAST_PROMPTS}."
+        )
+        return [few, *_same(sweep.results), *_trouble(sweep), _limits(sweep)]
     return [
         *_against_initial(sweep.results),
         *(_average(a, sweep) for a in sweep.averages),
@@ -53,9 +60,10 @@ def _against_initial(results: list[Result]) -> list[str]:
         + "."
     ]
     longer = [r for r in results if r.controlled.low > 0.5]
+    apart = sum(r.not_comparable is not None for r in results)
     sentences.append(
         f"At equal response length, {len(longer)} of {len(results)} lie above 50 % "
-        "with their interval."
+        "with their interval" + (f"; {apart} cannot be compared" if apart else "") + "."
     )
     return sentences
 
@@ -90,13 +98,9 @@ def _best(results: list[Result]) -> list[str]:
         return []
     best = max(results, key=lambda r: r.win_rate.mean)
     others = [r for r in results if r is not best]
-    config = best.cell.config
     pairs = len(results) * (len(results) - 1) // 2
     level = 1 - 0.05 / pairs  # the best was picked by looking, so all pairs count
-    lows = [
-        bootstrap_interval(best.wins - r.wins, config.evaluation.bootstrap, config.seed, level)[0]
-        for r in others
-    ]
+    lows = [difference_interval(best.wins, r.wins, level).low for r in others]
     same = [r.cell.name for r, low in zip(others, lows, strict=True) if low <= 0]
     text = f"The highest win rate seen is {percent(best.win_rate.mean)}, of `{best.cell.name}`; "
     if not same:
@@ -193,18 +197,21 @@ def over_seeds(sweep: Sweep) -> str:
     seeds = {r.cell.config.seed for r in sweep.results}
     if len(seeds) < 2:
         return ""
-    return f" The differences' intervals are Student's over the {len(seeds)} seeds."
+    return (
+        f" The differences' intervals cover the choice of seeds and of prompts, from {len(seeds)} "
+        "seeds; prompts that several seeds hold out are counted as shared."
+    )
 
 
-def rate(value: Interval) -> str:
-    """A win rate as text: 60.8 % [57.2, 64.3]; a dash where it was not measured."""
+def rate(value: Interval, missing: str | None = None) -> str:
+    """Return a win rate as text, 60.8 % [57.2, 64.3]; where there is none `missing`, or a dash."""
     if not np.isfinite(value.mean):
-        return "–"
+        return missing or "–"
     return f"{100 * value.mean:.1f} % [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def nats(value: Interval) -> str:
-    """A KL as text: 8.48 [7.76, 9.20]; a KL is never below 0, whatever Student says."""
+    """Return a KL as text, 8.48 [7.76, 9.20]; a KL is never below 0, whatever its interval says."""
     return f"{value.mean:.2f} [{max(0.0, value.low):.2f}, {value.high:.2f}]"
 
 

@@ -1,8 +1,7 @@
 """One value of an option against another: every measure of the difference, paired, with intervals.
 
 Cells with one seed hold out the same prompts, of which they are a block. Where a sweep has several,
-a block is one observation, and intervals are Student's over the blocks: a bootstrap of two or three
-seeds would never reach beyond the worst of them.
+each block has one value per prompt, and intervals cover seeds and prompts (`statistics.seeds`).
 """
 
 from __future__ import annotations
@@ -13,19 +12,17 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import t
 
-from comal_fast.statistics import (
-    LENGTH_RESAMPLES,
-    NOWHERE,
-    Array,
-    Interval,
-    bootstrap_means,
-    length_controlled,
-    to_interval,
-)
+from comal_fast.statistics import NOWHERE, Array, Interval
 from comal_fast.sweep.blocks import Block
 from comal_fast.sweep.grid import Axis
+from comal_fast.sweep.prompt_values import (
+    Kind,
+    SeedValues,
+    equal_length_interval_of,
+    interval_of,
+    pseudo_values,
+)
 
 # columns of `_rows`: each of both settings, or of the first against the second
 WIN, NATS, VERSUS, EXTRA, SECOND, SECOND_VERSUS = slice(0, 2), slice(2, 4), 4, 5, slice(6, 8), 8
@@ -84,52 +81,32 @@ def _effect(
 ) -> Effect:  # fmt: skip
     """`pairs`: of each block, the places in it of cells with `a` and with `b`."""
     used = [(block, own) for block, own in zip(blocks, pairs, strict=True) if own]
-    config = blocks[0].results[0].cell.config
-    resamples, seed = config.evaluation.bootstrap, config.seed
+    held_out = [block.results[0].held_out for block, _ in used]
     # of each block the mean over its pairs of cells, by prompt: (n, 9)
     tables = [np.mean([_rows(block, i, j) for i, j in own], axis=0) for block, own in used]
 
-    def interval(of: Callable[[Array], Array], level: float = 0.95) -> Interval:
-        values = np.concatenate([of(table.mean(axis=0, keepdims=True)) for table in tables])
-        if len(tables) > 1:
-            return of_seeds(values, level)
-        if not np.isfinite(values[0]):
-            return NOWHERE
-        drawn = of(bootstrap_means(tables[0], resamples, seed))
-        low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-        return Interval(float(values[0]), float(low), float(high))
+    def interval(of: Callable[[Array], Array], kind: Kind, level: float = 0.95) -> Interval:
+        values = [pseudo_values(of, table) for table in tables]
+        return interval_of(list(map(SeedValues, held_out, values)), kind, level)
 
     def difference(of: slice) -> Callable[[Array], Array]:
         return lambda means: means[:, of][:, 0] - means[:, of][:, 1]
 
     controlled = NOWHERE
     if all(np.isfinite(table[:, VERSUS]).all() for table in tables):
-        rates = [
-            length_controlled(x[:, VERSUS], x[:, EXTRA], LENGTH_RESAMPLES, seed) for x in tables
-        ]
-        if len(rates) > 1:
-            controlled = of_seeds(np.array([rate["mean"] for rate in rates]), 0.95)
-        else:
-            controlled = to_interval(rates[0]) or NOWHERE
+        versus = [SeedValues(h, x[:, VERSUS]) for h, x in zip(held_out, tables, strict=True)]
+        controlled = equal_length_interval_of(versus, [x[:, EXTRA] for x in tables])
     return Effect(
         axis, a, b,
-        difference=interval(difference(WIN)),
-        joint=interval(difference(WIN), level),
-        head_to_head=interval(lambda means: means[:, VERSUS]),
+        difference=interval(difference(WIN), "difference"),
+        joint=interval(difference(WIN), "difference", level),
+        head_to_head=interval(lambda means: means[:, VERSUS], "rate"),
         pairs=sum(map(len, pairs)),
         equal_length=controlled,
-        equal_kl=interval(lambda means: at_equal_kl(means[:, :4])),
-        second=interval(difference(SECOND)),
-        second_head_to_head=interval(lambda means: means[:, SECOND_VERSUS]),
+        equal_kl=interval(lambda means: at_equal_kl(means[:, :4]), "mean"),
+        second=interval(difference(SECOND), "difference"),
+        second_head_to_head=interval(lambda means: means[:, SECOND_VERSUS], "rate"),
     )  # fmt: skip
-
-
-def of_seeds(values: Array, level: float) -> Interval:
-    """Student's interval of the mean of (R,) values, one a seed; NaN where one is unknown."""
-    if not np.isfinite(values).all():
-        return NOWHERE
-    half = t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return Interval(float(values.mean()), float(values.mean() - half), float(values.mean() + half))
 
 
 def _rows(block: Block, i: int, j: int) -> Array:

@@ -40,7 +40,7 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
         f"```\n{command}\n```",
         f"![A win rate per cell, and paired differences between settings]({picture})",
         "## Final policy of each cell",
-        "Win rates are against the initial policy, with 95 % bootstrap intervals over prompts. "
+        "Win rates are against the initial policy, with 95 % intervals over prompts. "
         "At equal length: the length term of AlpacaEval 2 LC (arXiv 2404.04475) taken out. "
         "Seconds are what the cell itself took; it starts from what it shares with another.",
         _table(
@@ -50,7 +50,7 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
             [
                 [
                     *(r.cell.settings[a.key] for a in sweep.axes), rate(r.win_rate),
-                    rate(r.controlled),
+                    rate(r.controlled, r.not_comparable),
                     *([rate(sweep.second[r.cell.name])] if sweep.judge else []),
                     nats(r.kl), f"{r.tokens:.1f}",
                     _diagnostics(r.findings, r.ended), *exact_columns(r), f"{r.seconds:.0f}",
@@ -62,8 +62,8 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
     if sweep.averages:
         parts += [
             "## Over the seeds",
-            "Means of the cells that differ in their seed alone; Student's 95 % intervals over the "
-            "seeds.",
+            "Means of the cells that differ in their seed alone; 95 % intervals over the choice of "
+            "seeds and of prompts.",
             _table(
                 [*(a.short for a in sweep.axes if a.key != "seed"), "seeds", "win rate",
                  "at equal length", *(["second judge"] if sweep.judge else []),
@@ -71,7 +71,7 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
                 [
                     [
                         *average.settings.values(), str(average.seeds), rate(average.win_rate),
-                        rate(average.controlled),
+                        rate(average.controlled, "not comparable"),
                         *([rate(average.second)] if sweep.judge else []), nats(average.kl),
                     ]
                     for average in sweep.averages
@@ -108,15 +108,15 @@ def render(sweep: Sweep, command: str, picture: str) -> str:
         parts += [
             "## The game between the cells",
             "No cell beats the Nash mixture of them; exploitability is the best opponent's win "
-            "rate above 50 %.",
+            "rate above 50 %. Its interval counts that the best of all was picked.",
             _table(
                 ["cell", "Nash weight", "in Nash of resamples", "exploitability",
-                 "beaten most by", "mean win rate"],
+                 "best opponent", "shown to beat it", "mean win rate"],
                 [
                     [
                         s.name, f"{s.nash:.1%}", f"{share:.0%}",
                         f"{s.exploitability:.1%} [{s.interval[0]:.1%}, {s.interval[1]:.1%}]",
-                        s.beaten_by or "none", f"{s.mean:.1%}",
+                        s.best_opponent or "none", s.beaten_by or "none", f"{s.mean:.1%}",
                     ]
                     for s, share in zip(sweep.standings, sweep.support, strict=True)
                 ],

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from comal_fast.lm_game.measure import measure
-from comal_fast.statistics import NOWHERE, Array, Interval, bootstrap_interval, to_interval
+from comal_fast.phases.evaluate import prompt_lengths
+from comal_fast.statistics import NOWHERE, Array, Interval, to_interval
+from comal_fast.statistics.means import mean_interval, rate_interval
 from comal_fast.store.artefacts import Table
 from comal_fast.sweep.grid import Cell
 
@@ -31,7 +34,7 @@ class Result:
     """Held-out samples of the iterate."""
     win_rate: Interval
     controlled: Interval
-    """The same at equal length."""
+    """The same at equal length; NaN where `not_comparable` says why."""
     wins: Array
     """(n,) by prompt, against the initial policy."""
     kl: Interval
@@ -46,6 +49,12 @@ class Result:
     prompts: str
     """Same in cells that one oracle evaluated against the same responses to the same prompts."""
     seconds: float
+    held_out: tuple[Hashable, ...]
+    """(n,) the tokens of each held-out prompt, by which other seeds' prompts are matched."""
+    extra_tokens: Array
+    """(n,) by prompt, how much longer the responses are than the initial policy's."""
+    not_comparable: str | None = None
+    """Why there is no win rate at equal length."""
     exact: Exact | None = None
     """Where the oracle is a known game."""
 
@@ -59,6 +68,9 @@ def read_result(cell: Cell, seconds: float) -> Result:
     half = {"mean": 0.5, "ci95": [0.5, 0.5]}
     itself = {**half, "values": [0.5] * n, "length_controlled": half}  # rolled back to π_0
     against = evaluation["win_rates"].get("0", itself)
+    initial, samples = cell.directory.iteration(0).eval_samples, final.eval_samples.read()
+    numbers, tokens = samples["prompt_id"].to_pylist(), samples["prompt_ids"].to_pylist()
+    held_out = {number: tuple(ids) for number, ids in zip(numbers, tokens, strict=True)}
     return Result(
         cell=cell,
         samples=final.eval_samples,
@@ -70,8 +82,11 @@ def read_result(cell: Cell, seconds: float) -> Result:
         tokens=evaluation["response_length"]["mean"],
         findings=sorted({f["name"] for f in summary["findings"]}),
         ended=(summary["ended"] or {}).get("by"),
-        prompts=f"{cell.directory.iteration(0).eval_samples.key()} {cell.config.oracle}",
+        prompts=f"{initial.key()} {cell.config.oracle}",
         seconds=seconds,
+        held_out=tuple(held_out[number] for number in sorted(held_out)),
+        extra_tokens=prompt_lengths(samples) - prompt_lengths(initial.read()),
+        not_comparable=against["length_controlled"].get("note"),
         exact=_exact(cell, summary["result"]),
     )
 
@@ -87,9 +102,6 @@ def _exact(cell: Cell, iterate: int) -> Exact | None:
     if cell.config.oracle.name != "matrix":
         return None
     measured = measure(cell.config)
-    settings = cell.config.evaluation.bootstrap, cell.config.seed
-    gap, away = (
-        Interval(values.mean(), *bootstrap_interval(values, *settings))
-        for values in (measured.gap[iterate], measured.total_variation[iterate])
+    return Exact(
+        mean_interval(measured.gap[iterate]), rate_interval(measured.total_variation[iterate])
     )
-    return Exact(gap, away)

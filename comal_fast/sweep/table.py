@@ -19,8 +19,8 @@ def table(sweep: Sweep) -> Table:
     for r in sweep.results:
         found.add_row(
             *(r.cell.settings[axis.key] for axis in sweep.axes), rate(r.win_rate),
-            rate(r.controlled), f"{r.kl.mean:.2f}", f"{r.tokens:.1f}", ", ".join(r.findings),
-            *exact_columns(r),
+            rate(r.controlled, r.not_comparable), f"{r.kl.mean:.2f}", f"{r.tokens:.1f}",
+            ", ".join(r.findings), *exact_columns(r),
         )  # fmt: skip
     for cell in sweep.cells:
         if cell.name in sweep.failed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +17,35 @@ from comal_fast.sweep.blocks import Block
 from comal_fast.sweep.collect import judge_name
 from comal_fast.sweep.effects import at_equal_kl, find_effects
 from comal_fast.sweep.grid import Axis, Cell
+from comal_fast.sweep.prompt_values import pseudo_values
 from comal_fast.sweep.results import Result
 
 AXIS, SEEDS = Axis("algorithm.eta", ("1", "2")), Axis("seed", ("0", "1", "2"))
 RATE = Interval(0.5, 0.4, 0.6)
 
 
-def block(tiny_run: Path, seed: int, wins: np.ndarray, nats: np.ndarray, direct: float) -> Block:
-    """Two cells of one seed: win rates (2, n), KLs (2, n), and the second's against the first."""
-    results = []
+def block(
+    tiny_run: Path, seed: int, wins: np.ndarray, nats: np.ndarray, direct: float,
+    held_out: range | None = None,
+) -> Block:  # fmt: skip
+    """Two cells of one seed: win rates (2, n), KLs (2, n), and the second's against the first.
+
+    `held_out`: the prompts' names; by default no other seed has them.
+    """
+    results, n = [], wins.shape[1]
+    names = tuple((None if held_out else seed, i) for i in held_out or range(n))
     for number, value in enumerate(AXIS.values):
         settings = {AXIS.key: value, "seed": str(seed)}
         cell = Cell(f"{value}-{seed}", settings, load_config(tiny_run, [f"seed={seed}"]))
         results.append(
             Result(cell, tiny_run, RATE, RATE, wins[number], RATE, nats[number], 9.0, [], None,
-                   f"block {seed}", 1.0)  # type: ignore[arg-type]
+                   f"block {seed}", 1.0, names, np.resize([1.0, -1.0], n))  # type: ignore[arg-type]
         )  # fmt: skip
-    n = wins.shape[1]
     game = np.full((2, 2, n), 0.5)
     game[1, 0], game[0, 1] = direct, 1 - direct
     lengths = np.stack([np.full(n, 10.0), np.full(n, 10.0)])
-    names = tuple(r.cell.name for r in results)
-    return Block(results, Tournament(names, game, np.zeros((2, 2)), lengths), None)
+    cells = tuple(r.cell.name for r in results)
+    return Block(results, Tournament(cells, game, np.zeros((2, 2)), lengths), None)
 
 
 def test_equal_kl() -> None:
@@ -68,26 +74,56 @@ def test_seeds_widen_the_interval(tiny_run: Path) -> None:
     half = 4.302652729911275 * 0.1 / np.sqrt(3)  # Student's, two degrees of freedom
     assert effect.difference.high == pytest.approx(half)
     assert effect.difference.low == pytest.approx(-half)
-    assert effect.equal_kl.high == pytest.approx(half)
+    assert effect.equal_kl.high == pytest.approx(half, rel=1e-3)
     assert effect.head_to_head.mean == pytest.approx(0.5)
     assert not np.isfinite(effect.second.mean)
     (one,) = find_effects([AXIS, SEEDS], blocks[2:])
-    assert one.difference.low == pytest.approx(0.1) and one.difference.high == pytest.approx(0.1)
+    assert one.difference.low < one.difference.mean < one.difference.high
+    assert one.difference.mean == pytest.approx(0.1) and one.difference.low > 0.05
+
+
+def test_prompts_that_seeds_share_widen_the_interval(tiny_run: Path) -> None:
+    """The differences of the prompts are the same in every seed: more seeds are no news."""
+    n = 64
+    apart = np.random.default_rng(2).normal(0, 0.1, n)
+    wins = np.stack([np.full(n, 0.5), 0.5 + apart])
+    nats = np.full((2, n), 4.0)
+
+    def width(held_out: range | None) -> float:
+        blocks = [block(tiny_run, seed, wins, nats, 0.5, held_out) for seed in range(3)]
+        (effect,) = find_effects([AXIS, SEEDS], blocks)
+        return effect.difference.high - effect.difference.low
+
+    student = 2 * 1.998 * apart.std(ddof=1) / np.sqrt(n)  # of one seed's prompts
+    assert width(range(n)) == pytest.approx(student, rel=1e-3)
+    assert width(None) == pytest.approx(0, abs=1e-9)
+
+
+def test_pseudo_values_of_a_mean_are_the_values() -> None:
+    values = np.random.default_rng(3).random((20, 4))
+    found = pseudo_values(lambda means: means[:, 0] - means[:, 1], values)
+    np.testing.assert_allclose(found, values[:, 0] - values[:, 1])
+    curved = pseudo_values(lambda means: means[:, 0] * means[:, 1], values)
+    assert curved.mean() == pytest.approx(values[:, 0].mean() * values[:, 1].mean())
 
 
 def test_averages_over_seeds(tiny_run: Path) -> None:
-    """A setting's mean over three seeds with Student's interval; one of a single seed has none."""
-    rates = iter([0.5, 0.6, 0.6, 0.6, 0.7, 0.6])
-    results = []
-    for seed in range(3):
-        cells = block(tiny_run, seed, np.full((2, 9), 0.5), np.full((2, 9), 4.0), 0.5).results
-        results += [replace(r, win_rate=Interval(next(rates), 0, 1)) for r in cells]
+    """A setting's mean over three seeds, about Student's interval; of a single seed none."""
+    rng, results = np.random.default_rng(4), []
+    noise = rng.normal(0, 0.1, 200)
+    noise -= noise.mean()
+    for seed, rate in enumerate((0.5, 0.6, 0.7)):
+        wins = np.stack([rate + noise, 0.6 + noise])
+        results += block(tiny_run, seed, wins, np.full((2, 200), 4.0), 0.5).results
     one, other = averages(results, {})
     assert (one.settings, one.seeds) == ({AXIS.key: "1"}, 3)
     assert one.win_rate.mean == pytest.approx(0.6)
-    assert one.win_rate.high == pytest.approx(0.6 + 4.302652729911275 * 0.1 / np.sqrt(3))
-    assert other.win_rate.low == pytest.approx(0.6) and not np.isfinite(one.second.mean)
-    second = {r.cell.name: Interval(0.55, 0, 1) for r in results}
+    half = 4.302652729911275 * 0.1 / np.sqrt(3)
+    assert one.win_rate.high - one.win_rate.low == pytest.approx(2 * half, rel=0.15)
+    assert other.win_rate.mean == pytest.approx(0.6) and other.win_rate.low > 0.55
+    assert one.kl.mean == one.kl.low == pytest.approx(4)
+    assert not np.isfinite(one.second.mean)
+    second = {r.cell.name: np.full(200, 0.55) for r in results}
     assert averages(results, second)[1].second.mean == pytest.approx(0.55)
     assert averages(results[:2], {}) == []
 

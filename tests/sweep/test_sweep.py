@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.loop import run_all
-from comal_fast.statistics import Interval
+from comal_fast.statistics import NOWHERE, Interval
 from comal_fast.store.directory import RunDirectory
-from comal_fast.sweep.collect import Sweep
+from comal_fast.sweep.collect import Sweep, to_json
 from comal_fast.sweep.conclusions import conclusions
 from comal_fast.sweep.effects import Effect
 from comal_fast.sweep.grid import Axis, Cell
+from comal_fast.sweep.markdown import render
 from comal_fast.sweep.results import Result
 from comal_fast.sweep.runs import is_finished
 
@@ -49,7 +50,8 @@ def test_a_grid_runs_shares_and_resumes(
     text = page.read_text()
     grid = "--grid tau_eta_ratio=0.2,1 ref_update_interval=1,1000"
     assert f"{tiny_run} {' '.join(BRIEF)} {grid} --markdown {page}\n" in text
-    assert "(static reference)" in text and "one training run per setting (seed 0)" in text
+    assert "4 held-out prompts are too few" in text and "is higher" not in text
+    assert "one training run per setting (seed 0)" in text
     assert (tmp_path / "img/page.png").read_bytes().startswith(b"\x89PNG")
     assert text.replace("img/page.png", "img/sweep.png") == (folder / "sweep.md").read_text()
 
@@ -121,8 +123,8 @@ def test_seeds_and_a_second_judge(
     assert len(found["averages"]) == 2
     page = (tmp_path / "run/sweep.md").read_text()
     assert "## Over the seeds" in page
-    assert "second judge, points" in page and "Student's over the 2 seeds" in page
-    assert "the second judge sees" in capsys.readouterr().out
+    assert "second judge, points" in page and "from 2 seeds" in page
+    assert "of the mean between seeds" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_cell_that_breaks_off_is_reported_and_the_rest_runs(
@@ -193,7 +195,8 @@ def sweep_of(tiny_run: Path, shift: float, joint: Interval, **options: Any) -> S
         rate = Interval(wins.mean(), wins.mean() - 0.04, wins.mean() + 0.04)
         cell = Cell(f"ref_update_interval={value}", {AXIS.key: value}, config)
         results.append(
-            Result(cell, tiny_run, rate, rate, wins, rate, wins, 9.0, [], None, "same", 1.0)
+            Result(cell, tiny_run, rate, rate, wins, rate, wins, 9.0, [], None, "same", 1.0,
+                   tuple(range(40)), noise)
         )  # fmt: skip
     versus = Interval(0.5 + shift, 0.45 + shift, 0.55 + shift)
     difference = Interval(joint.mean, joint.low + 0.01, joint.high - 0.01)
@@ -215,3 +218,24 @@ def test_conclusions_follow_the_intervals(tiny_run: Path) -> None:
     barely = " ".join(conclusions(sweep_of(tiny_run, 0.01, Interval(0.01, -0.005, 0.025))))
     assert "once all comparisons of this sweep are counted" in barely and "is higher" not in barely
     assert "how much another seed would change is not measured" in clear
+
+
+def test_few_prompts_give_no_conclusion(tiny_run: Path) -> None:
+    """Every interval shows a difference, of nine prompts."""
+    sweep = sweep_of(tiny_run, 0.1, Interval(0.1, 0.05, 0.15))
+    few = [dataclasses.replace(r, wins=r.wins[:9]) for r in sweep.results]
+    text = " ".join(conclusions(dataclasses.replace(sweep, results=few)))
+    assert "9 held-out prompts are too few" in text
+    assert "is higher" not in text and "settings have" not in text
+
+
+def test_what_is_not_comparable_is_said(tiny_run: Path) -> None:
+    sweep = sweep_of(tiny_run, 0.1, Interval(0.1, 0.05, 0.15))
+    note = "not comparable (3% overlap)"
+    apart = [dataclasses.replace(r, controlled=NOWHERE, not_comparable=note) for r in sweep.results]
+    sweep = dataclasses.replace(sweep, results=apart, summary={"versions": {}, "device": "cpu"})
+    assert "0 of 2 lie above 50 % with their interval; 2 cannot be compared" in " ".join(
+        conclusions(sweep)
+    )
+    assert render(sweep, "comal-fast sweep", "x.png").count(note) == 2
+    assert json.loads(json.dumps(to_json(sweep)))["cells"][0]["length_controlled"] is None
