@@ -24,6 +24,7 @@ from comal_fast.phases.diagnose import Ending
 from comal_fast.plan.check import check_device
 from comal_fast.report import write_report
 from comal_fast.sinks.follow import following, make_sinks
+from comal_fast.statistics import to_interval
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import PHASES
 from comal_fast.store.files import check_folder, locked
@@ -246,13 +247,14 @@ def print_summary(summary: dict[str, Any], config: Config) -> None:
             ("held-out prompts", str(win["n_prompts"])),
         ]
     if pairs:
-        (low, high), margin = pairs["accuracy"]["ci95"], pairs["margin"]
+        (low, high), margin = pairs["accuracy"]["ci95"], to_interval(pairs["margin"])
+        assert margin is not None
         rate = f"{pairs['accuracy']['mean']:.1%}  95 % [{low:.1%}, {high:.1%}]"
         rows += [
             (f"accuracy on {pairs['pairs']} held-out pairs", rate),
             (
                 "their margin, nats",
-                "{:.3f}  95 % [{:.3f}, {:.3f}]".format(margin["mean"], *margin["ci95"]),
+                f"{margin.mean:.3f}  95 % [{margin.low:.3f}, {margin.high:.3f}]",
             ),
         ]
     if cycles is not None:

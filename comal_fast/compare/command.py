@@ -49,6 +49,7 @@ def _compare(args: argparse.Namespace) -> None:
     from comal_fast.compare.tournament import play, to_json
     from comal_fast.errors import InputError
     from comal_fast.oracles import make_oracle
+    from comal_fast.statistics import LEAST_PROMPTS
     from comal_fast.store.directory import RunDirectory
     from comal_fast.store.files import check_target, write_all
     from comal_fast.system.terminal import console, progress
@@ -85,6 +86,8 @@ def _compare(args: argparse.Namespace) -> None:
     result = to_json(game, config.evaluation.bootstrap, config.seed)
     for table in (matrix_table(result), standings_table(result), pairs_table(result)):
         console.print(table)
+    if len(prompts) < LEAST_PROMPTS:
+        console.print(f"too few prompts for a verdict: {len(prompts)}, it takes {LEAST_PROMPTS}")
     if len(prompts) < most:
         console.print(f"on the {len(prompts)} of {most} prompts that all of them held out")
     contents: dict[str, bytes] = {}
@@ -103,11 +106,13 @@ def picture(result: dict[str, Any]) -> bytes:
 
     from comal_fast.figures.heatmap import heat_map  # matplotlib is slow to load
     from comal_fast.figures.style import LIGHT, to_png
+    from comal_fast.statistics import LEAST_PROMPTS
 
     names = result["names"]
     excludes = np.zeros((len(names), len(names)), dtype=bool)
     for pair in result["pairs"]:
         low, high = pair["ci95"]
         place = names.index(pair["row"]), names.index(pair["column"])
-        excludes[place] = low > 0.5 or high < 0.5
+        enough = result["n_prompts"] >= LEAST_PROMPTS
+        excludes[place] = enough and (low > 0.5 or high < 0.5)
     return to_png(heat_map(LIGHT, names, np.array(result["matrix"]), excludes, "", "against"))

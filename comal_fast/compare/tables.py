@@ -22,15 +22,15 @@ def matrix_table(result: dict[str, Any]) -> Table:
 def standings_table(result: dict[str, Any]) -> Table:
     """A table of the empirical game, a row an entrant."""
     table = Table(
-        "entrant", "Nash weight", "in Nash of resamples", "exploitability", "beaten most by",
-        "mean win rate", "tokens",
+        "entrant", "Nash weight", "in Nash of resamples", "exploitability", "best opponent",
+        "shown to beat it", "mean win rate", "tokens",
         title="the game between them: no entrant beats the Nash mixture",
     )  # fmt: skip
     for e in result["entrants"]:
         table.add_row(
             e["name"], f"{e['nash_weight']:.1%}", f"{e['in_nash_of_resamples']:.0%}",
-            rate(e["exploitability"], e["ci95"]), e["beaten_by"] or "none",
-            f"{e['mean_win_rate']:.1%}", f"{e['tokens']:.1f}",
+            rate(e["exploitability"], e["ci95"]), e["best_opponent"] or "none",
+            e["beaten_by"] or "none", f"{e['mean_win_rate']:.1%}", f"{e['tokens']:.1f}",
         )  # fmt: skip
     return table
 
@@ -44,7 +44,8 @@ def pairs_table(result: dict[str, Any]) -> Table:
             controlled = p["length_controlled"]
             table.add_row(
                 f"{p['row']} against {p['column']}", rate(p["win_rate"], p["ci95"]),
-                rate(controlled["mean"], controlled["ci95"]), f"{p['ties']:.1%}",
+                controlled["note"] or rate(controlled["mean"], controlled["ci95"]),
+                f"{p['ties']:.1%}",
             )  # fmt: skip
     return table
 

@@ -12,10 +12,12 @@ import numpy as np
 from comal_fast.game.nash import nash_policy
 from comal_fast.oracles import Comparison, Messages, Oracle
 from comal_fast.statistics import (
-    LENGTH_RESAMPLES,
+    LEAST_PROMPTS,
     Array,
+    best_opponent_bounds,
     bootstrap_means,
     length_controlled,
+    rate_interval,
     tie_share,
 )
 
@@ -90,9 +92,11 @@ class Standing:
     exploitability: float
     """max_j P(j ≻ this one) − ½: 0 for an entrant that no other beats."""
     interval: tuple[float, float]
-    """Interval of `exploitability`. A maximum over noise leans upwards: most so among equals."""
+    """Interval of `exploitability`, by bounds that hold for the best of all opponents."""
+    best_opponent: str | None
+    """The entrant that attains it; None where no other beats this one."""
     beaten_by: str | None
-    """The entrant that attains it."""
+    """An entrant that is shown to beat this one, all opponents counted: the best one if it is."""
     nash: float
     """Weight in the Nash mixture of the entrants, which none of them beats."""
     mean: float
@@ -100,20 +104,35 @@ class Standing:
 
 
 def standings(names: Sequence[str], wins: Array, resamples: int, seed: int) -> list[Standing]:
-    """A standing per entrant, in their order, from wins (E, E, n) as in `Tournament`."""
+    """Return a standing per entrant, in their order.
+
+    Args:
+        names: Of the E entrants.
+        wins: (E, E, n) as in `Tournament`.
+        resamples: Draws behind the bounds that hold for all opponents of an entrant.
+        seed: Of the draws.
+    """
     matrix, size = wins.mean(axis=2), len(names)
     nash = nash_policy(_symmetric(matrix))
-    losses = (wins - 0.5).reshape(size * size, -1).T  # (n, E²): P(j ≻ i) − ½ at [j, i]
-    means = bootstrap_means(losses, resamples, seed).reshape(-1, size, size)
-    low, high = np.quantile(means.max(axis=1), [0.025, 0.975], axis=0)
     found = []
     for i, name in enumerate(names):
-        worst = int(matrix[:, i].argmax())
-        gain = float(matrix[worst, i] - 0.5)
-        others = (matrix[i].sum() - 0.5) / (size - 1)
-        interval = (float(low[i]), float(high[i]))
-        by = names[worst] if gain > 0 else None
-        found.append(Standing(name, gain, interval, by, float(nash[i]), float(others)))
+        opponents = [j for j in range(size) if j != i]
+        low, high = best_opponent_bounds(wins[opponents, i].T, resamples, seed)
+        best = int(matrix[opponents, i].argmax())
+        gain = max(0.0, float(matrix[opponents[best], i] - 0.5))
+        shown = best if low[best] > 0.5 else int(low.argmax())
+        beaten = wins.shape[2] >= LEAST_PROMPTS and low[shown] > 0.5
+        found.append(
+            Standing(
+                name,
+                gain,
+                (max(0.0, float(low.max() - 0.5)), max(0.0, float(high.max() - 0.5))),
+                names[opponents[best]] if gain > 0 else None,
+                names[opponents[shown]] if beaten else None,
+                float(nash[i]),
+                float(matrix[i, opponents].mean()),
+            )
+        )
     return found
 
 
@@ -129,18 +148,17 @@ def nash_support(game: Tournament, seed: int) -> Array:
 def to_json(game: Tournament, resamples: int, seed: int) -> dict[str, Any]:
     """The round robin as plain containers: every pair, every entrant, the game, with intervals."""
     size, n = len(game.names), game.wins.shape[2]
-    means = bootstrap_means(game.wins.reshape(size * size, n).T, resamples, seed)
-    low, high = np.quantile(means, [0.025, 0.975], axis=0).reshape(2, size, size)
+    rates = {(i, j): rate_interval(game.wins[i, j]) for i in range(size) for j in range(size)}
     support = nash_support(game, seed)
     pairs = [
         {
             "row": game.names[i],
             "column": game.names[j],
             "win_rate": float(game.matrix[i, j]),
-            "ci95": [float(low[i, j]), float(high[i, j])],
+            "ci95": [rates[i, j].low, rates[i, j].high],
             "ties": float(game.ties[i, j]),
             "length_controlled": length_controlled(
-                game.wins[i, j], game.lengths[i] - game.lengths[j], LENGTH_RESAMPLES, seed
+                game.wins[i, j], game.lengths[i] - game.lengths[j]
             ),
         }
         for i in range(size)
@@ -159,6 +177,7 @@ def to_json(game: Tournament, resamples: int, seed: int) -> dict[str, Any]:
                 "in_nash_of_resamples": float(share),
                 "exploitability": s.exploitability,
                 "ci95": list(s.interval),
+                "best_opponent": s.best_opponent,
                 "beaten_by": s.beaten_by,
                 "mean_win_rate": s.mean,
                 "tokens": float(lengths.mean()),

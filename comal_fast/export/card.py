@@ -130,14 +130,19 @@ def _results(context: Context, iterate: int) -> str:
         if wins:
             against = f"win rate against the initial policy, {prompts} held-out prompts"
             rows.append((against, _percent(wins)))
-            rows.append(("the same at equal length", _percent(wins["length_controlled"])))
+            rows.append(("the same at equal length", _at_equal_length(wins)))
         kl = found["kl_to_initial"]
         rows.append(("KL to the initial policy, nats", _plain(kl)))
         rows.append(("tokens of a response", f"{found['response_length']['mean']:.1f}"))
     if not rows:
         return "Nothing was measured of this iterate."
-    said = "Means with 95 % bootstrap intervals over prompts, by the preferences above."
+    said = "Means with 95 % intervals over prompts, by the preferences above."
     return f"{said}\n\n{_table(*rows)}"
+
+
+def _at_equal_length(wins: dict[str, Any]) -> str:
+    found = wins["length_controlled"]
+    return found.get("note") or _percent(found)
 
 
 def _percent(found: dict[str, Any]) -> str:
@@ -146,6 +151,8 @@ def _percent(found: dict[str, Any]) -> str:
 
 
 def _plain(found: dict[str, Any]) -> str:
+    if found["ci95"] is None:
+        return f"{found['mean']:.2f}"
     low, high = found["ci95"]
     return f"{found['mean']:.2f} [{low:.2f}, {high:.2f}]"
 

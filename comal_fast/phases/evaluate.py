@@ -22,10 +22,13 @@ from comal_fast.phases.judge import make_room, responses_by_prompt
 from comal_fast.phases.logps import model_logps, prompt_responses
 from comal_fast.phases.skeleton import Made, check_drawn, make
 from comal_fast.statistics import (
-    LENGTH_RESAMPLES,
-    bootstrap_mean,
+    Interval,
     length_controlled,
+    mean_interval,
+    rate_interval,
     tie_share,
+    to_interval,
+    to_json,
 )
 from comal_fast.store.artefacts import make_key
 from comal_fast.system.terminal import done, progress
@@ -60,7 +63,7 @@ def run(context: Context, iteration: int) -> None:
         [table.key() for table in before.values()],
         [policies.key(iterate) for iterate in (0, reference, iteration)],
         oracle_key(oracle, config.oracle),
-        [config.evaluation.num_generations, config.evaluation.bootstrap],
+        config.evaluation.num_generations,
         config.training.max_tokens_per_microbatch,
         config.seed,
     )
@@ -102,13 +105,14 @@ def _held_out_pairs(context: Context, iteration: int) -> None:
         mean, (low, high) = result["accuracy"]["mean"], result["accuracy"]["ci95"]
         shown = f"{mean:.1%} [{low:.1%}, {high:.1%}]"
         done(f"evaluate π_{iteration}", f"accuracy on {result['pairs']} held-out pairs {shown}")
-        row = {
-            f"eval/pair_{name}{end}": value
-            for name in ("accuracy", "margin")
-            for end, value in zip(
-                ("", "_low", "_high"), (result[name]["mean"], *result[name]["ci95"]), strict=True
-            )
-        }
+        row = {}
+        for name in ("accuracy", "margin"):
+            found = to_interval(result[name])
+            assert found is not None
+            row[f"eval/pair_{name}"] = found.mean
+            if result[name]["ci95"] is not None:
+                row[f"eval/pair_{name}_low"] = found.low
+                row[f"eval/pair_{name}_high"] = found.high
         return result, row
 
     artefact = context.directory.iteration(iteration).pair_evaluation
@@ -172,7 +176,6 @@ def _win_rates(
     samples: pa.Table,
 ) -> dict[str, Any]:
     """Against each earlier iterate: mean over prompts of P(its samples ≻ theirs), with interval."""
-    config = context.config
     ours = responses_by_prompt(samples)
     rates: dict[str, Any] = {}
     if not opponents:
@@ -193,11 +196,9 @@ def _win_rates(
                 advance()
             extra = prompt_lengths(samples) - prompt_lengths(opponent)
             rates[str(earlier)] = {
-                **_mean(config, np.array(wins)),
+                **_with_values(rate_interval(np.array(wins)), np.array(wins)),
                 "ties": float(np.mean(ties)),
-                "length_controlled": length_controlled(
-                    np.array(wins), extra, LENGTH_RESAMPLES, config.seed
-                ),
+                "length_controlled": length_controlled(np.array(wins), extra),
             }
     return rates
 
@@ -214,7 +215,6 @@ def _divergences(
     context: Context, iteration: int, reference: int, samples: pa.Table
 ) -> dict[str, Any]:
     """KL(π_t ‖ π_0) and KL(π_t ‖ π_ref) in nats per response, by Monte Carlo."""
-    config = context.config
     sequences = prompt_responses(samples, range(samples.num_rows))
     logps: dict[int, np.ndarray] = {}
     if iteration:
@@ -225,14 +225,13 @@ def _divergences(
     for name, other in (("kl_to_initial", 0), ("kl_to_reference", reference)):
         gaps = logps[iteration] - logps[other] if iteration else np.zeros(samples.num_rows)
         means = np.bincount(prompts, gaps) / np.bincount(prompts)
-        result[name] = _mean(config, means)
+        result[name] = _with_values(mean_interval(means), means)
     return result
 
 
-def _mean(config: Config, values: np.ndarray) -> dict[str, Any]:
-    """`mean`, `ci95` and the `values` themselves, one per prompt."""
-    summary = bootstrap_mean(values, config.evaluation.bootstrap, config.seed)
-    return {**summary, "values": values.tolist()}
+def _with_values(interval: Interval, values: np.ndarray) -> dict[str, Any]:
+    """Return `mean`, `ci95` and the `values` themselves, one per prompt."""
+    return {**to_json(interval), "values": values.tolist()}
 
 
 def _text_measures(samples: pa.Table) -> dict[str, Any]:

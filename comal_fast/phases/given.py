@@ -13,7 +13,7 @@ from comal_fast.data.pairs import TokenizedPair
 from comal_fast.errors import InputError
 from comal_fast.phases.generate import SAMPLES, message_row
 from comal_fast.phases.logps import model_logps
-from comal_fast.statistics import DRAW, bootstrap_mean
+from comal_fast.statistics import DRAW, mean_interval, rate_interval, to_json
 from comal_fast.store.artefacts import make_key
 from comal_fast.training.items import keeps_draws
 from comal_kernels.packing import PromptResponse
@@ -70,21 +70,20 @@ def held_out(context: Context, iteration: int) -> dict[str, Any]:
     chosen, rejected = (np.array([item[k] for item in items], dtype=int) for k in (1, 2))
     number = np.array([item[0] for item in items])
     margins = gained[chosen] - gained[rejected]
-    config = context.config
 
-    def over_prompts(values: np.ndarray) -> dict[str, Any]:
+    def prompt_means(values: np.ndarray) -> np.ndarray:
         means = np.bincount(number, values) / np.maximum(np.bincount(number), 1)
-        return bootstrap_mean(means[np.unique(number)], config.evaluation.bootstrap, config.seed)
+        return np.asarray(means[np.unique(number)])
 
     right = np.where(margins == 0, 0.5, (margins > 0).astype(float))
     return {
         "iterate": iteration,
         "pairs": len(items),
         "prompts": len(set(number.tolist())),
-        "accuracy": over_prompts(right),
-        "margin": over_prompts(margins),
-        "chosen_logp_gain": over_prompts(gained[chosen]),
-        "rejected_logp_gain": over_prompts(gained[rejected]),
+        "accuracy": to_json(rate_interval(prompt_means(right))),
+        "margin": to_json(mean_interval(prompt_means(margins))),
+        "chosen_logp_gain": to_json(mean_interval(prompt_means(gained[chosen]))),
+        "rejected_logp_gain": to_json(mean_interval(prompt_means(gained[rejected]))),
     }
 
 
@@ -105,7 +104,7 @@ def held_out_key(context: Context, iteration: int) -> str:
         _content(context.held_out_pairs()),
         [context.policies.key(t) for t in (0, iteration)],
         config.training.max_tokens_per_microbatch,
-        [config.evaluation.bootstrap, config.seed],
+        config.seed,
     )
 
 

@@ -13,13 +13,10 @@ import numpy as np
 from comal_fast.compare.tournament import Standing, standings
 from comal_fast.figures import page
 from comal_fast.report.load import Row, Run
-from comal_fast.statistics import Array, Interval, number, to_interval
+from comal_fast.statistics import LEAST_PROMPTS, Array, Interval, number, to_interval
 from comal_fast.store.directory import PHASES
 
 Outcome = Literal["better", "worse", "open", "none"]
-
-# prompts that a verdict takes: of fewer, all on one side is nothing rare (2 · 2⁻ⁿ > 5 %)
-LEAST = 6
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ def held_out_pairs(run: Run) -> dict[str, Any] | None:
 def _of_pairs(run: Run, pairs: dict[str, Any]) -> Verdict:
     accuracy = to_interval(pairs["accuracy"])
     assert accuracy is not None
-    outcome, meaning = _meaning(accuracy, pairs.get("pairs"))
+    outcome, meaning = _meaning(accuracy, pairs.get("prompts"))
     text = (
         f"On {pairs.get('pairs')} held-out pairs the final policy has moved towards the chosen "
         f"response in {interval_text(accuracy)} (model {model_name(run)}, prox loss "
@@ -98,8 +95,8 @@ def _of_pairs(run: Run, pairs: dict[str, Any]) -> Verdict:
 
 
 def _meaning(rate: Interval, count: Any) -> tuple[Outcome, str]:
-    if isinstance(count, int) and count < LEAST:
-        return "open", f"{count} are too few for a verdict, it takes {LEAST}"
+    if isinstance(count, int) and count < LEAST_PROMPTS:
+        return "open", f"too few prompts for a verdict: {count}, it takes {LEAST_PROMPTS}"
     if rate.low > 0.5:
         return "better", "the interval excludes 50%, it lies wholly above"
     if rate.high < 0.5:

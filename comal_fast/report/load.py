@@ -30,7 +30,9 @@ class Evaluation:
     win_rates: dict[int, Interval]
     """Against each earlier iterate."""
     controlled: dict[int, Interval]
-    """The same at equal length."""
+    """The same at equal length, where the lengths are comparable."""
+    not_comparable: dict[int, str]
+    """Why there is no win rate at equal length, where there is none."""
     wins: dict[int, Array]
     """The same by prompt."""
     length: float
@@ -181,12 +183,14 @@ def _evaluation(iterate: int, content: dict[str, Any]) -> Evaluation:
         for t, value in against.items()
         if (rate := to_interval(value.get("length_controlled"))) is not None
     }
+    notes = {t: _dict(value, "length_controlled").get("note") for t, value in against.items()}
     n_prompts = content.get("n_prompts")
     return Evaluation(
         iterate=iterate,
         n_prompts=n_prompts if isinstance(n_prompts, int) else None,
         win_rates=rates,
         controlled=controlled,
+        not_comparable={t: note for t, note in notes.items() if isinstance(note, str)},
         wins={t: _numbers(value.get("values")) for t, value in against.items()},
         length=number(length.get("mean")),
         lengths=_numbers(length.get("histogram")),

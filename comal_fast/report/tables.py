@@ -96,7 +96,7 @@ def iterates(run: Run) -> Table | None:
         rows.append([
             f"{t}, initial" if t == 0 else str(t),
             _share(rate) if rate and t else NONE,
-            _share(e.controlled[0]) if 0 in e.controlled else NONE,
+            _share(e.controlled[0]) if 0 in e.controlled else e.not_comparable.get(0, NONE),
             NONE if e.n_prompts is None else str(e.n_prompts),
             _decimal(e.length, 1), percent(e.repetition), percent(e.finished),
             _nats(e.kl_to_initial), _nats(e.kl_to_reference),
@@ -127,12 +127,13 @@ def empirical_game_table(run: Run) -> Table | None:
     rows = [
         [
             s.name, percent(s.nash), percent(s.mean), percent(s.exploitability),
-            f"{percent(s.interval[0])} to {percent(s.interval[1])}", s.beaten_by or "none",
+            f"{percent(s.interval[0])} to {percent(s.interval[1])}", s.best_opponent or "none",
+            s.beaten_by or "none",
         ]
         for s in found
     ]  # fmt: skip
     head = ["Iterate", "Weight in the Nash mixture", "Mean win rate", "Exploitability",
-            "95% interval", "Beaten most by"]  # fmt: skip
+            "95% interval", "Best opponent", "Shown to beat it"]  # fmt: skip
     caption = (
         "The game between the iterates: no iterate beats the Nash mixture; "
         "exploitability is the best opponent's win rate above 50%"

@@ -6,7 +6,7 @@ from comal_fast.statistics.bootstrap import (
     bootstrap_means,
     bootstrap_weights,
 )
-from comal_fast.statistics.equal_length import LENGTH_RESAMPLES, length_controlled
+from comal_fast.statistics.equal_length import length_controlled
 from comal_fast.statistics.interval import (
     DRAW,
     NOWHERE,
@@ -16,21 +16,36 @@ from comal_fast.statistics.interval import (
     tie_share,
     to_interval,
 )
-from comal_fast.statistics.means import wilson
+from comal_fast.statistics.maximum import best_opponent_bounds
+from comal_fast.statistics.means import (
+    LEAST_PROMPTS,
+    difference_interval,
+    mean_interval,
+    rate_bounds,
+    rate_interval,
+    to_json,
+    wilson,
+)
 
 __all__ = [
     "DRAW",
-    "LENGTH_RESAMPLES",
+    "LEAST_PROMPTS",
     "NOWHERE",
     "Array",
     "Interval",
+    "best_opponent_bounds",
     "bootstrap_interval",
     "bootstrap_mean",
     "bootstrap_means",
     "bootstrap_weights",
+    "difference_interval",
     "length_controlled",
+    "mean_interval",
     "number",
+    "rate_bounds",
+    "rate_interval",
     "tie_share",
     "to_interval",
+    "to_json",
     "wilson",
 ]
