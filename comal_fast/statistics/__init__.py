@@ -2,7 +2,6 @@
 
 from comal_fast.statistics.bootstrap import (
     bootstrap_interval,
-    bootstrap_mean,
     bootstrap_means,
     bootstrap_weights,
 )
@@ -24,7 +23,6 @@ from comal_fast.statistics.means import (
     rate_bounds,
     rate_interval,
     to_json,
-    wilson,
 )
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "Interval",
     "best_opponent_bounds",
     "bootstrap_interval",
-    "bootstrap_mean",
     "bootstrap_means",
     "bootstrap_weights",
     "difference_interval",
@@ -47,5 +44,4 @@ __all__ = [
     "tie_share",
     "to_interval",
     "to_json",
-    "wilson",
 ]

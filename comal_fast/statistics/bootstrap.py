@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
 from comal_fast.statistics.interval import Array
 
 CHUNK = 1000  # resamples at a time: memory stays small at any n
-
-
-def bootstrap_mean(values: Array, resamples: int, seed: int) -> dict[str, Any]:
-    """`mean` and `ci95` [low, high] (percentile bootstrap) of (n,) values, one per prompt."""
-    values = np.asarray(values, dtype=np.float64)
-    low, high = bootstrap_interval(values, resamples, seed)
-    return {"mean": float(values.mean()), "ci95": [low, high]}
 
 
 def bootstrap_interval(

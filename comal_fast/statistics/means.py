@@ -112,11 +112,3 @@ def to_json(interval: Interval) -> dict[str, Any]:
     """Return {`mean`, `ci95` [low, high]}, as `to_interval` reads it; `ci95` null if unknown."""
     known = math.isfinite(interval.low) and math.isfinite(interval.high)
     return {"mean": interval.mean, "ci95": [interval.low, interval.high] if known else None}
-
-
-def wilson(share: Array, n: Array) -> tuple[Array, Array]:
-    """(low, high) of 95 % Wilson intervals of shares of n (Wilson 1927)."""
-    z = 1.96
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
-    return middle - half, middle + half

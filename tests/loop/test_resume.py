@@ -27,7 +27,7 @@ KILLS = [
     ("comal_fast.phases.train:Trainer.save", 2),
     ("comal_fast.phases.train:Trainer._backward", 5),
     ("comal_fast.policies:Policies.keep", 1),  # behind the model, its checkpoints still there
-    ("comal_fast.phases.evaluate:bootstrap_mean", 2),
+    ("comal_fast.phases.evaluate:mean_interval", 2),
     ("comal_fast.store.artefacts:Json.write", 1),
     ("comal_fast.store.artefacts:Table.write", 1),
     ("comal_fast.store.artefacts:Json.write", 1),
