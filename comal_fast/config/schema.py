@@ -99,7 +99,8 @@ class EvaluationConfig(Options):
     interval: int = Field(1, ge=1)
     """Evaluate every so many iterations (and the initial policy, and the last iterate)."""
     bootstrap: int = Field(10_000, ge=100)
-    """Bootstrap resamples of the prompts for the 95 % intervals."""
+    """Random draws behind what has no closed form: the bounds of the best opponent (`compare`, the
+    report, a sweep) and the diagnostics. Win rates, KLs and margins need none."""
     report: bool = how(True)
     """End `run` with report.html; `comal-fast report` writes it at any time."""
 
