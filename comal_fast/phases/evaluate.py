@@ -63,7 +63,8 @@ def run(context: Context, iteration: int) -> None:
         [table.key() for table in before.values()],
         [policies.key(iterate) for iterate in (0, reference, iteration)],
         oracle_key(oracle, config.oracle),
-        config.evaluation.num_generations,
+        # no interval depends on the draws any more; older runs are kept by having them here
+        [config.evaluation.num_generations, config.evaluation.bootstrap],
         config.training.max_tokens_per_microbatch,
         config.seed,
     )

@@ -104,7 +104,7 @@ def held_out_key(context: Context, iteration: int) -> str:
         _content(context.held_out_pairs()),
         [context.policies.key(t) for t in (0, iteration)],
         config.training.max_tokens_per_microbatch,
-        config.seed,
+        [config.evaluation.bootstrap, config.seed],  # as older runs have it
     )
 
 
