@@ -71,8 +71,8 @@ def calibration_error(wins: Array, prompt: NDArray[np.int64]) -> Interval:
         deviations = (gaps[group] - difference[column]) / len(group)
         added[:, column] = np.bincount(prompt[group], deviations, num_prompts)
     covariance = added.T @ added * num_prompts / (num_prompts - 1)
-    # few prompts may agree by chance: one prompt's share of the variance of draws, at a rate
-    # between confidence and accuracy with one win and one loss that were not seen
+    # few prompts may agree by chance: one prompt's share is the variance of draws, at a rate
+    # between confidence and accuracy, with one win and one loss that were not seen
     middle = [((confidence[g] + right[g]).sum() + 1) / (2 * len(g) + 2) for g in groups]
     binomial = np.diag([m * (1 - m) / len(g) for m, g in zip(middle, groups, strict=True)])
     covariance += (binomial - covariance) / num_prompts
@@ -83,7 +83,13 @@ def calibration_error(wins: Array, prompt: NDArray[np.int64]) -> Interval:
     if observed > 0:  # the variance that miscalibration itself adds, Var(Σ w δ d)
         scale = max(scale, float(direction @ weighted @ direction) / observed)
     freedom = max(num_prompts - len(groups), 1)
-    low = _error_at(0.975, observed, bias, scale, freedom)
+    # 0 is tested with no less than the variance of draws of a calibrated oracle, as Wilson does
+    draws = confidence * (1 - confidence)
+    calibrated = sum(float(draws[group].sum()) / (len(group) * len(wins)) for group in groups)
+    ratio = max(1.0, calibrated / bias)
+    low = _error_at(0.975, observed, ratio * bias, ratio * scale, freedom)
+    if low > 0:
+        low = _error_at(0.975, observed, bias, scale, freedom)
     # a fit that is better than chance allows rules out no more than the expected one
     high = _error_at(0.025, max(observed, bias), bias, scale, freedom)
     return Interval(math.sqrt(max(0.0, observed - bias)), low, min(high, 1.0))

@@ -47,15 +47,17 @@ def length_controlled(wins: Array, extra_tokens: Array) -> dict[str, Any]:
         the prompts that is comparable; `note`, why there is no answer, else null.
     """
     wins, extra = np.asarray(wins, dtype=np.float64), np.asarray(extra_tokens, dtype=np.float64)
-    overlap = comparable_share(extra)
-    if len(wins) < LEAST_PROMPTS:
-        note = f"too few prompts ({len(wins)})"
-    elif overlap < LEAST_OVERLAP:
-        note = f"not comparable ({overlap:.0%} overlap)"
-    else:
-        found = to_json(equal_length_interval(wins, extra))
-        return {**found, "overlap": overlap, "note": None}
-    return {"mean": None, "ci95": None, "overlap": overlap, "note": note}
+    overlap, note = comparable_share(extra), _why_not_comparable(extra)
+    found = to_json(equal_length_interval(wins, extra)) if note is None else {}
+    return {"mean": None, "ci95": None, **found, "overlap": overlap, "note": note}
+
+
+def _why_not_comparable(extra_tokens: Array) -> str | None:
+    """Return why there is no answer; None where there is one."""
+    overlap = comparable_share(extra_tokens)
+    if len(extra_tokens) < LEAST_PROMPTS:
+        return f"too few prompts ({len(extra_tokens)})"
+    return f"not comparable ({overlap:.0%} overlap)" if overlap < LEAST_OVERLAP else None
 
 
 def comparable_share(extra_tokens: Array) -> float:
@@ -88,6 +90,32 @@ def equal_length_interval(wins: Array, extra_tokens: Array) -> Interval:
     mean = float(expit(best))
     # a logit of ±FAR stands for a rate of 0 or 1
     return Interval(round(mean, 12), round(low, 12), round(high, 12))
+
+
+def equal_length_values(wins: Array, extra_tokens: Array) -> Array:
+    """Return a value per prompt whose mean is the win rate at equal length.
+
+    They are the prompts' influences on θ, carried over to σ(θ) by its derivative: what several
+    seeds' win rates share where they hold out the same prompts shows in them.
+
+    Args:
+        wins: (n,) in [0, 1], one per prompt.
+        extra_tokens: (n,) how much longer the responses are than their opponent's.
+
+    Returns:
+        (n,) values; NaN where there is no answer.
+    """
+    if _why_not_comparable(extra_tokens) is not None:
+        return np.full(len(wins), np.nan)
+    if (spread := float(extra_tokens.std())) == 0:
+        return wins
+    test = _ScoreTest(wins, np.tanh(extra_tokens / spread))
+    best = test.estimate()
+    residuals, weights, information = test.parts(best)
+    rate = expit(best)
+    influence = residuals * weights / max(information, 1e-9)
+    shift = len(wins) * rate * (1 - rate) * (influence - influence.mean())
+    return np.asarray(rate + shift)
 
 
 @dataclass(frozen=True)

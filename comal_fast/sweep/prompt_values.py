@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import expit, logit
 
 from comal_fast.statistics import NOWHERE, Array, Interval, length_controlled, to_interval
+from comal_fast.statistics.equal_length import equal_length_values
 from comal_fast.statistics.means import difference_interval, mean_interval, rate_interval
 from comal_fast.statistics.seeds import interval_over_seeds
-
-RARE = 1e-6  # of a rate whose logit is infinite
-RIDGE = 1e-2  # of the slope, in prompts
 
 Kind = Literal["rate", "difference", "mean"]
 """Values in [0, 1], differences of two such values, or values of any range."""
@@ -92,37 +88,3 @@ def equal_length_interval_of(wins: Sequence[SeedValues], extra_tokens: Sequence[
     return interval_of(
         [SeedValues(s.held_out, v) for s, v in zip(wins, values, strict=True)], "rate"
     )
-
-
-def equal_length_values(wins: Array, extra_tokens: Array) -> Array:
-    """Return a value per prompt whose mean is the win rate at equal length.
-
-    They are the prompts' influences on the intercept of `length_controlled`'s regression, carried
-    over to the rate by its derivative.
-
-    Args:
-        wins: (n,) win rates by prompt.
-        extra_tokens: (n,) how many tokens longer the winner's responses are.
-
-    Returns:
-        (n,) values; NaN where lengths do not allow a comparison.
-    """
-    found = to_interval(length_controlled(wins, extra_tokens))
-    if found is None:
-        return np.full(len(wins), np.nan)
-    if (spread := extra_tokens.std()) == 0:
-        return wins
-    feature = np.tanh(extra_tokens / spread)
-    intercept = logit(np.clip(found.mean, RARE, 1 - RARE))
-
-    def score(slope: float) -> float:
-        return float(feature @ (wins - expit(intercept + slope * feature))) - RIDGE * slope
-
-    most = float(np.abs(feature).sum()) / RIDGE
-    expected = expit(intercept + brentq(score, -most, most) * feature)
-    variance = expected * (1 - expected)
-    # the part of an intercept that the slope does not take up
-    part = 1 - feature * (variance @ feature) / (variance @ feature**2 + RIDGE)
-    influence = (wins - expected) * part / (variance @ part)
-    shift = len(wins) * found.mean * (1 - found.mean) * (influence - influence.mean())
-    return np.asarray(found.mean + shift)
