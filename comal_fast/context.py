@@ -81,9 +81,9 @@ class Context:
         if left_out := left_out + loaded.left_out:
             console.print(f"  {left_out_line(left_out, total)}")
         sure = sum(p.probability is not None for p in loaded.pairs)
-        if sure and not self.config.pairing.soft_labels:
+        if sure and self.config.pairing.labels == "hard":
             console.print(
-                f"  {sure} pairs say how sure they are; pairing.soft_labels=true trains on that"
+                f"  {sure} pairs say how sure they are; pairing.labels=soft trains on that"
             )
         return pairs
 

@@ -5,20 +5,30 @@ A loss that is only in `comal_kernels.PROX`, a plugin's say, gets its class from
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from comal_fast.config.choice import Choice
 from comal_fast.config.options import Options
 
 PROX_CHOICE = Choice("prox", "prox", default="inpo")
-# of `pairing:`, what a loss of pairs reads; labels are of those that read preferences
-STRATEGY, LABELS = "pairing.strategy", "pairing.soft_labels"
+# of `pairing:`, what a loss of pairs reads
+STRATEGY, LABELS, TARGET = "pairing.strategy", "pairing.labels", "pairing.target"
+PAIRING = (LABELS, STRATEGY, TARGET)
 
 
 # of Regularised, beyond the mirror step, and the methods that read each
-PAST = {"method": ("onpo", "mnpo", "apo"), "history": ("onpo", "mnpo"), "momentum": ("apo",)}
+PAST = {
+    "method": ("onpo", "mnpo", "heavy_ball"),
+    "history": ("onpo", "mnpo"),
+    "momentum": ("heavy_ball",),
+}
+
+
+def _method_name(name: Any) -> Any:
+    """Read the name that older versions gave to heavy_ball."""
+    return "heavy_ball" if name == "apo" else name
 
 
 class AlgorithmConfig(Options):
@@ -33,6 +43,8 @@ class AlgorithmConfig(Options):
     """The reference becomes the current policy every so many iterations."""
     pairing: ClassVar[tuple[str, ...]] = ()
     """Options of `pairing:` that this prox reads."""
+    targets: ClassVar[tuple[str, ...]] = ("label",)
+    """Values of `pairing.target` that its step can take; the first is that of its paper."""
     centred: ClassVar[bool] = False
     """Whether its baseline is solved from all responses to a prompt."""
 
@@ -49,14 +61,18 @@ class Regularised(_Step):
     """τ/η: the pull of the reference policy. sppo, dro and rebel step from π_t along
     r(y) = P(y ≻ π_t) − τ log(π_t/π_ref)(y); 0 is the sppo and rebel of their papers, 1 anchors at
     the reference alone, as the papers of ipo and dro do."""
-    method: Literal["mirror", "onpo", "mnpo", "apo"] = "mirror"
+    method: Annotated[
+        Literal["mirror", "onpo", "mnpo", "heavy_ball"], BeforeValidator(_method_name)
+    ] = "mirror"
     """How the inner solver steps: mirror from π_t; onpo (optimistic, arXiv 2502.16852) from a mean
     of past iterates, a step almost twice as long; mnpo (2509.23102) from the mean of the last
-    iterates; apo (2410.06293) from π_t extrapolated away from π_{t−1}."""
+    iterates; heavy_ball from π_t extrapolated away from π_{t−1} (the momentum of APO, 2410.06293,
+    but win rates are those against π_t, where APO samples from the extrapolated policy). Older
+    versions called it apo, which is still read."""
     history: int = Field(3, ge=2, le=16)
     """Iterates in the mean of onpo and mnpo: log-probs under so many are computed."""
     momentum: float = Field(0.3, ge=0, lt=1)
-    """Of apo's extrapolation, α."""
+    """Of heavy_ball's extrapolation, α."""
 
     @property
     def past(self) -> tuple[str, ...]:
@@ -70,7 +86,8 @@ class InpoConfig(Regularised):
 
     prox: Literal["inpo"] = "inpo"
     """INPO (arXiv 2407.00617): pairs by their preference, between reference and last iterate."""
-    pairing = (LABELS, STRATEGY)
+    pairing = PAIRING
+    targets = ("label", "win_rate", "cross_fit")
 
 
 @PROX_CHOICE.register
@@ -79,7 +96,8 @@ class IpoConfig(_Step):
 
     prox: Literal["ipo"] = "ipo"
     """IPO (arXiv 2310.12036): pairs by their preference, from the reference."""
-    pairing = (LABELS, STRATEGY)
+    pairing = PAIRING
+    targets = ("label", "win_rate", "cross_fit")
 
 
 @PROX_CHOICE.register
@@ -101,8 +119,9 @@ class SppoConfig(Regularised):
 
     prox: Literal["sppo"] = "sppo"
     """SPPO (arXiv 2405.00675): every judged response alone, from the last iterate."""
-    log_z: Literal["zero", "samples"] = "zero"
-    """log Z of sppo: 0 as in its paper, or log mean exp((r − ½)/η) over the samples of a prompt."""
+    log_z: Literal["zero", "samples"] = "samples"
+    """log Z of sppo: log mean exp((r − ½)/η) over the samples of a prompt, or 0 as in its paper,
+    whose step then ends away from the Nash policy where the reference pulls."""
 
 
 @PROX_CHOICE.register
@@ -120,7 +139,8 @@ class RebelConfig(Regularised):
 
     prox: Literal["rebel"] = "rebel"
     """REBEL (arXiv 2404.16767): pairs by the difference of their rewards, from the last iterate."""
-    pairing = (STRATEGY,)
+    pairing = PAIRING
+    targets = ("win_rate", "label", "cross_fit")
 
 
 def from_row(name: str) -> type[AlgorithmConfig] | None:
@@ -153,7 +173,9 @@ def from_row(name: str) -> type[AlgorithmConfig] | None:
         fields[hyper] = (float, Field(default, description=description, **limits))
     create: Any = create_model  # to a type checker a class it can't know
     made = create(f"{name.title()}Config", __base__=base, __module__=__name__, **fields)
-    made.pairing = reads_of_pairing(row.pairwise, rewards)
+    margins = "reward_margin" in row.optional
+    made.pairing = reads_of_pairing(row.pairwise, rewards, margins)
+    made.targets = known_targets(rewards, margins)
     made.centred = row.centred is not None
     return made
 
@@ -166,11 +188,28 @@ def know_losses() -> None:
         PROX_CHOICE.find(name)
 
 
-def reads_of_pairing(pairwise: bool, rewards: bool) -> tuple[str, ...]:
-    """Options of `pairing:` that a loss reads: of pairs or responses, by rewards or preferences."""
+def reads_of_pairing(pairwise: bool, rewards: bool, margins: bool) -> tuple[str, ...]:
+    """Return the options of `pairing:` that a registered loss reads.
+
+    Args:
+        pairwise: Whether it compares pairs; a loss of single responses reads none.
+        rewards: Whether it reads rewards; other losses of pairs read preferences, so labels.
+        margins: Whether it takes a margin per pair, and so any `pairing.target`.
+    """
     if not pairwise:
         return ()
-    return (STRATEGY,) if rewards else (LABELS, STRATEGY)
+    own = (STRATEGY,) if rewards else (LABELS, STRATEGY)
+    return PAIRING if margins else own
+
+
+def known_targets(rewards: bool, margins: bool) -> tuple[str, ...]:
+    """Values of `pairing.target` for a registered loss, its own first: of rewards or preferences.
+
+    `margins`: whether the loss takes a margin per pair, which the other targets are given as.
+    """
+    own = "win_rate" if rewards else "label"
+    others = tuple(name for name in ("label", "win_rate", "cross_fit") if name != own)
+    return (own, *others) if margins else (own,)
 
 
 PROX_CHOICE.look_up = from_row

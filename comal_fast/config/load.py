@@ -79,7 +79,7 @@ def load_saved(path: Path) -> Config:
             others = {n for v in choice.variants.values() for n in v.model_fields}
             for name in (options.keys() & others) - chosen.model_fields.keys():
                 del options[name]
-    return build(tree)
+    return build(to_dict(build(tree)))  # without what the other options leave without effect
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
@@ -105,7 +105,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     tree = config.model_dump()
     for name in ignored(config):
         group, _, option = name.partition(".")
-        del tree[group][option]
+        tree[group].pop(option, None)
     return tree
 
 

@@ -7,7 +7,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, ValidationError, model_validator
 
-from comal_fast.config.algorithm import PROX_CHOICE, AlgorithmConfig, InpoConfig
+from comal_fast.config.algorithm import (
+    LABELS,
+    PROX_CHOICE,
+    TARGET,
+    AlgorithmConfig,
+    InpoConfig,
+)
 from comal_fast.config.diagnostics import DiagnosticsConfig
 from comal_fast.config.generation import ENGINE_CHOICE, GenerationConfig, TransformersConfig
 from comal_fast.config.messages import one_line
@@ -83,12 +89,19 @@ class DataConfig(Options):
 
 
 class PairingConfig(Options):
-    """Which of the judged responses become preference pairs."""
+    """Which of the judged responses become preference pairs, and what they are regressed on."""
 
-    strategy: Literal["best_worst", "best_second", "all"] = "best_worst"
+    strategy: Literal["best_worst", "best_second", "all"] = "all"
     """By mean win rate: best against worst, best against second, or all pairs."""
-    soft_labels: bool = False
-    """Train on P(chosen ≻ rejected), undecided pairs too, instead of on the hard label 1."""
+    labels: Literal["soft", "sampled", "hard"] = "soft"
+    """What a judged pair counts as: `soft`, P(chosen ≻ rejected); `sampled`, a win or a loss drawn
+    with that probability; `hard`, a win of whichever is preferred, which trains for the game of
+    the majority instead of P's own. Saved as `soft_labels: true` or `false` by older versions."""
+    target: Literal["auto", "label", "win_rate", "cross_fit"] = "auto"
+    """What a pair is regressed on: its own `label`; `win_rate`, the difference of its responses'
+    win rates over all samples; `cross_fit`, pairs within each half of the samples, win rates
+    against the other half. `auto`: label (rebel: win_rate) where all pairs are trained on, else
+    cross_fit, so that the fixed point stays the Nash policy of P; dpo takes label alone."""
 
 
 class EvaluationConfig(Options):
@@ -153,6 +166,34 @@ class Config(Options):
         if isinstance(algorithm, dict):
             algorithm = {"iterations": 1, **algorithm}
         return {"oracle": {"name": "none"}, **given, "algorithm": algorithm}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_labels(cls, given: Any) -> Any:
+        """Read `pairing.soft_labels`, the spelling of older versions, which knew one target."""
+        pairing = given.get("pairing") if isinstance(given, dict) else None
+        if not isinstance(pairing, dict) or "soft_labels" not in pairing:
+            return given
+        soft = pairing["soft_labels"]
+        if not isinstance(soft, bool):
+            raise ValueError("pairing.soft_labels: expected true or false, or give pairing.labels")
+        if "labels" in pairing:
+            raise ValueError(
+                "pairing.soft_labels: the older spelling of pairing.labels, which is given too; "
+                "leave it out"
+            )
+        algorithm, data = given.get("algorithm"), given.get("data")
+        name = algorithm.get("prox", "inpo") if isinstance(algorithm, dict) else "inpo"
+        prox = PROX_CHOICE.find(name) or InpoConfig
+        assert issubclass(prox, AlgorithmConfig)
+        meant: dict[str, Any] = {}
+        if LABELS in prox.pairing and not (soft or prox.targets[0] == "win_rate"):
+            meant["labels"] = "hard"
+        judged = isinstance(data, dict) and data.get("pairs") is not None
+        if TARGET in prox.pairing and not judged:
+            meant["target"] = prox.targets[0]
+        rest = {name: value for name, value in pairing.items() if name != "soft_labels"}
+        return {**given, "pairing": meant | rest}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: its plugins are imported there before the tree is built anew."""

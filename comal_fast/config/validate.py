@@ -6,7 +6,15 @@ import importlib.util
 import os
 from typing import Any
 
-from comal_fast.config.algorithm import LABELS, PAST, PROX_CHOICE, STRATEGY, Regularised
+from comal_fast.config.algorithm import (
+    LABELS,
+    PAIRING,
+    PAST,
+    PROX_CHOICE,
+    STRATEGY,
+    TARGET,
+    Regularised,
+)
 from comal_fast.config.generation import VllmConfig
 from comal_fast.config.schema import Config
 from comal_fast.config.sizes import parse_bytes
@@ -23,12 +31,27 @@ def prox_options(config: Config) -> dict[str, Any]:
         if name not in common and not (name in PAST and name not in getattr(algorithm, "past", ()))
     }
     pairing = {name: getattr(config.pairing, name.split(".")[1]) for name in algorithm.pairing}
+    if TARGET in pairing:
+        pairing[TARGET] = target_of(config)
     return dict(sorted((own | pairing).items()))
+
+
+def target_of(c: Config) -> str:
+    """Return what pairs are regressed on: `pairing.target`, or what `auto` stands for.
+
+    With two samples a prompt there is one pair, chosen by nobody, so that any strategy is `all`.
+    """
+    if c.pairing.target != "auto":
+        return c.pairing.target
+    targets = c.algorithm.targets
+    every = c.pairing.strategy == "all" or c.generation.num_generations == 2
+    return targets[0] if every or c.data.pairs is not None else targets[-1]
 
 
 def validate(config: Config, given: set[str]) -> None:
     """Raise InputError for the first rule broken. `given`: the dotted names the user wrote."""
     _pairs(config)
+    _target(config)
     _lengths(config)
     _baseline(config)
     _adapters(config)
@@ -59,8 +82,10 @@ def ignored(c: Config) -> dict[str, str]:
     reads = ", ".join(prox_options(c)) or "no options"
     found = {
         name: f"prox {c.algorithm.prox} ignores it; it reads {reads}"
-        for name in sorted({LABELS, STRATEGY} - set(c.algorithm.pairing))
+        for name in sorted(set(PAIRING) - set(c.algorithm.pairing))
     }
+    if LABELS in found:
+        found["pairing.soft_labels"] = found[LABELS]  # its older spelling
     if isinstance(c.algorithm, Regularised):
         for name in sorted(set(PAST) - {"method", *c.algorithm.past}):
             readers = " and ".join(PAST[name])
@@ -70,6 +95,7 @@ def ignored(c: Config) -> dict[str, str]:
     if c.data.pairs is not None:
         found["data.prompts"] = "data.pairs stands in its place; leave one of the two out"
         found["pairing.strategy"] = "people chose the pairs of data.pairs; leave it out"
+        found["pairing.target"] = "of data.pairs the labels alone are known; leave it out"
         if not needs_samples(c):
             why = "nothing is sampled of data.pairs without an oracle; leave it out or name one"
             found |= {f"generation.{name}": why for name in type(c.generation).model_fields}
@@ -104,6 +130,25 @@ def _pairs(c: Config) -> None:
         raise InputError(
             f"algorithm.prox: {c.algorithm.prox} reads win rates against the policy's own samples, "
             f"and data.pairs has pairs; use one of {known}"
+        )
+
+
+def _target(c: Config) -> None:
+    target, samples = target_of(c), c.generation.num_generations
+    if c.algorithm.pairing and target not in c.algorithm.targets:
+        raise InputError(
+            f"pairing.target: {target} is for square losses, whose minimiser is linear in their "
+            f"targets; prox {c.algorithm.prox} takes {' or '.join(c.algorithm.targets)}"
+        )
+    if target == "cross_fit" and samples < 3:
+        raise InputError(
+            f"pairing.target: cross_fit pairs the samples of one half and compares them with the "
+            f"other, which takes generation.num_generations of 3 or more, better 4; it is {samples}"
+        )
+    if c.data.pairs is not None and c.pairing.labels == "sampled":
+        raise InputError(
+            "pairing.labels: sampled draws from an oracle's P, and data.pairs has people's own "
+            "verdicts; use soft or hard"
         )
 
 

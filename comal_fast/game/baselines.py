@@ -183,11 +183,14 @@ def square_projection(log_policy: Array, target: Array) -> Array:
 
     Stationarity under Σp = 1 gives x + c·eˣ = target for x = log p/π, with the one c for which p is
     normalised; c ≥ 0 where E_π exp(target) ≥ 1, e.g. E_π target = 0 (Jensen), as win rates
-    against π have it.
+    against π have it. Targets up to 1 may ask for a c a little below 0.
     """
     possible = np.isfinite(log_policy)
     solve = _near if np.where(possible, target, -np.inf).max() <= 1 else _far
     return log_normalise(log_policy + solve(np.where(possible, log_policy, -np.inf), target))
+
+
+_LEAST_MULTIPLIER = -0.3  # 1 + c·eˣ stays above 0 where x ≤ 1
 
 
 def _near(log_policy: Array, target: Array) -> Array:
@@ -202,7 +205,7 @@ def _near(log_policy: Array, target: Array) -> Array:
         step = (mass - (weight * residual / slope).sum(axis=-1, keepdims=True)) / (
             weight * tilt / slope
         ).sum(axis=-1, keepdims=True)
-        c = np.maximum(c + step, 0.0)
+        c = np.maximum(c + step, _LEAST_MULTIPLIER)
         change = -(residual + tilt * step) / slope
         x = x + change
         if np.abs(change).max() <= 1e-14:

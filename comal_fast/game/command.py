@@ -9,17 +9,22 @@ from typing import Any
 from rich.console import Console
 
 from comal_fast.errors import InputError
-from comal_fast.game import actions
+from comal_fast.game import actions, sampled, sampled_actions
 from comal_fast.game.families import FAMILIES, load_empirical, make_game
 from comal_fast.game.operators import OPERATORS
+from comal_fast.game.pair_selection import LABELS, STRATEGIES, TARGETS
 from comal_fast.game.payoffs import PAYOFFS, with_payoff
 from comal_fast.game.preference import PAPER_START, Array, Game, check_start, load_game
 from comal_fast.game.report import OPTIONS
+from comal_fast.game.sampled_step import Recipe
 from comal_fast.game.solvers import METHODS, SOLVERS
+from comal_fast.game.trajectory import check_options
 from comal_fast.store.files import check_target
 from comal_fast.system import terminal
 
 GAME_OPTIONS = ("matrix", "game", "size", "seed", "empirical", "iteration", "prompt", "payoff")
+# what makes it the trainer's sampled step
+SAMPLED = ("samples", "pairs", "labels", "target", "log_z")
 EVERYTHING = (
     *GAME_OPTIONS,
     "algorithm",
@@ -30,12 +35,14 @@ EVERYTHING = (
     "start",
     "json",
     "plot",
+    *SAMPLED,
 )
 
 _DESCRIPTION = """\
 Solve a two-player preference game in float64 and compare solvers with the exact Nash policy.
 Without arguments: COMAL, INPO and iterative IPO on the 3x3 game of the paper, with game.png.
---compare: every algorithm on one game. --study N: every algorithm on N random games."""
+--compare: every algorithm on one game. --study N: every algorithm on N random games.
+--samples K: where the trainer's own step ends, with K samples a prompt, pairs and labels."""
 
 
 def register(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -73,8 +80,9 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
         "study: eta 1, tau 0.03, inner 100, outer 200 or 1000)"
     ).add_argument
     add("--prox", choices=sorted(OPERATORS), help="inner solver of comal (default: inpo)")
-    add("--method", choices=METHODS,
-        help="how an inner solve of comal steps (default: mirror)")  # fmt: skip
+    add("--method", choices=[*METHODS, *(m for m in sampled.METHODS if m not in METHODS)],
+        help="how an inner solve of comal steps (default: mirror); with --samples: mirror, onpo, "
+        "mnpo, heavy_ball")  # fmt: skip
     add("--eta", type=_eta, metavar="F",
         help="KL coefficient of a step, the inverse step size (default: 1/0.3); comal takes "
         "'auto': η, τ and reference moves from what it measures")  # fmt: skip
@@ -99,6 +107,20 @@ def register(subparsers: argparse._SubParsersAction[Any]) -> None:
     add("--start", metavar="A,B,C",
         help="first policy and reference (default: uniform; 0.2,0.5,0.3 for the game of the "
         "paper)")  # fmt: skip
+    add = parser.add_argument_group(
+        "the sampled step: the exact expectation of the trainer's iteration (enumerated over all "
+        "draws up to 30,000 of them, else seeded draws); with --study N: every prox, selection "
+        "and label"
+    ).add_argument
+    add("--samples", type=int, metavar="K", help="samples a prompt (default: 4)")
+    add("--pairs", choices=STRATEGIES, help="which samples are paired (default: all)")
+    add("--labels", choices=LABELS,
+        help="what a pair counts as: P, a draw from it, or who is preferred (default: soft)"
+        )  # fmt: skip
+    add("--target", choices=TARGETS,
+        help="what a pair is regressed on (default: label; rebel: win_rate)"
+        )  # fmt: skip
+    add("--log-z", choices=("samples", "zero"), help="sppo: its log Z (default: samples)")
     add = parser.add_argument_group("what to write").add_argument
     add("--json", metavar="OUT.json", nargs="?", const="-",
         help="nash, policy, duality_gap, kl_to_nash, oracle_calls, … (per outer step, the start "
@@ -118,6 +140,11 @@ def run(args: argparse.Namespace) -> int:
     outputs = actions.Outputs(args.json, args.plot)
     if args.eta == "auto" and (args.study is not None or args.compare):
         raise InputError("--eta auto: a comparison has a row of its own for it; give a number")
+    if any(getattr(args, name) is not None for name in SAMPLED):
+        _sampled(args, console)
+        return 0
+    if args.method in sampled.METHODS and args.method not in METHODS:
+        raise InputError(f"--method {args.method}: of the sampled step; give --samples too")
     if args.study is not None:
         taken = ("study", "settings", "seed", "eta", "tau", "outer", "inner", "json", "plot")
         _refuse(args, "--study", set(EVERYTHING) - set(taken))
@@ -140,6 +167,68 @@ def run(args: argparse.Namespace) -> int:
     game, label = _game(args)
     actions.solve(console, game, label, _start(args, game), algorithm, options, outputs)
     return 0
+
+
+def _sampled(args: argparse.Namespace, console: Console) -> None:
+    """Do what --samples and its kin ask for."""
+    samples = 4 if args.samples is None else args.samples
+    if args.study is not None:
+        taken = ("study", "samples", "seed", "json", "plot")
+        _refuse(args, "--study and --samples, which try them all", set(EVERYTHING) - set(taken))
+        if args.study < 1:
+            raise InputError(f"--study {args.study}: it must be a number of games, at least 1")
+        _check_samples(samples, 4)
+        seed = args.seed or 0
+        sampled_actions.study_sampled(console, args.study, seed, samples, args.json, args.plot)
+        return
+    loop_options = ("prox", "method", "eta", "tau", "outer", "inner", "start", "json")
+    _refuse(args, "--samples", set(EVERYTHING) - {*GAME_OPTIONS, *SAMPLED, *loop_options})
+    if args.eta == "auto":
+        raise InputError("--eta auto: the sampled step takes a number")
+    _check_samples(samples, 2)
+    recipe, method = _recipe(args, samples), args.method or "mirror"
+    if method not in sampled.METHODS:
+        raise InputError(f"--method {method}: with --samples it is {', '.join(sampled.METHODS)}")
+    sampled.check_recipe(recipe, method)
+    game, label = _game(args)
+    if len(game.names) > 1000:
+        raise InputError(f"--samples: {len(game.names)} responses; the sampled step takes 1000")
+    known = {"eta": args.eta, "tau": args.tau, "outer": args.outer, "inner": args.inner}
+    loops: dict[str, Any] = {"eta": 1.0, "tau": 0.1, "outer": 100, "inner": 30}
+    loops |= {name: value for name, value in known.items() if value is not None}
+    check_options(**loops)
+    sampled_actions.solve_sampled(
+        console,
+        game,
+        label,
+        _start(args, game),
+        recipe,
+        method=method,
+        seed=args.seed or 0,
+        json_file=args.json,
+        **loops,
+    )
+
+
+def _check_samples(samples: int, least: int) -> None:
+    if samples < least:
+        raise InputError(f"--samples {samples}: it must be a whole number, at least {least}")
+
+
+def _recipe(args: argparse.Namespace, samples: int) -> Recipe:
+    """The recipe that the arguments name; InputError for an option that the prox does not read."""
+    prox, strategy = args.prox or "inpo", args.pairs or "all"
+    if prox not in sampled.PROXES:
+        raise InputError(f"--prox {prox}: the trainer has {', '.join(sampled.PROXES)}")
+    if prox in sampled.SINGLE:
+        _refuse(
+            args, f"--prox {prox}, which trains on every response", ("pairs", "labels", "target")
+        )
+    if prox != "sppo":
+        _refuse(args, f"--prox {prox}", ("log_z",))
+    own = "win_rate" if prox in ("rebel", *sampled.SINGLE) else "label"
+    target, labels = args.target or own, args.labels or "soft"
+    return Recipe(prox, strategy, labels, target, samples, args.log_z or "samples")
 
 
 def _game(args: argparse.Namespace) -> tuple[Game, str]:
@@ -181,7 +270,8 @@ def _is_paper(args: argparse.Namespace) -> bool:
 def _refuse(args: argparse.Namespace, mode: str, names: Any) -> None:
     for name in names:
         if getattr(args, name) is not None:
-            raise InputError(f"--{name} has no effect with {mode}; leave it out")
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} has no effect with {mode}; leave it out")
 
 
 def _options(args: argparse.Namespace, algorithm: str) -> dict[str, Any]:

@@ -78,12 +78,6 @@ def responses_by_prompt(samples: pa.Table) -> dict[int, tuple[Messages, list[str
     }
 
 
-def win_rates(matrix: np.ndarray) -> np.ndarray:
-    """(K,) P̂(y ≻ π_t) of each response: its mean over the other samples in (K, K) P."""
-    result: np.ndarray = (matrix.sum(axis=1) - matrix.diagonal()) / (len(matrix) - 1)
-    return result
-
-
 def read_matrices(context: Context, iteration: int) -> dict[int, np.ndarray]:
     """prompt_id → (K, K) P of its responses by `sample`, by prompt_id."""
     judgments = context.directory.iteration(iteration).judgments.read()

@@ -51,6 +51,8 @@ def run(context: Context, iteration: int) -> None:
         firsts = first_rows(samples)
         mean = np.sum([weight * logps[t] for t, weight in older.items()], axis=0)
         cached = {"ref": logps[reference], "last": mean}
+        if len(older) > 1:  # the mean of iterates is not the policy that was sampled
+            cached["policy"] = logps[last]
         spread = {name: _spread(values, used, firsts) for name, values in cached.items()}
         table = pa.table({f"{n}_logp": pa.array(x, from_pandas=True) for n, x in spread.items()})
         return table, {

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from comal_fast.config import Config
+from comal_fast.config.validate import target_of
 from comal_fast.context import Context
 from comal_fast.errors import InputError
+from comal_fast.game.pair_selection import (
+    choose_pairs,
+    label_matrix,
+    mean_win_rates,
+    target_margins,
+)
 from comal_fast.phases import given
 from comal_fast.phases.generate import first_rows, rows_by_prompt
-from comal_fast.phases.judge import read_matrices, win_rates
+from comal_fast.phases.judge import read_matrices
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
 from comal_fast.system.terminal import done
-from comal_fast.training.items import keeps_draws
+from comal_fast.training.items import keeps_draws, uses_margins
 from comal_kernels import PROX
 
 PAIRS = pa.schema(
@@ -26,27 +34,9 @@ PAIRS = pa.schema(
         ("rejected", pa.int32()),
         ("preference", pa.float64()),
         ("count", pa.int32()),
+        ("margin", pa.float64()),
     ]
 )
-
-
-def choose_pairs(
-    matrix: np.ndarray, strategy: str, *, draws: bool = False
-) -> list[tuple[int, int]]:
-    """(chosen, rejected) among the K responses of (K, K) P, ranked by mean win rate.
-
-    The strategy names the two; the one that P prefers is `chosen`. Pairs on which the oracle is
-    undecided (P = ½) teach nothing under hard labels: left out, unless `draws`.
-    """
-    wins = win_rates(matrix)
-    ranked = sorted(range(len(matrix)), key=lambda i: (-wins[i], i))
-    candidates = {
-        "best_worst": [(ranked[0], ranked[-1])],
-        "best_second": [(ranked[0], ranked[1])],
-        "all": list(combinations(ranked, 2)),
-    }[strategy]
-    ordered = [(a, b) if matrix[a, b] >= 0.5 else (b, a) for a, b in candidates]
-    return [(a, b) for a, b in ordered if draws or matrix[a, b] > 0.5 + 1e-9]
 
 
 def run(context: Context, iteration: int) -> None:
@@ -57,8 +47,8 @@ def run(context: Context, iteration: int) -> None:
     """
     config, folder = context.config, context.directory.iteration(iteration)
     people = config.data.pairs is not None
-    pairwise, draws = PROX[config.algorithm.prox].pairwise, keeps_draws(config)
-    options = [config.pairing.strategy, draws] if pairwise else None
+    pairwise = PROX[config.algorithm.prox].pairwise
+    options = _key_options(config, iteration) if pairwise else None
     key = (
         given.pairs_key(context, iteration)
         if people
@@ -67,10 +57,10 @@ def run(context: Context, iteration: int) -> None:
 
     def work() -> Made:
         if people:
-            items = merged(given.write_samples(context, iteration))
+            items = merged((*item, None) for item in given.write_samples(context, iteration))
         else:
-            matrices, samples = read_matrices(context, iteration), folder.samples.read()
-            items = merged((_pairs if pairwise else _responses)(context, matrices, samples))
+            judged = _pairs(context, iteration) if pairwise else _responses(context, iteration)
+            items = merged(judged)
         if not items:
             who = "people prefer" if people else "the oracle prefers"
             raise InputError(f"iteration {iteration}: no pairs, {who} no response to another")
@@ -87,38 +77,62 @@ def run(context: Context, iteration: int) -> None:
     make(context, "pair", iteration, folder.pairs, key, work)
 
 
-Item = tuple[int, int, int | None, float]  # a row of PAIRS, uncounted
+# a row of PAIRS without its count: prompt_id, chosen, rejected, preference, margin or None
+Item = tuple[int, int, int | None, float, float | None]
 
 
-def merged(items: Iterable[Item]) -> list[tuple[int, int, int | None, float, int]]:
-    """Each item once, in order of appearance, with its mean preference and its count."""
-    seen: dict[tuple[int, int, int | None], list[float]] = {}
-    for number, chosen, rejected, preference in items:
-        seen.setdefault((number, chosen, rejected), []).append(preference)
-    return [(*item, sum(labels) / len(labels), len(labels)) for item, labels in seen.items()]
+def merged(
+    items: Iterable[Item],
+) -> list[tuple[int, int, int | None, float, int, float | None]]:
+    """Return each item once, in order of appearance, with its mean labels and its count."""
+    seen: dict[tuple[int, int, int | None], list[tuple[float, float | None]]] = {}
+    for number, chosen, rejected, preference, margin in items:
+        seen.setdefault((number, chosen, rejected), []).append((preference, margin))
+    rows = []
+    for item, labels in seen.items():
+        preferences, margins = zip(*labels, strict=True)
+        mean = None if None in margins else sum(margins) / len(margins)
+        rows.append((*item, sum(preferences) / len(labels), len(labels), mean))
+    return rows
 
 
-def _pairs(context: Context, matrices: dict[int, np.ndarray], samples: pa.Table) -> Iterator[Item]:
+def _key_options(config: Config, iteration: int) -> list[Any]:
+    """Return what the pairs depend on besides the judgments, as older versions wrote it."""
+    options: list[Any] = [config.pairing.strategy, keeps_draws(config)]
+    if uses_margins(config) or config.pairing.labels == "sampled":
+        options += [config.pairing.labels, target_of(config)]
+    if config.pairing.labels == "sampled":
+        options += [config.seed, iteration]
+    return options
+
+
+def _pairs(context: Context, iteration: int) -> Iterator[Item]:
     config = context.config
-    for number, matrix, rows in _by_prompt(matrices, samples):
-        pairs = choose_pairs(matrix, config.pairing.strategy, draws=keeps_draws(config))
-        for a, b in pairs:
-            if rows[a] != rows[b]:
-                yield number, rows[a], rows[b], float(matrix[a, b])
+    target, margins = target_of(config), uses_margins(config)
+    for number, matrix, rows in _by_prompt(context, iteration):
+        seed = f"{config.seed} labels {iteration} {number}"
+        judged = label_matrix(matrix, config.pairing.labels, rows, seed)
+        pairs = choose_pairs(
+            matrix,
+            config.pairing.strategy,
+            texts=rows,
+            draws=keeps_draws(config),
+            halves=target == "cross_fit",
+        )
+        drawn = judged if config.pairing.labels == "sampled" else matrix
+        for (a, b), margin in zip(pairs, target_margins(judged, pairs, target), strict=True):
+            yield number, rows[a], rows[b], float(drawn[a, b]), margin if margins else None
 
 
-def _responses(
-    context: Context, matrices: dict[int, np.ndarray], samples: pa.Table
-) -> Iterator[Item]:
-    for number, matrix, rows in _by_prompt(matrices, samples):
-        for row, wins in zip(rows, win_rates(matrix).tolist(), strict=True):
-            yield number, row, None, wins
+def _responses(context: Context, iteration: int) -> Iterator[Item]:
+    for number, matrix, rows in _by_prompt(context, iteration):
+        for row, wins in zip(rows, mean_win_rates(matrix).tolist(), strict=True):
+            yield number, row, None, wins, None
 
 
-def _by_prompt(
-    matrices: dict[int, np.ndarray], samples: pa.Table
-) -> Iterator[tuple[int, np.ndarray, list[int]]]:
-    """(prompt_id, (K, K) P, the first row of each response, in the matrix's order)."""
+def _by_prompt(context: Context, iteration: int) -> Iterator[tuple[int, np.ndarray, list[int]]]:
+    """Yield (prompt_id, (K, K) P, the first row of each response, in the matrix's order)."""
+    samples = context.directory.iteration(iteration).samples.read()
     firsts, rows = first_rows(samples), rows_by_prompt(samples)
-    for number, matrix in matrices.items():
+    for number, matrix in read_matrices(context, iteration).items():
         yield number, matrix, [firsts[row] for row in rows[number]]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from comal_fast.config import Config
+from comal_fast.config.algorithm import LABELS, TARGET
 from comal_fast.config.options import what
 from comal_fast.config.plugins import source_of
 from comal_fast.config.validate import prox_options
@@ -17,9 +18,10 @@ from comal_fast.distributed import checkpoint
 from comal_fast.distributed.collective import collective
 from comal_fast.distributed.group import summed
 from comal_fast.distributed.sharding import whole_state
+from comal_fast.game.pair_selection import mean_win_rates
 from comal_fast.phases import given
 from comal_fast.phases.generate import rows_by_prompt
-from comal_fast.phases.judge import read_matrices, win_rates
+from comal_fast.phases.judge import read_matrices
 from comal_fast.phases.logps import prompt_responses
 from comal_fast.store.artefacts import make_key
 from comal_fast.store.directory import IterationFolder
@@ -27,7 +29,7 @@ from comal_fast.store.files import remove
 from comal_fast.system.ranks import is_main, world
 from comal_fast.system.signals import Terminated, asked, put_off
 from comal_fast.system.terminal import console, progress
-from comal_fast.training.items import Items, make_items
+from comal_fast.training.items import Items, make_items, reads_rewards, uses_margins
 from comal_fast.training.trainer import Diverged, Trainer
 from comal_kernels import PROX
 from comal_kernels.packing import PromptResponse
@@ -76,7 +78,7 @@ def keys(context: Context, iteration: int) -> tuple[str, str]:
             context.policies.key(iteration - 1),
             folder.pairs.key(),
             folder.logps.key(),
-            [config.algorithm.prox, prox_options(config), *([source] if source else [])],
+            [config.algorithm.prox, _in_key(config), *([source] if source else [])],
             options,
             config.model.lora and what(config.model.lora),
             config.seed,
@@ -84,6 +86,19 @@ def keys(context: Context, iteration: int) -> tuple[str, str]:
         for options in (what(config.training), training)
     )
     return first, second
+
+
+def _in_key(config: Config) -> dict[str, Any]:
+    """Return the options that the prox reads, under the names that older versions gave them."""
+    options = prox_options(config)
+    target, labels = options.pop(TARGET, None), options.get(LABELS)
+    if labels is not None and labels != "sampled" and not uses_margins(config):
+        del options[LABELS]
+        if not reads_rewards(PROX[config.algorithm.prox]):
+            options["pairing.soft_labels"] = labels == "soft"
+    elif target is not None:
+        options[TARGET] = target
+    return dict(sorted(options.items()))
 
 
 @collective
@@ -198,19 +213,34 @@ def load_items(context: Context, iteration: int) -> tuple[Items, dict[int, Promp
         chosen=pairs["chosen"].to_pylist(),
         rejected=None if None in rejected else rejected,
         preference=pairs["preference"].to_numpy(),
+        margin=_margins(pairs),
         count=pairs["count"].to_numpy(),
         prompt=samples["prompt_id"].to_numpy(),
         win_rate=wins,
         ref_logp=cached["ref_logp"].to_numpy(),
         last_logp=cached["last_logp"].to_numpy(),
+        policy_logp=cached["policy_logp"].to_numpy()
+        if "policy_logp" in cached.column_names
+        else None,
     )
     rows = items.rows()
     return items, dict(zip(rows, prompt_responses(samples, rows), strict=True))
+
+
+def _margins(pairs: Any) -> np.ndarray | None:
+    """Return (P,) the margins of the pairs; None where they are regressed on their labels.
+
+    Tables of older versions hold no such column.
+    """
+    if "margin" not in pairs.column_names or pairs["margin"].null_count:
+        return None
+    result: np.ndarray = pairs["margin"].to_numpy()
+    return result
 
 
 def _win_rates(matrices: dict[int, np.ndarray], rows: dict[int, list[int]]) -> np.ndarray:
     """(N,) P̂(y ≻ π_t) of each row of the samples, by the prompt and sample that it is."""
     result = np.full(sum(map(len, rows.values())), np.nan)
     for number, places in rows.items():
-        result[places] = win_rates(matrices[number])
+        result[places] = mean_win_rates(matrices[number])
     return result

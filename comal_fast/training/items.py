@@ -18,6 +18,7 @@ from torch import Tensor
 
 from comal_fast.config import Config
 from comal_fast.config.algorithm import Regularised
+from comal_fast.config.validate import target_of
 from comal_fast.training.batches import MicroBatch
 from comal_fast.training.history import step
 from comal_kernels import PROX, Prox, Terms
@@ -30,8 +31,22 @@ def reads_rewards(prox: Prox) -> bool:
 
 
 def keeps_draws(config: Config) -> bool:
-    """Whether a pair at P = ½ teaches something: under hard labels it does not."""
-    return config.pairing.soft_labels or reads_rewards(PROX[config.algorithm.prox])
+    """Return whether a pair at P = ½ teaches something: as a hard label it does not."""
+    return (
+        config.pairing.labels != "hard"
+        or target_of(config) != "label"
+        or reads_rewards(PROX[config.algorithm.prox])
+    )
+
+
+def uses_margins(config: Config) -> bool:
+    """Return whether pairs are regressed on margins of their own, not on what the loss reads."""
+    prox, target = PROX[config.algorithm.prox], target_of(config)
+    if not prox.pairwise or config.data.pairs is not None:
+        return False
+    if reads_rewards(prox):  # win rates per response are its rewards
+        return target != "win_rate" or config.pairing.labels != "soft"
+    return target != "label"
 
 
 def hyperparameters(config: Config) -> dict[str, float]:
@@ -84,11 +99,13 @@ def make_items(
     chosen: list[int],  # (P,) rows
     rejected: list[int] | None,  # (P,) rows
     preference: ArrayLike,  # (P,)
+    margin: ArrayLike | None = None,  # (P,) the targets of pairs, times η; None: what labels say
     count: ArrayLike,  # (P,) int
     prompt: ArrayLike,  # (N,) int, the prompt of each row
     win_rate: ArrayLike,  # (N,) P̂(y ≻ π_t)
     ref_logp: ArrayLike,  # (N,) nats
     last_logp: ArrayLike,  # (N,) nats, of what stands in for π_t: see comal_fast.training.history
+    policy_logp: ArrayLike | None = None,  # (N,) nats, of π_t itself; None: it is last_logp
 ) -> Items:
     """The items, with what the prox of this configuration reads, nothing else."""
     prox, algorithm = PROX[config.algorithm.prox], config.algorithm
@@ -107,13 +124,22 @@ def make_items(
     per_row = {name: torch.tensor(x) for term, (name, x) in columns.items() if term in prox.uses}
     labels = torch.tensor(np.asarray(preference, dtype=np.float64))
     per_item: dict[str, Tensor] = {}
-    if "preference" in prox.uses or ("preference" in prox.optional and config.pairing.soft_labels):
+    if margin is not None and rejected is not None:
+        margins = np.asarray(margin, dtype=np.float64)
+        if per_row.pop("reward", None) is not None:  # of r(y) = P(y ≻ π_t) − τ log(π_t/π_ref)(y)
+            margins = margins - eta * (pull[chosen] - pull[rejected])
+        per_item["reward_margin"] = torch.tensor(margins)
+    elif "preference" in prox.uses or (
+        "preference" in prox.optional and config.pairing.labels != "hard"
+    ):
         per_item["preference"] = labels
     if "log_z" in prox.hyper and isinstance(algorithm, Regularised):
         shift = pull  # prox_loss knows no τ: the pull goes with log Z
         log_z = getattr(algorithm, "log_z", 0.0)
         if log_z == "samples":
-            shift = pull + log_mean_exp((reward - 0.5) / eta, prompts)
+            sampled = last if policy_logp is None else np.asarray(policy_logp, dtype=np.float64)
+            # Z is a mean under X, the policy that the step starts from, of samples from π_t
+            shift = pull + log_mean_exp(last - sampled + (reward - 0.5) / eta, prompts)
         elif isinstance(log_z, float):
             shift = pull + log_z
         per_item["log_z"] = torch.tensor(shift[chosen])

@@ -236,19 +236,23 @@ class Trainer:
         )
 
     def _weights(self, batch: Sequence[Group]) -> dict[str, Tensor]:
-        """(P,) share of each item in the step's loss, and in the means of either side, by counts.
+        """Return (P,) the weight of each item in the step's loss, and in the means of either side.
 
-        The sides of a single response are TRL's for unpaired data: chosen where P̂(y ≻ π_t) > ½,
-        rejected elsewhere.
+        In the loss an item weighs its count over the mean count of the iteration's items, so that
+        it has the same share of an epoch whatever batch it falls into. The metrics of a side are
+        means over the batch, by counts. The sides of a single response are TRL's for unpaired
+        data: chosen where P̂(y ≻ π_t) > ½, rejected elsewhere.
         """
         drawn = [item for group in batch for item in group]
         counts = torch.zeros_like(self.items.count)
         counts[drawn] = self.items.count[drawn]
-        sides = {"loss": counts, "chosen": counts, "rejected": counts}
+        sides = {"both": counts, "chosen": counts, "rejected": counts}
         if self.items.rejected is None:
             better = self.items.preference > 0.5
             sides |= {"chosen": counts * better, "rejected": counts * ~better}
-        return {name: side / side.sum() for name, side in sides.items() if side.any()}
+        shares = {name: side / side.sum() for name, side in sides.items() if side.any()}
+        mean = self.items.count.double().mean().item()
+        return {"loss": counts / (mean * len(drawn)), **shares}
 
     def _backward(self, micro: MicroBatch, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Accumulate the gradients of one packed pass; its share of the step's means."""
@@ -278,7 +282,7 @@ class Trainer:
             gained = gained == to_device(self.items.preference[micro.items] > 0.5, device)
         result = {
             "loss": output.loss.detach(),
-            "rewards/accuracies": (shares["loss"] * gained).sum(),
+            "rewards/accuracies": (shares["both"] * gained).sum(),
             "perf/tokens": torch.tensor(packed.tokens),
         }
         sides = {"chosen": chosen, "rejected": chosen if rejected is None else rejected}

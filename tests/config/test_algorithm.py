@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from comal_fast.config.algorithm import PAST, PROX_CHOICE, from_row, reads_of_pairing
+from comal_fast.config.algorithm import (
+    PAST,
+    PROX_CHOICE,
+    from_row,
+    known_targets,
+    reads_of_pairing,
+)
 from comal_fast.training.items import reads_rewards
 from comal_kernels import PROX, Hyper
 
@@ -43,8 +49,10 @@ def test_a_class_and_its_row_agree(name: str) -> None:
         if hyper == "label_smoothing":  # at ½ labels say nothing
             assert (allowed.pop("le"), given.pop("lt")) == (0.5, 0.5)
         assert given == allowed, hyper
-    pairing = reads_of_pairing(row.pairwise, reads_rewards(row))
-    assert options.pairing == pairing
+    margins = "reward_margin" in row.optional
+    assert options.pairing == reads_of_pairing(row.pairwise, reads_rewards(row), margins)
+    if row.pairwise:
+        assert options.targets == known_targets(reads_rewards(row), margins)
 
 
 @pytest.mark.parametrize("name", ["inpo", "ipo", "dpo", "rebel"])
@@ -54,4 +62,4 @@ def test_what_a_row_alone_gives_has_the_same_options(name: str) -> None:
     assert made is not None and ours is not None
     assert set(PROX[name].hyper) <= set(made.model_fields)
     assert set(made.model_fields) >= set(ours.model_fields) - {"prox", *PAST}
-    assert made.pairing == ours.pairing
+    assert (made.pairing, made.targets) == (ours.pairing, ours.targets)

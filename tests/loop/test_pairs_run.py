@@ -131,9 +131,9 @@ def test_soft_labels(config: Path, pairs: Path, capsys: pytest.CaptureFixture[st
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
     rows = [row | {"probability": 0.2} for row in rows]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run_all(load_config(config))
-    assert "13 pairs say how sure they are; pairing.soft_labels=true" in capsys.readouterr().out
-    loaded = load_config(config, ["pairing.soft_labels=true"])
+    run_all(load_config(config, ["pairing.labels=hard"]))
+    assert "13 pairs say how sure they are; pairing.labels=soft" in capsys.readouterr().out
+    loaded = load_config(config)
     run_all(loaded)
     table = RunDirectory(loaded.output_dir).iteration(1).pairs.read()
     np.testing.assert_allclose(table["preference"].to_numpy(), 0.8)  # the other one is likelier

@@ -43,8 +43,9 @@ def test_choose_pairs(strategy: str, pairs: list[tuple[int, int]]) -> None:
 
 def test_verbs_one_by_one_equal_run(tiny_run: Path, tmp_path: Path) -> None:
     whole, steps = tmp_path / "whole", tmp_path / "steps"
-    run_all(load_config(tiny_run, [f"output_dir={whole}", "evaluation.report=true"]))
-    arguments = [str(tiny_run), f"output_dir={steps}"]
+    hard = "pairing.labels=hard"
+    run_all(load_config(tiny_run, [f"output_dir={whole}", "evaluation.report=true", hard]))
+    arguments = [str(tiny_run), f"output_dir={steps}", hard]
     assert main(["evaluate", *arguments, "--iteration", "0"]) == 0
     for iteration in ("1", "2"):
         for phase in PHASES:

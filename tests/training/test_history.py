@@ -58,7 +58,8 @@ def test_weights(tiny_run):
     assert past(config(tiny_run), 7) == {6: 1.0}
     assert past(config(tiny_run, "method=mnpo"), 2) == {1: 0.5, 0: 0.5}
     assert past(config(tiny_run, "method=apo", "momentum=0.25"), 3) == {2: 1.25, 1: -0.25}
-    assert past(config(tiny_run, "method=apo"), 1) == {0: 1.0}
+    assert past(config(tiny_run, "method=heavy_ball"), 1) == {0: 1.0}
+    assert config(tiny_run, "method=apo").algorithm.method == "heavy_ball"
     onpo = config(tiny_run, "method=onpo", "history=3", "tau_eta_ratio=0.0")
     assert past(onpo, 9) == {8: 0.5, 7: 0.25, 6: 0.25}
     assert past(onpo, 1) == {0: 1.0}
@@ -71,8 +72,11 @@ def test_weights(tiny_run):
     ("options", "message"),
     [
         (["method=best"], "algorithm.method"),
-        (["momentum=0.2"], "algorithm.momentum: method mirror ignores it; apo read it"),
-        (["method=apo", "history=2"], "algorithm.history: method apo ignores it; onpo and mnpo"),
+        (["momentum=0.2"], "algorithm.momentum: method mirror ignores it; heavy_ball read it"),
+        (
+            ["method=apo", "history=2"],
+            "algorithm.history: method heavy_ball ignores it; onpo and mnpo",
+        ),
         (["method=onpo", "history=1"], "algorithm.history"),
         (["prox=dpo", "method=onpo"], "algorithm.method"),
     ],

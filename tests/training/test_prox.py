@@ -14,21 +14,22 @@ from torch import Tensor
 
 from comal_fast.config import Config, load_config
 from comal_fast.config.schema import build
-from comal_fast.config.validate import prox_options
+from comal_fast.config.validate import prox_options, target_of
+from comal_fast.game.pair_selection import label_matrix, target_margins
 from comal_fast.loop import open_run, run_here
 from comal_fast.model.load import load_model
 from comal_fast.phases import train
 from comal_fast.training.batches import micro_batches
-from comal_fast.training.items import Items, hyperparameters, make_items
+from comal_fast.training.items import Items, hyperparameters, make_items, uses_margins
 from comal_fast.training.trainer import Trainer
 from comal_kernels import PROX, prox_loss
 from comal_kernels.packing import PromptResponse
 
 # The step of each, large enough that no term of its loss vanishes beside the others.
 OPTIONS = {
-    "inpo": ["algorithm.eta=0.5", "algorithm.tau_eta_ratio=0.3", "pairing.soft_labels=true"],
-    "ipo": ["algorithm.eta=0.5", "pairing.soft_labels=true"],
-    "dpo": ["algorithm.beta=0.5", "algorithm.label_smoothing=0.1", "pairing.soft_labels=true"],
+    "inpo": ["algorithm.eta=0.5", "algorithm.tau_eta_ratio=0.3", "pairing.labels=soft"],
+    "ipo": ["algorithm.eta=0.5", "pairing.labels=soft"],
+    "dpo": ["algorithm.beta=0.5", "algorithm.label_smoothing=0.1", "pairing.labels=soft"],
     "sppo": ["algorithm.eta=0.5", "algorithm.tau_eta_ratio=0.3", "algorithm.log_z=samples"],
     "dro": ["algorithm.eta=0.5", "algorithm.tau_eta_ratio=0.3", "training.train_batch_size=6"],
     "rebel": ["algorithm.eta=0.5", "algorithm.tau_eta_ratio=0.3"],
@@ -164,11 +165,17 @@ def synthetic(config: Config, rows: int = 12, prompts: int = 1, seed: int = 0) -
     pairwise = PROX[config.algorithm.prox].pairwise
     pairs = [(i, j) for i in range(count) for j in range(i) if prompt[i] == prompt[j]]
     chosen, rejected = zip(*pairs, strict=True)
+    labels = label_matrix(p, config.pairing.labels, range(rows))
+    preference = np.array([p[i % rows, j % rows] for i, j in pairs]) if pairwise else win
+    if pairwise and config.pairing.labels == "sampled":
+        preference = np.array([labels[i % rows, j % rows] for i, j in pairs])
+    target, alike = target_of(config), [(i % rows, j % rows) for i, j in pairs]
     return make_items(
         config,
         chosen=list(chosen) if pairwise else list(range(count)),
         rejected=list(rejected) if pairwise else None,
-        preference=[p[i % rows, j % rows] for i, j in pairs] if pairwise else win,
+        preference=preference,
+        margin=target_margins(labels, alike, target) if uses_margins(config) else None,
         count=np.ones(len(pairs) if pairwise else count),
         prompt=prompt,
         win_rate=win,
@@ -189,8 +196,9 @@ CHANGES: dict[str, Any] = {
     "algorithm.tau_eta_ratio": 0.6,
     "algorithm.beta": 0.3,
     "algorithm.label_smoothing": 0.2,
-    "algorithm.log_z": "samples",
-    "pairing.soft_labels": True,
+    "algorithm.log_z": "zero",
+    "pairing.labels": "hard",
+    "pairing.target": "cross_fit",
 }
 
 
@@ -208,8 +216,8 @@ def test_reads_exactly_the_options_it_admits_to(prox: str) -> None:
     before, reads = given(config), set(prox_options(config)) - {"pairing.strategy"}
     acting = {n for n in reads if given(_replaced(config, n, CHANGES[n])) != before}
     assert acting == reads
-    labels = given(_replaced(config, "pairing.soft_labels", True)) != before
-    assert labels == ("pairing.soft_labels" in reads)
+    labels = given(_replaced(config, "pairing.labels", "sampled")) != before
+    assert labels == ("pairing.labels" in reads)
     assert ("pairing.strategy" in config.algorithm.pairing) == PROX[prox].pairwise
 
 
