@@ -32,7 +32,7 @@ from comal_fast.report.facts import (
     win_matrix,
 )
 from comal_fast.report.load import Evaluation, Row, Run
-from comal_fast.statistics import Array, Interval, number
+from comal_fast.statistics import LEAST_PROMPTS, Array, Interval, number
 from comal_fast.store.directory import PHASES
 from comal_fast.system.terminal import duration
 
@@ -75,8 +75,11 @@ def win_rates_between(run: Run, theme: Theme) -> Figure | None:
     for i, t in enumerate(iterates):
         for j, s in enumerate(iterates):
             values[i, j] = cells.get((t, s), NOTHING).mean
+    enough = all(
+        e.n_prompts is None or e.n_prompts >= LEAST_PROMPTS for e in run.evaluations.values()
+    )
     excludes = np.array(
-        [[cells.get((t, s), NOTHING).excludes(0.5) for s in iterates] for t in iterates]
+        [[enough and cells.get((t, s), NOTHING).excludes(0.5) for s in iterates] for t in iterates]
     )
     names = list(map(str, iterates))
     return heat_map(theme, names, values, excludes, "iterate", "against iterate")

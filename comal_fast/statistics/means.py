@@ -94,7 +94,7 @@ def mean_interval(values: Array, level: float = 0.95) -> Interval:
     spread = math.sqrt(float((deviations**2).mean()))
     if spread == 0:
         return Interval(mean, mean, mean)
-    skewness = float((deviations**3).mean()) / spread**3
+    skewness = float(((deviations / spread) ** 3).mean())
     quantile = float(t.ppf((1 + level) / 2, n - 1))
     error = spread / math.sqrt(n - 1)
     below = max(quantile, _untransform(quantile, skewness / math.sqrt(n)))

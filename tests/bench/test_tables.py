@@ -9,6 +9,8 @@ import pytest
 
 from bench import documents, record
 from bench.__main__ import main
+from bench.render import coverage
+from comal_fast.errors import InputError
 
 SMALL = ["--device", "cpu", "--tokens", "128", "--hidden", "16", "--vocab", "300", "--repeat", "1"]
 
@@ -79,3 +81,26 @@ def test_a_study_that_is_no_record_is_an_error(
         document.write_text(f"<!-- study: {name} -->\n<!-- /study -->\n")
         assert main(["table", str(document)]) == 2
         assert "no record of a study" in capsys.readouterr().err
+
+
+def test_the_coverage_table_shows_the_record(tmp_path: Path) -> None:
+    row = {
+        "interval": "win rate", "data": "0/1", "bounds": [0.93, 0.975], "why": "",
+        "replications": 100, "answered": 100, "error": 0.02, "wholly_below": 0.02,
+    }  # fmt: skip
+    rows = [
+        {**row, "n": 10, "truth": 0.5, "coverage": 0.97, "width": 0.5},
+        {**row, "n": 10, "truth": 0.9, "coverage": 0.94, "width": 0.3},
+        {**row, "n": 56, "truth": 0.5, "coverage": 0.95, "width": 0.25, "why": "a lattice"},
+        {**row, "n": 256, "truth": 0.5, "answered": 0, "coverage": None, "width": None},
+    ]
+    head = {"command": "make coverage SEED=0", "date": "2026-01-01", "replications": 100}
+    path = tmp_path / "coverage.json"
+    path.write_text(json.dumps({**head, "versions": {"numpy": "2"}, "rows": rows}))
+    text = coverage.render(path)
+    cells = "94.0 – 97.0 % (± 0.2) | 95.0 % (± 0.12) | none printed"
+    assert f"| win rate | 0/1 | 0.5 – 0.9 | {cells} |" in text
+    assert "- win rate, 93.0% to 97.5% asked for: a lattice." in text
+    path.write_text("[]")
+    with pytest.raises(InputError, match="no record of `make coverage`"):
+        coverage.render(path)

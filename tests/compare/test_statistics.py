@@ -151,7 +151,7 @@ def test_a_preference_for_length_alone_leaves_half() -> None:
 def test_lengths_that_never_overlap_have_no_answer(extra: float) -> None:
     """80 % wins by always longer responses say nothing of equally long ones."""
     wins = np.repeat([1.0, 0.0], [80, 20])
-    noise = 0 if extra == 50 else np.random.default_rng(0).normal(0, 0.001, 100)
+    noise = np.zeros(100) if abs(extra) == 50 else np.random.default_rng(0).normal(0, 0.001, 100)
     found = length_controlled(wins, extra + noise)
     assert found["mean"] is None and found["ci95"] is None and found["overlap"] == 0
     assert found["note"] == "not comparable (0% overlap)"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from comal_fast.cli import main
 from comal_fast.compare.entrants import _names
+from comal_fast.compare.tables import matrix_table, pairs_table, standings_table
 from comal_fast.compare.tournament import Entrant, play, standings, to_json
 from comal_fast.config import load_config
 from comal_fast.errors import InputError
@@ -18,6 +21,7 @@ from comal_fast.loop import run_all
 from comal_fast.oracles import Comparison, Message, Oracle
 from comal_fast.oracles.criteria import CriteriaOracle
 from comal_fast.oracles.order import debiased
+from comal_fast.statistics import rate_interval
 from games import CYCLIC, ORDERED, FirstLetter
 
 PROMPTS = [(Message("user", f"prompt {i}"),) for i in range(40)]
@@ -46,6 +50,52 @@ def test_one_that_beats_all_is_unbeaten() -> None:
     assert [s.exploitability for s in found] == pytest.approx([0, 0.4, 0.4])
     assert [s.beaten_by for s in found] == [None, "c", "c"]
     assert found[0].mean == pytest.approx(0.9)
+
+
+def noisy_wins(seed: int, size: int, n: int) -> np.ndarray:
+    """Verdicts between equals: each of a pair wins a prompt by chance."""
+    wins = np.full((size, size, n), 0.5)
+    verdicts = np.random.default_rng(seed).random((size, size, n)) < 0.5
+    for i in range(size):
+        for j in range(i):
+            wins[i, j], wins[j, i] = verdicts[i, j], ~verdicts[i, j]
+    return wins
+
+
+def test_the_best_of_equals_is_not_said_to_beat() -> None:
+    """Of nine equals the worst one looks beaten by more than chance; it is not claimed."""
+    names, pointwise = "abcdefghi", 0
+    for seed in range(5):
+        wins = noisy_wins(seed, 9, 56)
+        found = standings(names, wins, 2000, 0)
+        assert [s.beaten_by for s in found].count(None) >= 8
+        for i, s in enumerate(found):
+            assert s.interval[0] <= s.exploitability <= s.interval[1]
+            assert s.best_opponent in (None, *names.replace(names[i], ""))
+            pointwise += any(rate_interval(w).low > 0.5 for w in np.delete(wins[:, i], i, axis=0))
+    assert pointwise >= 3, "intervals of one pair alone would claim several"
+
+
+def test_nobody_is_beaten_on_nine_prompts() -> None:
+    wins = np.full((2, 2, 9), 0.5)
+    wins[0, 1], wins[1, 0] = 1.0, 0.0
+    (_, loser) = standings("ab", wins, 500, 0)
+    assert loser.best_opponent == "a" and loser.beaten_by is None
+    (_, loser) = standings("ab", np.concatenate([wins, wins], axis=2), 500, 0)
+    assert loser.beaten_by == "a"
+
+
+def test_tables_say_what_is_not_comparable() -> None:
+    """The one that wins is always longer, so nothing is known at equal length."""
+    entrants = [pure("c", 50.0)[0], pure("a", 10.0)[0]]
+    result = to_json(play(entrants, PROMPTS, FirstLetter(ORDERED)), 200, 0)
+    controlled = result["pairs"][0]["length_controlled"]
+    assert controlled["mean"] is None and controlled["overlap"] == 0
+    json.dumps(result, allow_nan=False)
+    out = io.StringIO()
+    for table in (matrix_table(result), standings_table(result), pairs_table(result)):
+        Console(file=out, width=200).print(table)
+    assert "not comparable (0% overlap)" in out.getvalue() and "shown to beat it" in out.getvalue()
 
 
 def test_entrants_are_called_by_what_tells_them_apart(tmp_path: Path) -> None:

@@ -89,6 +89,32 @@ def test_verdict_claims_no_more_than_the_interval(
     assert words in read_without_pictures(path).verdict
 
 
+def change_evaluation(run: Path, **content: object) -> None:
+    file = run / "iterations/0001/evaluation.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **content}))
+
+
+def test_nine_prompts_are_too_few_for_a_verdict(tmp_path: Path) -> None:
+    path = build(tmp_path / "run", iterations=1)
+    change_evaluation(path, n_prompts=9, win_rates={"0": {"mean": 0.9, "ci95": [0.7, 1.0]}})
+    assert "too few prompts for a verdict: 9, it takes 10" in read_without_pictures(path).verdict
+    change_evaluation(path, n_prompts=10)
+    assert "excludes 50%" in read_without_pictures(path).verdict
+
+
+def test_lengths_that_are_not_comparable_are_said_to_be(tmp_path: Path) -> None:
+    path = build(tmp_path / "run", iterations=1)
+    controlled = {
+        "mean": None,
+        "ci95": None,
+        "overlap": 0.03,
+        "note": "not comparable (3% overlap)",
+    }
+    rate = {"mean": 0.9, "ci95": [0.7, 1.0], "length_controlled": controlled}
+    change_evaluation(path, win_rates={"0": rate})
+    assert "not comparable (3% overlap)" in read_without_pictures(path).row("1")
+
+
 def test_matrix_holds_each_pair_and_its_complement(page: Page) -> None:
     head = page.row("Iterate") and next(r for r in page.cells if r[1:2] == ["against 0"])
     start = page.cells.index(head)

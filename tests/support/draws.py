@@ -62,6 +62,16 @@ def draw_lengths(generator: Generator, n: int, shift: float) -> np.ndarray:
     return 50 * generator.normal(shift, 1, n)
 
 
-def win_probability(logit: float, effect: float, extra_tokens: np.ndarray) -> np.ndarray:
-    """Return P where it is `logit` at equal length and length has an `effect`."""
-    return np.asarray(expit(logit + effect * np.tanh(extra_tokens / 50)))
+LENGTH_SHAPES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "linear": lambda spreads: 0.7 * spreads.clip(-3, 3),
+    "steep": lambda spreads: np.tanh(10 / 3 * spreads),
+}
+"""How an effect of length grows with the difference of lengths, in spreads."""
+
+
+def win_probability(
+    logit: float, effect: float, extra_tokens: np.ndarray, shape: str = "tanh"
+) -> np.ndarray:
+    """Return P where it is `logit` at equal length and length has an `effect` of this shape."""
+    return np.asarray(expit(logit + effect * LENGTH_SHAPES[shape](extra_tokens / 50)))
