@@ -173,13 +173,16 @@ def _sampled(args: argparse.Namespace, console: Console) -> None:
     """Do what --samples and its kin ask for."""
     samples = 4 if args.samples is None else args.samples
     if args.study is not None:
-        taken = ("study", "samples", "seed", "json", "plot")
+        taken = ("study", "samples", "prox", "seed", "json", "plot")
         _refuse(args, "--study and --samples, which try them all", set(EVERYTHING) - set(taken))
         if args.study < 1:
             raise InputError(f"--study {args.study}: it must be a number of games, at least 1")
         _check_samples(samples, 4)
-        seed = args.seed or 0
-        sampled_actions.study_sampled(console, args.study, seed, samples, args.json, args.plot)
+        if args.prox is not None and args.prox not in sampled.PROXES:
+            raise InputError(f"--prox {args.prox}: the trainer has {', '.join(sampled.PROXES)}")
+        sampled_actions.study_sampled(
+            console, args.study, args.seed or 0, samples, args.prox, args.json, args.plot
+        )
         return
     loop_options = ("prox", "method", "eta", "tau", "outer", "inner", "start", "json")
     _refuse(args, "--samples", set(EVERYTHING) - {*GAME_OPTIONS, *SAMPLED, *loop_options})

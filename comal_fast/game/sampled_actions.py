@@ -13,7 +13,7 @@ from comal_fast.game.monte_carlo import REPEATS, sample_limit
 from comal_fast.game.nash import nash_policy
 from comal_fast.game.preference import Array, Game
 from comal_fast.game.report import policy_table, versions
-from comal_fast.game.sampled import find_limit
+from comal_fast.game.sampled import PROXES, find_limit
 from comal_fast.game.sampled_step import Recipe, count_compositions
 from comal_fast.game.sampled_study import (
     AT_NASH,
@@ -108,12 +108,17 @@ def study_sampled(
     count: int,
     seed: int,
     samples: int,
+    prox: str | None,
     json_file: str | None,
     plot: str | None,
 ) -> None:
-    """Print the limit of every prox, selection and label on the paper's game and random ones."""
-    with Bar(console, "study", len(recipes(samples))) as advance:
-        rows = run_study(count, seed, samples, advance)
+    """Print the limit of every prox, selection and label on the paper's game and random ones.
+
+    prox: None for all of them.
+    """
+    chosen = recipes(samples, PROXES if prox is None else [prox])
+    with Bar(console, "study", len(chosen)) as advance:
+        rows = run_study(count, seed, chosen, advance)
     contents = {}
     if json_file is not None:
         contents[json_file] = study_json(rows, seed)

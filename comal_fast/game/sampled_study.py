@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,10 +27,10 @@ SELECTIONS = (
     ("best_worst", "cross_fit"),
 )
 NOISE_DRAWS = 4000
-# outer moves of the reference and iterations between them; ipo and dpo step from the reference, so
-# that an iteration is a whole best response, and the reference moves oftener
-LOOPS = {True: (400, 6), False: (100, 30)}
-ETA, TAU = 1.0, 0.1
+# η, outer moves of the reference and iterations between them. ipo and dpo step from the reference
+# (True), so that an iteration is a whole best response and the reference moves oftener
+LOOPS = {True: (0.5, 250, 8), False: (1.0, 100, 30)}
+TAU = 0.1
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Row:
     pairs: float | None
 
 
-def recipes(samples: int) -> list[Recipe]:
+def recipes(samples: int, proxes: Sequence[str] = PROXES) -> list[Recipe]:
     """Return every prox with every selection and label; sampled labels have the mean of soft ones.
 
     sppo and dro train on every response alone, by soft win rates.
     """
     found: list[Recipe] = []
-    for prox in PROXES:
+    for prox in proxes:
         if prox in SINGLE:
             zs = ("samples", "zero") if prox == "sppo" else ("samples",)
             found += [Recipe(prox, target="win_rate", samples=samples, log_z=z) for z in zs]
@@ -77,7 +77,10 @@ def random_games(count: int, seed: int) -> list[Array]:
 
 
 def run_study(
-    count: int, seed: int, samples: int, advance: Callable[[], object] = lambda: None
+    count: int,
+    seed: int,
+    chosen: Sequence[Recipe],
+    advance: Callable[[], object] = lambda: None,
 ) -> list[Row]:
     """Find the limit of every recipe on the paper's game and on `count` random games.
 
@@ -88,9 +91,9 @@ def run_study(
     paper, paper_start = paper_game().matrix, np.array(PAPER_START)
     known: dict[Recipe, tuple[Any, Any]] = {}
     rows = []
-    for recipe in recipes(samples):
-        outer, inner = LOOPS[recipe.prox in ANCHORED]
-        options: dict[str, Any] = {"eta": ETA, "tau": TAU, "outer": outer, "inner": inner}
+    for recipe in chosen:
+        eta, outer, inner = LOOPS[recipe.prox in ANCHORED]
+        options: dict[str, Any] = {"eta": eta, "tau": TAU, "outer": outer, "inner": inner}
         # the mean of a sampled label is the soft one, and so is its limit
         same = replace(recipe, labels="soft") if recipe.labels == "sampled" else recipe
         if same not in known:
@@ -124,9 +127,11 @@ def study_json(rows: list[Row], seed: int) -> bytes:
     content = {
         "sampled_step": [asdict(row) for row in rows],
         "seed": seed,
-        "eta": ETA,
         "tau": TAU,
-        "loops": {"from the reference": LOOPS[True], "from the last iterate": LOOPS[False]},
+        "eta_outer_inner": {
+            "from the reference": LOOPS[True],
+            "from the last iterate": LOOPS[False],
+        },
         "at_nash": AT_NASH,
         "noise_draws": NOISE_DRAWS,
         "versions": versions(),
