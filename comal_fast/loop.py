@@ -12,6 +12,7 @@ from typing import Any
 from rich.table import Table
 
 from comal_fast.config import Config
+from comal_fast.config.fixed_point import other_game
 from comal_fast.config.plugins import sources
 from comal_fast.config.validate import check_cpu, check_ranks, needs_samples
 from comal_fast.context import Context
@@ -55,6 +56,8 @@ def run_all(config: Config) -> dict[str, Any]:
     diagnostic set to `warn`, it goes on from there. Returns summary.json.
     """
     with open_run(config) as context:
+        if reason := other_game(config):
+            console.print(f"  [yellow]![/] {reason}", soft_wrap=True)
         context.directory.summary.discard()  # of an earlier, shorter run
         phase = phase_runner(context)
         if evaluate.iterates(config):

@@ -224,7 +224,7 @@ def _far(log_policy: Array, target: Array) -> Array:
         if np.abs(log_mass).max() <= 1e-15:
             break
         slope = _log_sum(log_policy + 2 * x - np.log1p(w)) - log_mass + log_c
-        log_c = log_c + np.clip(log_mass * np.exp(-slope), -10.0, 10.0)
+        log_c = log_c + np.clip(log_mass * np.exp(np.minimum(-slope, 700.0)), -10.0, 10.0)
     return x
 
 

@@ -29,7 +29,8 @@ CPU: dict[str, Any] = {  # what trains a model of some hundred million weights i
     "training": {
         "learning_rate": 6e-5,
         "num_train_epochs": 1,
-        "train_batch_size": 4,
+        "train_batch_size": 24,  # all pairs of four prompts
+        "shuffle": "prompts",
         "max_tokens_per_microbatch": 1024,
     },
 }
@@ -42,7 +43,8 @@ GPU: dict[str, Any] = {  # the paper's, on fewer prompts
         "learning_rate": 5e-7,
         "warmup_ratio": 0.1,
         "num_train_epochs": 1,
-        "train_batch_size": 32,
+        "train_batch_size": 160,  # all pairs of sixteen prompts
+        "shuffle": "prompts",
         "max_tokens_per_microbatch": 4096,
     },
 }
@@ -72,7 +74,7 @@ def configuration(answers: Answers) -> dict[str, Any]:
     tree["model"] = {"name_or_path": answers.model, **_weights(answers.model), **tree["model"]}
     tree["data"] = {"prompts": answers.prompts, **tree["data"]}
     tree["oracle"] = _oracle(answers.oracle)
-    tree["pairing"] = {"strategy": "best_worst", "soft_labels": True}
+    tree["pairing"] = {"strategy": "all", "labels": "soft"}
     tree["algorithm"] = {"prox": "inpo", **tree["algorithm"]}
     _sizes(tree)
     if answers.memory is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from comal_fast.config import Config
 from comal_fast.config.sizes import parse_bytes
-from comal_fast.config.validate import needs_samples
+from comal_fast.config.validate import needs_samples, target_of
 from comal_fast.plan import memory, modes
 from comal_fast.plan.count import Load, parts
 from comal_fast.plan.machines import Machine, predict
@@ -34,6 +34,8 @@ class Workload:
     generations: int
     generation_batch: int
     evaluations: int
+    shared: int = 1  # pairs of one prompt that a step has together
+    responses: int = 2  # that are in them
 
     @classmethod
     def of(cls, config: Config) -> Workload:
@@ -53,6 +55,7 @@ class Workload:
             # 0: an engine that keeps to its own share of the memory
             generation_batch=getattr(generation, "batch_size", 0),
             evaluations=config.evaluation.num_generations if asked else 0,
+            **_shared(config),
         )
 
     def batch(self) -> LargestPass:
@@ -65,10 +68,13 @@ class Workload:
         """The load of a step of typical lengths, every prompt once."""
         prompt = min(TYPICAL_PROMPT, self.prompt)
         response = min(TYPICAL_RESPONSE, self.new)
-        lengths = [prompt + response, response] * self.pairs
+        prompts, responses = self.pairs, 2
+        if self.shared <= self.pairs:
+            prompts, responses = math.ceil(self.pairs / self.shared), self.responses
+        lengths = [prompt + response, *[response] * (responses - 1)] * prompts
         return Load(
             lengths,
-            2 * response * self.pairs,
+            responses * response * prompts,
             math.ceil(sum(lengths) / max(self.budget, self.longest)),
             mode.torch_dtype.itemsize,
             min(1.0, mode.recomputed / shape.layers),
@@ -76,6 +82,24 @@ class Workload:
             state=mode.state_bytes,
             trained=mode.trained(shape),
         )
+
+
+def _shared(config: Config) -> dict[str, int]:
+    """Return how many pairs of a prompt a step has together, and how many responses those hold."""
+    if config.training.shuffle != "prompts" or config.data.pairs is not None:
+        return {}
+    pairs, responses = pairs_of_prompt(config)
+    return {"shared": pairs, "responses": responses}
+
+
+def pairs_of_prompt(config: Config) -> tuple[int, int]:
+    """Return (pairs that a prompt's samples make, responses in them), all samples distinct."""
+    samples, crossed = config.generation.num_generations, target_of(config) == "cross_fit"
+    groups = [samples - samples // 2, samples // 2] if crossed else [samples]
+    groups = [size for size in groups if size > 1]
+    if config.pairing.strategy == "all":
+        return sum(size * (size - 1) // 2 for size in groups), sum(groups)
+    return len(groups), 2 * len(groups)
 
 
 @dataclass(frozen=True)

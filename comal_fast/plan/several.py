@@ -104,7 +104,7 @@ def _timed(
     nodes: int,
 ) -> Several:  # fmt: skip
     pair = min(TYPICAL_PROMPT, work.prompt) + 2 * min(TYPICAL_RESPONSE, work.new)
-    own = replace(work, pairs=max(1, tokens // pair), budget=tokens)
+    own = replace(work, pairs=max(1, tokens // pair), budget=tokens, shared=1, responses=2)
     load = own.load(mode, shape)
     trained = max(1, mode.trained(shape) // gpus)
     load = replace(load, micro_batches=1, trained=trained)

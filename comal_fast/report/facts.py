@@ -11,6 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from comal_fast.compare.tournament import Standing, standings
+from comal_fast.config.fixed_point import other_game
+from comal_fast.config.load import load_saved
+from comal_fast.errors import InputError
 from comal_fast.figures import page
 from comal_fast.report.load import Row, Run
 from comal_fast.statistics import LEAST_PROMPTS, Array, Interval, number, to_interval
@@ -79,6 +82,17 @@ def held_out_pairs(run: Run) -> dict[str, Any] | None:
     """Accuracy and margin on held-out pairs that people judged; None where there are none."""
     found = run.summary.get("pairs")
     return found if isinstance(found, dict) and to_interval(found.get("accuracy")) else None
+
+
+def fixed_point(run: Run) -> str | None:
+    """Return why the run's settings do not end at the Nash policy of P; None where they do.
+
+    None, too, for a configuration that cannot be read, which other parts of the report say.
+    """
+    try:
+        return other_game(load_saved(run.path / "config.yaml"))
+    except InputError:
+        return None
 
 
 def _of_pairs(run: Run, pairs: dict[str, Any]) -> Verdict:

@@ -10,7 +10,7 @@ from comal_fast.errors import InputError
 from comal_fast.figures.page import Picture, Section, Table, render_page
 from comal_fast.figures.style import DARK, LIGHT, to_png
 from comal_fast.report import tables
-from comal_fast.report.facts import ended, is_finished, model_name, progress, verdict
+from comal_fast.report.facts import ended, fixed_point, is_finished, model_name, progress, verdict
 from comal_fast.report.load import Run
 from comal_fast.report.plots import FIGURES
 from comal_fast.store.directory import RunDirectory
@@ -56,6 +56,8 @@ def render(run: Run, pictures: dict[str, Picture]) -> str:
         notes.append(f"The run is not finished: {progress(run)}.")
     if how := ended(run):
         notes.append(how)
+    if game := fixed_point(run):
+        notes.append(f"{game}.")
     notes += [f"Left out: {line}." for line in run.problems]
     return render_page(
         title=f"COMAL report: {model_name(run)}, seed {run.option('seed', 'unknown')}",

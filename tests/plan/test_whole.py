@@ -11,6 +11,7 @@ from comal_fast.cli import main
 from comal_fast.config import load_config
 from comal_fast.errors import InputError
 from comal_fast.plan.machines import MACHINES
+from comal_fast.plan.modes import LADDER
 from comal_fast.plan.search import Workload, choose, search
 from comal_fast.plan.shapes import read_shape
 from comal_fast.plan.whole import whole
@@ -19,7 +20,7 @@ from comal_fast.plan.whole import whole
 def test_hours_of_a_run() -> None:
     """By hand: every phase's products and bytes at a machine's own rates."""
     config = load_config(
-        Path(__file__).resolve().parents[2] / "configs/llama3-8b-1gpu.yaml",
+        Path(__file__).resolve().parents[2] / "configs/paper/llama3-8b.yaml",
         ["algorithm.iterations=4", "algorithm.ref_update_interval=2", "data.eval_prompts=2"],
     )
     shape, work, machine = read_shape(config.model), Workload.of(config), MACHINES["h100"]
@@ -59,3 +60,16 @@ def test_hours_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(["plan", config, "--gpu-memory", "80GiB", *more]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_responses_of_a_prompt_that_share_a_step_are_counted_once() -> None:
+    """All pairs of five samples: a step of 160 pairs passes 16 prompts with five responses each."""
+    path = Path(__file__).resolve().parents[2] / "configs/llama3-8b-1gpu.yaml"
+    shape, mode = read_shape(load_config(path).model), LADDER[0]
+    load = Workload.of(load_config(path)).load(mode, shape)
+    assert load.tokens == 16 * (256 + 5 * 384) and load.responses == 16 * 5 * 384
+    crossed = ["pairing.strategy=best_worst", "training.train_batch_size=32"]
+    load = Workload.of(load_config(path, crossed)).load(mode, shape)
+    assert load.tokens == 16 * (256 + 4 * 384)
+    apart = Workload.of(load_config(path, ["training.shuffle=items"])).load(mode, shape)
+    assert apart.responses == 160 * 2 * 384
