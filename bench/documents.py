@@ -3,7 +3,8 @@
 A document holds `<!-- bench: NAME FOLDER -->` … `<!-- /bench -->`; what stands between is replaced
 by the newest record NAME of bench/results/FOLDER, as its bench writes it. `FOLDER` may be followed
 by a number of tokens, for `head`. `<!-- study: FILE RUN -->` does the same with a study's record in
-bench/results, RUN being the one that its others are compared with.
+bench/results, RUN being the one that its others are compared with. `<!-- coverage: FILE -->` does
+so with the record of `make coverage`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from bench import record
 from bench.benches import discover
-from bench.render import studies
+from bench.render import coverage, studies
 from bench.render.formats import device_text
 from comal_fast.errors import InputError
 
@@ -26,9 +27,11 @@ DOCUMENTS = (
     "docs/plan.md",
     "docs/games.md",
     "docs/lm-game.md",
+    "docs/intervals.md",
 )
 MARK = re.compile(r"(<!-- bench: (\S+) (\S+)(?: (\d+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 STUDY = re.compile(r"(<!-- study: (\S+)(?: (\S+))? -->\n).*?(<!-- /study -->)", re.DOTALL)
+COVERAGE = re.compile(r"(<!-- coverage: (\S+) -->\n).*?(<!-- /coverage -->)", re.DOTALL)
 
 
 def register(verbs: Any) -> None:
@@ -83,4 +86,8 @@ def render(text: str, source: str, results: Path | None = None) -> str:
         body = studies.render((results or record.RESULTS) / file, baseline)
         return f"{opening}\n{body}\n{closing}"
 
-    return STUDY.sub(studied, MARK.sub(replaced, text))
+    def covered(match: re.Match[str]) -> str:
+        opening, file, closing = match.groups()
+        return f"{opening}\n{coverage.render((results or record.RESULTS) / file)}\n{closing}"
+
+    return COVERAGE.sub(covered, STUDY.sub(studied, MARK.sub(replaced, text)))

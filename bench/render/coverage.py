@@ -75,7 +75,7 @@ def _cell(entries: Sequence[Entry]) -> str:
     if len(shares) > 1:
         text += f" – {max(shares):.1f}"
     text += f" % (± {half:.2g})"
-    return text if answered == 1 else f"{text}, printed in {answered:.0%}"
+    return text if answered > 0.995 else f"{text}, printed in {answered:.0%}"
 
 
 def _range(truths: Sequence[float]) -> str:
