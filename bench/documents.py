@@ -27,6 +27,7 @@ DOCUMENTS = (
     "docs/plan.md",
     "docs/games.md",
     "docs/lm-game.md",
+    "docs/sampled-step.md",
     "docs/intervals.md",
 )
 MARK = re.compile(r"(<!-- bench: (\S+) (\S+)(?: (\d+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)

@@ -145,14 +145,17 @@ def read_rows(content: dict[str, Any]) -> list[Row]:
 
 
 def study_table(rows: list[Row]) -> Table:
-    """Return a table, a row per selection, target and labels; a cell per prox."""
+    """Return a table, a row per prox, selection, target and labels."""
     table = Table(box=None, pad_edge=False)
-    for name in ("pairs", "target", "labels"):
+    for name in ("prox", "pairs", "target", "labels"):
         table.add_column(name, no_wrap=True)
-    for prox in PROXES:
-        table.add_column(prox, justify="right", no_wrap=True)
-    for cells in table_rows(rows):
-        table.add_row(*cells)
+    for name in ("paper", "median", "at Nash"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        r = row.recipe
+        pairs = "every response" if r.prox in SINGLE else r.strategy
+        labels = f"log Z {r.log_z}" if r.prox == "sppo" else r.labels
+        table.add_row(r.prox, pairs, r.target, labels, *cell(row).split(", "))
     return table
 
 

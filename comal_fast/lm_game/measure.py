@@ -28,7 +28,8 @@ class Measured:
 
     policies (T+1, prompts, m+1) float64: the exact probability of each response, the last column
     being all other strings; of a game with fewer than m responses the columns between are 0.
-    nash (prompts, m) likewise; held_out (prompts,) bool; seconds: of the run's phases.
+    nash (prompts, m) likewise; held_out (prompts,) bool; seconds: of the run's phases;
+    trained_tokens: that went through the model in optimiser steps, over the whole run.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Measured:
     held_out: np.ndarray
     gap: Array  # (T+1, prompts) duality gap, other strings included
     seconds: float
+    trained_tokens: int
 
     @property
     def total_variation(self) -> Array:
@@ -79,6 +81,7 @@ class Measured:
             "prox": self.prox,
             "prompts": {"train": int((~self.held_out).sum()), "held_out": int(self.held_out.sum())},
             "seconds": self.seconds,
+            "trained_tokens": self.trained_tokens,
             "iterates": rows,
         }
         if (game := self.one) is not None:
@@ -119,6 +122,7 @@ def measure(config: Config) -> Measured:
             policies[t, :, :-1][here] = np.exp(logps)
             policies[t, :, -1] = 1 - policies[t].sum(axis=1)
             advance()
+    rows = context.directory.rows()
     measured = Measured(
         name=context.directory.path.name,
         prox=config.algorithm.prox,
@@ -128,7 +132,8 @@ def measure(config: Config) -> Measured:
         policies=policies,
         held_out=np.arange(len(prompts)) >= len(training),
         gap=_gaps(games, policies, oracle.unknown_wins),
-        seconds=float(sum(row["perf/seconds"] for row in context.directory.rows())),
+        seconds=float(sum(row["perf/seconds"] for row in rows)),
+        trained_tokens=sum(int(row["perf/tokens"]) for row in rows if row["phase"] == "train"),
     )
     write_json(context.directory.lm_game, measured.to_json())
     return measured

@@ -139,6 +139,7 @@ def numbers(runs: Sequence[Measured]) -> dict[str, Any]:
     held = runs[0].held_out
     return {
         "seconds": [round(run.seconds, 1) for run in runs],
+        "trained_tokens": [run.trained_tokens for run in runs],
         "gap": [_rounded(run.gap[-1]) for run in runs],
         "total_variation": [_rounded(run.total_variation[-1]) for run in runs],
         "leak": [_rounded(run.leak[-1]) for run in runs],
@@ -163,6 +164,13 @@ def read(path: str | Path) -> Study:
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         raise InputError(f"{path}: no record of `comal-fast lm-game study`") from None
     return Study(found)
+
+
+def trained_tokens(study: Study, name: str) -> float | None:
+    """Return the mean over seeds of the tokens that a run trained on; None in older records."""
+    run = next(run for run in study.content["runs"] if run["name"] == name)
+    counts = run.get("trained_tokens")
+    return None if counts is None else float(np.mean(counts))
 
 
 def _as_runs(values: Array) -> list[Run]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from comal_fast.lm_game.study import Study
+from comal_fast.lm_game.study import Study, trained_tokens
 from comal_fast.statistics import Interval
 
 
@@ -45,6 +45,7 @@ def _last(study: Study, baseline: str) -> str:
                 _signed(study.difference(name, baseline, "gap", prompts))
                 for prompts in (train, held)
             ]
+        tokens = trained_tokens(study, name)
         away, leak = study.values(name, "total_variation"), study.values(name, "leak")
         rows.append(
             [
@@ -53,12 +54,15 @@ def _last(study: Study, baseline: str) -> str:
                 *differences,
                 *(f"{away[:, prompts].mean():.3f}" for prompts in (train, held)),
                 *(f"{leak[:, prompts].mean():.3f}" for prompts in (train, held)),
+                *([] if tokens is None else [f"{tokens:,.0f}"]),
             ]
         )
     head = [
         "run", "gap", "gap, held-out", f"minus `{baseline}`", f"minus `{baseline}`, held-out",
         "total variation", "held-out", "other strings", "held-out",
     ]  # fmt: skip
+    if all(trained_tokens(study, name) is not None for name in study.names):
+        head.append("trained tokens")
     return _table(head, rows)
 
 
