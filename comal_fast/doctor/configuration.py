@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from comal_fast.config import Config, load_config
+from comal_fast.config.fixed_point import other_game
 from comal_fast.config.generation import VllmConfig
 from comal_fast.doctor.finding import Finding
 from comal_fast.errors import InputError
@@ -24,6 +25,8 @@ def configuration(file: str, overrides: Sequence[str]) -> list[Finding]:
     except InputError as error:
         return [Finding("configuration", "bad", str(error))]
     found = [Finding("configuration", "good", f"{file}: every option is understood")]
+    if reason := other_game(config):
+        found.append(Finding("fixed point", "note", reason))
     found += [*_device(config), *_hub(config)]
     # each of its files would be tried for a minute
     away = hub_names(config) if any(f.about == "hub" and f.status == "bad" for f in found) else []

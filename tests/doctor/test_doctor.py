@@ -43,6 +43,13 @@ def test_this_machine(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> Non
     assert "nothing keeps a run from working" in capsys.readouterr().out
 
 
+def test_a_fixed_point_of_another_game(capsys: pytest.CaptureFixture[str], tiny_run: Path) -> None:
+    assert "fixed point" not in found(capsys, str(tiny_run))[1]
+    status, said = found(capsys, str(tiny_run), "pairing.labels=hard")
+    assert status == 0 and said["fixed point"]["status"] == "note"
+    assert "majority's game" in said["fixed point"]["text"]
+
+
 def test_a_package_missing_or_too_old(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
