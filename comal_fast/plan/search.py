@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from comal_fast.config import Config
+from comal_fast.config.algorithm import STRATEGY
 from comal_fast.config.sizes import parse_bytes
 from comal_fast.config.validate import needs_samples, target_of
 from comal_fast.plan import memory, modes
@@ -86,15 +87,21 @@ class Workload:
 
 def _shared(config: Config) -> dict[str, int]:
     """Return how many pairs of a prompt a step has together, and how many responses those hold."""
-    if config.training.shuffle != "prompts" or config.data.pairs is not None:
+    together = config.training.shuffle == "prompts" or config.algorithm.centred
+    if not together or config.data.pairs is not None:
         return {}
-    pairs, responses = pairs_of_prompt(config)
-    return {"shared": pairs, "responses": responses}
+    items, responses = items_of_prompt(config)
+    return {"shared": items, "responses": responses}
 
 
-def pairs_of_prompt(config: Config) -> tuple[int, int]:
-    """Return (pairs that a prompt's samples make, responses in them), all samples distinct."""
+def items_of_prompt(config: Config) -> tuple[int, int]:
+    """Return (items that a prompt's samples make, responses in them), all samples distinct.
+
+    An item is a pair, or a single response where the prox takes no pairs.
+    """
     samples, crossed = config.generation.num_generations, target_of(config) == "cross_fit"
+    if STRATEGY not in config.algorithm.pairing:
+        return samples, samples
     groups = [samples - samples // 2, samples // 2] if crossed else [samples]
     groups = [size for size in groups if size > 1]
     if config.pairing.strategy == "all":

@@ -20,7 +20,7 @@ from comal_fast.plan import several
 from comal_fast.plan.count import forward_parts
 from comal_fast.plan.machines import Machine, predict
 from comal_fast.plan.modes import LADDER
-from comal_fast.plan.search import TYPICAL_PROMPT, TYPICAL_RESPONSE, Fit, pairs_of_prompt
+from comal_fast.plan.search import TYPICAL_PROMPT, TYPICAL_RESPONSE, Fit, items_of_prompt
 from comal_fast.plan.shapes import Shape
 
 
@@ -112,7 +112,7 @@ def _amount(config: Config) -> _Amount:
             "data.prompts_per_iteration" + (", and no data.pairs" if data.pairs else "")
         )
     k = config.generation.num_generations
-    pairs, chosen = pairs_of_prompt(config)
+    pairs, chosen = items_of_prompt(config)
     new = config.generation.max_new_tokens
     limit = min(data.max_prompt_length or data.max_length, data.max_length - new)
     return _Amount(

@@ -62,7 +62,7 @@ def test_hours_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in capsys.readouterr().err
 
 
-def test_responses_of_a_prompt_that_share_a_step_are_counted_once() -> None:
+def test_responses_of_a_prompt_that_share_a_step_are_counted_once(tmp_path: Path) -> None:
     """All pairs of five samples: a step of 160 pairs passes 16 prompts with five responses each."""
     path = Path(__file__).resolve().parents[2] / "configs/llama3-8b-1gpu.yaml"
     shape, mode = read_shape(load_config(path).model), LADDER[0]
@@ -71,5 +71,13 @@ def test_responses_of_a_prompt_that_share_a_step_are_counted_once() -> None:
     crossed = ["pairing.strategy=best_worst", "training.train_batch_size=32"]
     load = Workload.of(load_config(path, crossed)).load(mode, shape)
     assert load.tokens == 16 * (256 + 4 * 384)
+    alone = ["algorithm={prox: dro}", "training.train_batch_size=80"]
+    text = path.read_text().replace(
+        "  strategy: all # ten pairs a prompt\n  labels: soft\n", "  {}\n"
+    )
+    own = tmp_path / "dro.yaml"
+    own.write_text(text)
+    load = Workload.of(load_config(own, alone)).load(mode, shape)
+    assert load.tokens == 16 * (256 + 5 * 384)  # 80 responses of 16 prompts
     apart = Workload.of(load_config(path, ["training.shuffle=items"])).load(mode, shape)
     assert apart.responses == 160 * 2 * 384
