@@ -23,9 +23,7 @@ from comal_fast.game.sampled_noise import measure_noise
 from comal_fast.game.sampled_step import Recipe, SampledStep, compositions, least_squares
 
 PAPER = paper_game().matrix
-CIRCLE = np.array(
-    [[0.5, 0.8, 0.2], [0.2, 0.5, 0.8], [0.8, 0.2, 0.5]]
-)  # one of each: all tie
+CIRCLE = np.array([[0.5, 0.8, 0.2], [0.2, 0.5, 0.8], [0.8, 0.2, 0.5]])  # one of each: all tie
 START = np.array(PAPER_START)
 
 
