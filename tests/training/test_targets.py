@@ -15,7 +15,10 @@ from comal_fast.loop import open_run, run_here
 from comal_fast.model.load import load_model
 from comal_fast.phases import train
 from comal_fast.training.batches import micro_batches
+from comal_fast.training.history import step
+from comal_fast.training.items import hyperparameters, make_items
 from comal_fast.training.trainer import Trainer
+from comal_kernels import prox_loss
 
 COMMON = [
     "generation.num_generations=5",  # odd: halves of three and two
@@ -192,3 +195,82 @@ def test_the_older_spelling_keeps_its_meaning(tiny_run: Path) -> None:
     assert (soft.pairing.labels, soft.pairing.target) == ("soft", "label")
     rebel = load_config(tiny_run, ["pairing.soft_labels=false", "algorithm.prox=rebel"])
     assert (rebel.pairing.labels, rebel.pairing.target) == ("soft", "win_rate")
+
+
+@pytest.mark.parametrize("method", ["onpo", "mnpo", "heavy_ball"])
+def test_log_z_is_a_mean_under_what_the_step_starts_from(tiny_run: Path, method: str) -> None:
+    """With every response once among the samples of a uniform π_t, sppo's step is exact.
+
+    X is the policy that the step starts from, an unnormalised mean of iterates. With Z under π_t
+    the minimiser is another one.
+    """
+    text = tiny_run.read_text().replace("pairing: {strategy: all}\n", "")
+    tiny_run.write_text(text)
+    options = ["algorithm.prox=sppo", "algorithm.eta=0.5", f"algorithm.method={method}"]
+    config = load_config(tiny_run, options)
+    n, g = 6, np.random.default_rng(4)
+    upper = np.triu(g.random((n, n)), 1)
+    p = upper + np.tril(1 - upper.T, -1) + 0.5 * np.eye(n)
+    reference = torch.tensor(g.normal(size=n)).log_softmax(0).numpy()
+    policy = np.full(n, -np.log(n))
+    start = 0.6 * policy + 0.4 * torch.tensor(g.normal(size=n)).log_softmax(0).numpy()
+    eta, ratio = step(config)
+    wanted = torch.tensor((1 - ratio) * start + ratio * reference + p.mean(axis=1) / eta)
+
+    def minimiser(policy_logp: np.ndarray | None) -> Tensor:
+        items = make_items(
+            config,
+            chosen=list(range(n)),
+            rejected=None,
+            preference=p.mean(axis=1),
+            count=np.ones(n),
+            prompt=np.zeros(n),
+            win_rate=p.mean(axis=1),
+            ref_logp=reference,
+            last_logp=start,
+            policy_logp=policy_logp,
+        )
+        theta = torch.zeros(n, 1, dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [theta],
+            max_iter=300,
+            tolerance_grad=1e-12,
+            tolerance_change=1e-18,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = prox_loss(
+                torch.ones(n, 1, dtype=torch.float64),
+                theta,
+                torch.arange(n),
+                torch.arange(n + 1),
+                loss="sppo",
+                chosen=torch.tensor(items.chosen),
+                **items.per_row,
+                **items.per_item,
+                **hyperparameters(config),
+            ).loss
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        return theta.detach()[:, 0].softmax(0)
+
+    assert (minimiser(policy) - wanted.softmax(0)).abs().max() <= 1e-6
+    assert (minimiser(None) - wanted.softmax(0)).abs().max() > 1e-3
+
+
+def test_log_probs_of_the_sampled_policy_are_kept_beside_the_mean(tiny_run: Path) -> None:
+    config = load_config(tiny_run, [*COMMON, "algorithm.method=mnpo", "algorithm.history=2"])
+    context = run_iterations(config)
+    first, second = (context.directory.iteration(t).logps.read() for t in (1, 2))
+    assert "policy_logp" not in first.column_names  # the mean is π_0 itself
+    mean, policy, reference = (
+        np.array(second[f"{name}_logp"].to_pylist(), dtype=float)
+        for name in ("last", "policy", "ref")
+    )
+    used = ~np.isnan(mean)
+    assert used.any()
+    np.testing.assert_allclose(mean[used], (policy[used] + reference[used]) / 2, rtol=1e-12)
