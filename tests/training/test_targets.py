@@ -213,7 +213,7 @@ def test_log_z_is_a_mean_under_what_the_step_starts_from(tiny_run: Path, method:
     p = upper + np.tril(1 - upper.T, -1) + 0.5 * np.eye(n)
     reference = torch.tensor(g.normal(size=n)).log_softmax(0).numpy()
     policy = np.full(n, -np.log(n))
-    start = 0.6 * policy + 0.4 * torch.tensor(g.normal(size=n)).log_softmax(0).numpy()
+    start = 0.4 * policy + 0.6 * torch.tensor(3 * g.normal(size=n)).log_softmax(0).numpy()
     eta, ratio = step(config)
     wanted = torch.tensor((1 - ratio) * start + ratio * reference + p.mean(axis=1) / eta)
 
@@ -259,7 +259,7 @@ def test_log_z_is_a_mean_under_what_the_step_starts_from(tiny_run: Path, method:
         return theta.detach()[:, 0].softmax(0)
 
     assert (minimiser(policy) - wanted.softmax(0)).abs().max() <= 1e-6
-    assert (minimiser(None) - wanted.softmax(0)).abs().max() > 1e-3
+    assert (minimiser(None) - wanted.softmax(0)).abs().max() > 1e-4
 
 
 def test_log_probs_of_the_sampled_policy_are_kept_beside_the_mean(tiny_run: Path) -> None:
