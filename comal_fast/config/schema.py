@@ -113,7 +113,7 @@ class EvaluationConfig(Options):
     """Evaluate every so many iterations (and the initial policy, and the last iterate)."""
     bootstrap: int = Field(10_000, ge=100)
     """Random draws behind what has no closed form: the bounds of the best opponent (`compare`, the
-    report, a sweep) and the diagnostics. Win rates, KLs and margins need none."""
+    report, a sweep). Win rates, KLs, margins and diagnostics need none."""
     report: bool = how(True)
     """End `run` with report.html; `comal-fast report` writes it at any time."""
 

@@ -100,10 +100,11 @@ def ignored(c: Config) -> dict[str, str]:
             why = "nothing is sampled of data.pairs without an oracle; leave it out or name one"
             found |= {f"generation.{name}": why for name in type(c.generation).model_fields}
             found["evaluation.num_generations"] = why
-    for name, limits in c.diagnostics.limits.items():
-        if getattr(c.diagnostics, name) == "off":
-            why = f"ignored while diagnostics.{name} is off; leave it out"
-            found |= {f"diagnostics.{limit}": why for limit in limits}
+    for limit, checks in c.diagnostics.readers.items():
+        if all(getattr(c.diagnostics, name) == "off" for name in checks):
+            names = " and ".join(f"diagnostics.{name}" for name in checks)
+            are = "is" if len(checks) == 1 else "are"
+            found[f"diagnostics.{limit}"] = f"ignored while {names} {are} off; leave it out"
     return found
 
 

@@ -45,10 +45,23 @@ class History:
     """τ of the regularised game; None where the prox has none."""
     reward_scale: float = 1.0
     """rewards/* of the metrics per nat of log-ratio."""
-    resamples: int = 2000
-    seed: int = 0
+    num_evaluations: int = 1
+    """Iterates that the whole run will evaluate, without the initial policy."""
+    pull: float | None = None
+    """Weight of KL(π ‖ π_ref) in the objective that a step of this run improves, if known."""
+    win_rate_variances: Mapping[int, Array] = field(default_factory=dict)
+    """Per iteration, (training prompts,) `unbiased_variance` of its judged samples."""
 
     @property
     def current(self) -> Evaluated | None:
         """This iteration's iterate; None where it was not evaluated."""
         return self.evaluated.get(self.iteration)
+
+    def kl_to(self, iterate: int, reference: int) -> Array | None:
+        """Return KL(π_iterate ‖ π_reference) per prompt, or None where it was not measured."""
+        found = self.evaluated[iterate]
+        if iterate == reference:
+            return np.zeros_like(found.kl_to_reference)
+        if found.reference == reference:
+            return found.kl_to_reference
+        return found.kl_to_initial if reference == 0 else None

@@ -12,16 +12,20 @@ import numpy as np
 import pyarrow as pa
 
 from comal_fast.config import Config
-from comal_fast.config.algorithm import Regularised
+from comal_fast.config.algorithm import IpoConfig, Regularised
 from comal_fast.config.options import what
 from comal_fast.context import Context
-from comal_fast.diagnostics import CHECKS, Evaluated, History
+from comal_fast.diagnostics import CHECKS, Evaluated, History, unbiased_variance
 from comal_fast.phases import evaluate
+from comal_fast.phases.generate import rows_by_prompt
+from comal_fast.phases.judge import read_matrices
 from comal_fast.phases.logps import model_logps, prompt_responses
 from comal_fast.phases.skeleton import Made, make
 from comal_fast.store.artefacts import make_key
 from comal_fast.system.terminal import console
 from comal_kernels import PROX
+
+KEY_VERSION = 2  # of the checks: findings of other versions are made anew
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,15 @@ def run(context: Context, iteration: int) -> None:
     start = time.monotonic()
     directory, limits = context.directory, context.config.diagnostics
     evaluated = evaluate.iterates(context.config, iteration)
-    distances: dict[int, float] = {}
-    if limits.cycling != "off" and iteration in evaluated:
-        distances = _distances(context, iteration, evaluated[:-1])
+    distances = _distances(context, iteration, _compared(context, iteration, evaluated))
     key = make_key(
         "diagnose",
         directory.iteration(iteration).model.key(),
         [directory.iteration(t).evaluation.key() for t in evaluated],
         distances,
         what(limits),
+        KEY_VERSION,
+        len(evaluate.iterates(context.config)),
     )
 
     def work() -> Made:
@@ -117,8 +121,11 @@ def _history(
         ref_update_interval=config.algorithm.ref_update_interval,
         tau=_tau(config),
         reward_scale=_reward_scale(config),
-        resamples=config.evaluation.bootstrap,
-        seed=config.seed,
+        num_evaluations=len(evaluate.iterates(config)) - 1,
+        pull=_kl_weight(config) if _steps_from_last(config) else None,
+        win_rate_variances={
+            t: _win_rate_variances(context, t) for t in _judged(context, iteration)
+        },
     )
 
 
@@ -155,11 +162,72 @@ def _tau(config: Config) -> float | None:
     return algorithm.eta * algorithm.tau_eta_ratio if isinstance(algorithm, Regularised) else None
 
 
+def _kl_weight(config: Config) -> float | None:
+    """Return the weight of KL(π ‖ π_ref) in what the loss maximises; None where it is no KL's."""
+    algorithm = config.algorithm
+    return algorithm.eta if isinstance(algorithm, IpoConfig) else _tau(config)
+
+
+def _steps_from_last(config: Config) -> bool:
+    """Return whether the step starts from the last iterate, not from a mean of several."""
+    return getattr(config.algorithm, "method", "mirror") == "mirror"
+
+
+# judged samples: whether their win rates differ, so that the policy that drew them could gain
+
+
+def _judged(context: Context, iteration: int) -> list[int]:
+    """Return the iterations in slow_convergence's window whose judged samples it reads."""
+    limits = context.config.diagnostics
+    if limits.slow_convergence == "off" or _kl_weight(context.config) is None:
+        return []
+    window = range(iteration - limits.slow_window + 1, iteration + 1)
+    if window[0] < 1:
+        return []
+    return [t for t in window if context.directory.iteration(t).judgments.exists()]
+
+
+def _win_rate_variances(context: Context, iteration: int) -> np.ndarray:
+    """Return (prompts,) variances of the regularised win rates of the samples of one iteration.
+
+    A prompt with fewer than three samples, or some whose log-probs are not known, counts as 0: a
+    policy that could gain is missed rather than one that could not is warned about.
+    """
+    folder, weight = context.directory.iteration(iteration), _kl_weight(context.config)
+    samples = folder.samples.read()
+    ratios = np.zeros(samples.num_rows)
+    if weight and context.reference_of(iteration) != iteration - 1:
+        logps = folder.logps.read()
+        own = "policy_logp" if "policy_logp" in logps.column_names else "last_logp"
+        policy, reference = (logps[c].to_numpy() for c in (own, "ref_logp"))
+        ratios = weight * (policy - reference)
+    rows, found = rows_by_prompt(samples), []
+    for prompt, matrix in read_matrices(context, iteration).items():
+        pull = ratios[rows[prompt]]
+        known = len(matrix) >= 3 and bool(np.isfinite(pull).all())
+        margins = matrix - 0.5 - (pull[:, None] - pull)
+        found.append(float(unbiased_variance(margins)) if known else 0.0)
+    return np.array(found)
+
+
 # the probe: log-probs of a few responses of the initial policy, by which iterates are compared
+
+
+def _compared(context: Context, iteration: int, evaluated: list[int]) -> list[int]:
+    """Return the earlier iterates whose distance to this one a check reads."""
+    limits = context.config.diagnostics
+    if iteration not in evaluated:
+        return []
+    if limits.cycling != "off":
+        return evaluated[:-1]
+    begin = iteration - limits.slow_window
+    return [begin] if limits.slow_convergence != "off" and begin in evaluated else []
 
 
 def _distances(context: Context, iteration: int, earlier: list[int]) -> dict[int, float]:
     """Root mean square difference of the probe's log-probs to each earlier iterate's, nats."""
+    if not earlier:
+        return {}
     now = _probe(context, iteration)
     return {t: float(np.sqrt(np.mean((now - _probe(context, t)) ** 2))) for t in earlier}
 

@@ -7,6 +7,7 @@ distances between log-policies. Only the reading of a real run is left to test_r
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comal_fast.config.schema import DiagnosticsConfig
-from comal_fast.diagnostics import CHECKS, Evaluated, Finding, History
-from comal_fast.game import PAPER_START, comal, ipo, paper_game
+from comal_fast.diagnostics import CHECKS, Evaluated, Finding, History, unbiased_variance
+from comal_fast.diagnostics.cycling import plane_coordinates
+from comal_fast.game import PAPER_START, comal, ipo, kl_divergence, mirror_step, paper_game
+from comal_fast.game.families import random_game
 
 LIMITS = DiagnosticsConfig()
 PROMPTS = 60
@@ -55,7 +58,10 @@ def trajectory(policies: np.ndarray, matrix: np.ndarray, interval: int = 1) -> l
             1.0,
             {s: float(np.sqrt(np.mean((log[t] - log[s]) ** 2))) for s in range(t)},
         )
-        history = History(t, steps(), 1.0, dict(evaluated), interval, 0.1)
+        history = History(
+            t, steps(), 1.0, dict(evaluated), interval, 0.1,
+            num_evaluations=len(policies) - 1, pull=0.1,
+        )  # fmt: skip
         histories.append(history)
     return histories[1:]
 
@@ -64,30 +70,61 @@ def fired(histories: Sequence[History], name: str, **limits: Any) -> list[Findin
     return [CHECKS[name](h, LIMITS.model_copy(update=limits)) for h in histories]
 
 
+def points(path: np.ndarray, gained: float = 0.0) -> History:
+    """A run whose iterates lie at these complex numbers; each wins 50 % + `gained` over others."""
+    noise = np.linspace(-0.1, 0.1, PROMPTS) + 0.5 + gained
+    zeros = np.zeros(PROMPTS)
+    evaluated = {
+        t: Evaluated(
+            t, 0, dict.fromkeys(range(t), noise), zeros, zeros, 1.0,
+            {s: float(abs(path[t] - path[s])) for s in range(t)},
+        )
+        for t in range(len(path))
+    }  # fmt: skip
+    return History(len(path) - 1, [], 1.0, evaluated, 1, None)
+
+
 def test_cycling_fires_without_regularisation_and_never_for_comal() -> None:
     game = paper_game()
     cyclic = ipo(game.matrix, PAPER_START, eta=1 / 0.3, outer=120)
-    wild = trajectory(cyclic.policies[::4], game.matrix)
-    found = [f for f in fired(wild, "cycling") if f]
+    found = [f for f in fired(trajectory(cyclic.policies[::4], game.matrix), "cycling") if f]
     assert found, "iterative IPO goes round and round in the paper's game"
     for finding in found:
-        assert finding.evidence["distance"] <= 0.5 * finding.evidence["distance_gone"]
         assert finding.evidence["near"] < finding.evidence["via"]
+        assert finding.evidence["distance"] <= 0.75 * finding.evidence["distance_gone"]
+        assert finding.evidence["growth"] >= 1
     calm = comal(game.matrix, PAPER_START, eta=1 / 0.3, tau=0.1, outer=30, inner=50)
     assert not any(fired(trajectory(calm.policies, game.matrix), "cycling"))
 
 
-def test_cycling_needs_a_return_that_wins_nothing() -> None:
-    """There and back fires; there and on does not, nor a return to where the win rate rose."""
-    p = np.array([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.79, 0.11, 0.1]])
-    matrix = np.full((3, 3), 0.5)
-    assert fired(trajectory(p, matrix), "cycling")[-1] is not None
-    assert fired(trajectory(p[[0, 1, 1]], matrix), "cycling")[-1] is None
-    winning = trajectory(p, matrix)[-1]
-    now = winning.evaluated[2]
-    better = dataclasses.replace(now, wins={**now.wins, 0: now.wins[0] + 0.2})
-    history = dataclasses.replace(winning, evaluated={**winning.evaluated, 2: better})
-    assert CHECKS["cycling"](history, LIMITS) is None
+@pytest.mark.parametrize(
+    ("growth", "turns", "fires"),
+    [(1.03, 1.1, True), (1.005, 1.1, True), (0.95, 1.1, False), (1.03, 0.7, False)],
+)
+def test_cycling_by_the_shape_of_the_path(growth: float, turns: float, fires: bool) -> None:
+    """A circle that does not shrink fires; one that shrinks or is not closed does not."""
+    angle = np.linspace(0, 2 * np.pi * turns, 16)
+    history = points(growth ** np.arange(16) * np.exp(1j * angle))
+    assert (CHECKS["cycling"](history, LIMITS) is not None) is fires
+
+
+def test_cycling_needs_a_wide_circle_that_gains_nothing() -> None:
+    angle = np.linspace(0, 2 * np.pi * 1.1, 16)
+    circle = np.exp(1j * angle)
+    assert CHECKS["cycling"](points(circle, gained=0.2), LIMITS) is None
+    small = np.concatenate([[20.0 + 0j, 10.0, 5.0], circle])  # after a long way straight
+    assert CHECKS["cycling"](points(small), LIMITS) is None
+    widening = points(1.05 ** np.arange(16) * circle)
+    assert CHECKS["cycling"](widening, LIMITS) is not None
+    near = LIMITS.model_copy(update={"cycling_return": 0.1})
+    assert CHECKS["cycling"](widening, near) is None
+
+
+def test_plane_coordinates_keep_distances_in_a_plane() -> None:
+    path = np.random.default_rng(0).normal(size=(9, 2)) @ [1, 1j]
+    distances = np.abs(path[:, None] - path)
+    found = plane_coordinates(distances) @ [1, 1j]
+    assert np.abs(found[:, None] - found) == pytest.approx(distances, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -121,30 +158,88 @@ def test_degradation_is_silent_on_equal_policies(seed: int, earlier: int) -> Non
     half = rng.uniform(0, 1, (earlier, PROMPTS // 2))
     wins = {s: np.concatenate([v, 1 - v]) for s, v in enumerate(half)}
     now = Evaluated(earlier, 0, wins, np.zeros(PROMPTS), np.zeros(PROMPTS), 1.0)
-    history = History(earlier, [], 1.0, {earlier: now}, 1, None, resamples=200)
+    history = History(earlier, [], 1.0, {s: now for s in range(earlier + 1)}, 1, None, pull=0.0)
     assert CHECKS["degradation"](history, LIMITS) is None
 
 
-def test_degradation_names_the_worst() -> None:
+def test_degradation_by_the_step_and_by_the_mixture() -> None:
     matrix = np.array([[0.5, 0.1, 0.1], [0.9, 0.5, 0.3], [0.9, 0.7, 0.5]])
-    p = np.eye(3)[[0, 2, 1]] * 0.97 + 0.01  # worst, best, middle
+    p = np.eye(3)[[0, 2, 1, 0]] * 0.97 + 0.01  # worst, best, middle, worst
     found = fired(trajectory(p, matrix), "degradation")
     assert found[0] is None
-    assert found[1] and found[1].evidence["against"] == 1
-    assert found[1].evidence["interval"][1] < 0.5
+    assert found[1] and found[1].evidence["against"] == 1 and "backwards" in found[1].text
+    assert found[2] and found[2].evidence["against"] == [0, 1, 2] and "mixture" in found[2].text
+    for finding in found[1:]:
+        assert finding and finding.evidence["interval"][1] < 0.5
 
 
-def test_slow_convergence_by_the_size_of_the_steps() -> None:
+def test_degradation_allows_a_step_that_the_reference_pulls_back() -> None:
+    """Nearer to the reference a policy may lose to the one before; farther from it it may not."""
+    matrix = np.array([[0.5, 0.4], [0.6, 0.5]])
+    p = np.array([[0.9, 0.1], [0.1, 0.9], [0.5, 0.5]])
+    history = trajectory(p, matrix, interval=12)[-1]
+    lost = dataclasses.replace(history, pull=0.0)
+    assert CHECKS["degradation"](lost, LIMITS) is not None
+    assert CHECKS["degradation"](dataclasses.replace(history, pull=0.3), LIMITS) is None
+    unknown = dataclasses.replace(history, pull=None)  # the step starts elsewhere
+    assert CHECKS["degradation"](unknown, LIMITS) is None
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1))
+def test_an_exact_step_never_goes_backwards(seed: int, ratio: float) -> None:
+    """P(π' ≻ π) + τ KL(π ‖ ref) − τ KL(π' ‖ ref) ≥ ½ for every game, reference and step."""
+    rng = np.random.default_rng(seed)
+    half = np.triu(rng.uniform(-0.5, 0.5, (4, 4)), 1)
+    advantages = half - half.T
+    log_policy, log_reference = np.log(rng.dirichlet(np.ones(4), 2))
+    eta = 10 ** rng.uniform(-1, 1)
+    after = mirror_step(log_policy, log_reference, advantages, eta, ratio * eta)
+    gain = np.exp(after) @ advantages @ np.exp(log_policy)
+    pull = kl_divergence(np.exp(log_policy), log_reference)
+    pull -= kl_divergence(np.exp(after), log_reference)
+    assert gain + ratio * eta * pull >= -1e-12
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_iterative_ipo_never_loses_to_the_mixture_of_earlier_iterates(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    matrix = random_game(4, int(rng.integers(1 << 30))).matrix
+    found = ipo(matrix, rng.dirichlet(np.ones(4)), eta=10 ** rng.uniform(-1, 1), outer=12)
+    for t in range(1, 13):
+        assert found.policies[t] @ matrix @ found.policies[:t].mean(axis=0) >= 0.5 - 1e-12
+
+
+def test_slow_convergence_tells_a_run_that_is_stuck_from_one_that_has_arrived() -> None:
     game = paper_game()
-    quick = comal(game.matrix, PAPER_START, eta=1 / 0.3, tau=0.1, outer=6, inner=50)
-    slow = comal(game.matrix, PAPER_START, eta=1e5, tau=0.1, outer=6, inner=50)
-    limits = {"slow_kl": 1e-3, "slow_win_rate": 1e-3}
-    moving = trajectory(quick.policies, game.matrix)
-    still = trajectory(slow.policies, game.matrix)
-    assert [f is not None for f in fired(moving, "slow_convergence", **limits)][:3] == [False] * 3
-    assert [f is not None for f in fired(still, "slow_convergence", **limits)] == [False] * 2 + [
-        True
-    ] * 4
+    start = np.repeat([PAPER_START], 7, axis=0)
+    stuck, moving = (
+        trajectory(p, game.matrix)
+        for p in (start, comal(game.matrix, PAPER_START, eta=0.5, tau=0.1, outer=6).policies)
+    )
+    room = dict.fromkeys(range(1, 7), np.linspace(0.0, 0.02, PROMPTS))
+    none = dict.fromkeys(range(1, 7), np.linspace(-0.01, 0.01, PROMPTS))
+
+    def told(histories: list[History], variances: dict[int, np.ndarray]) -> list[bool]:
+        known = [dataclasses.replace(h, win_rate_variances=variances) for h in histories]
+        return [f is not None for f in fired(known, "slow_convergence")]
+
+    assert told(stuck, room) == [False] * 2 + [True] * 4
+    assert told(stuck, none) == told(stuck, {}) == [False] * 6
+    assert told(moving, room)[:3] == [False] * 3
+
+
+def test_unbiased_variance_has_the_variance_as_its_mean() -> None:
+    """Over all draws of four responses of the paper's game, with a pull towards a reference."""
+    matrix, ratio = paper_game().matrix, 0.1 * np.array([1.0, -2.0, 0.5])
+    policy = np.array(PAPER_START)
+    regularised = matrix @ policy - ratio
+    expected = policy @ regularised**2 - (policy @ regularised) ** 2
+    found = 0.0
+    for drawn in itertools.product(range(3), repeat=4):
+        own = list(drawn)
+        margins = matrix[np.ix_(own, own)] - 0.5 - (ratio[own][:, None] - ratio[own])
+        found += policy[own].prod() * unbiased_variance(margins)
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_reference_drift_counts_tokens() -> None:

@@ -64,9 +64,9 @@ def test_poisoned_rewards_degrade_and_roll_back(
     summary = json.loads((run / "summary.json").read_text())
     last = summary["iterations"]
     assert last < 3 and summary["result"] == last - 1
-    assert (
-        summary["ended"]["by"] == "degradation" and "it loses to iterate" in capsys.readouterr().out
-    )
+    assert summary["ended"]["by"] == "degradation"
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "its last step went backwards" in shown or "it loses to the mixture" in shown
     assert (run / f"iterations/{last:04d}/model").is_dir()  # nothing is deleted
     assert not (run / f"iterations/{last + 1:04d}").exists()
     page = (run / "report.html").read_text()
