@@ -24,7 +24,8 @@ def conclusions(sweep: Sweep) -> list[str]:
         few = (
             f"{prompts} held-out prompts are too few for a conclusion, which takes {LEAST_PROMPTS}."
         )
-        return [few, *_same(sweep.results), *_trouble(sweep), _limits(sweep)]
+        known = _exact(sweep.results)  # measured, not judged: on whole policies of a known game
+        return [few, *_same(sweep.results), *known, *_trouble(sweep), _limits(sweep)]
     return [
         *_against_initial(sweep.results),
         *(_average(a, sweep) for a in sweep.averages),

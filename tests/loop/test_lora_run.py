@@ -54,6 +54,7 @@ def test_run_files_and_merge(tiny_run: Path, tmp_path: Path, quantization: str) 
         tiny_run,
         "algorithm.ref_update_interval=1",
         f"model.quantization={quantization}",
+        "pairing.labels=hard",
         f"training.gradient_checkpointing={quantization == 'nf4'}",
     )
     config = load_config(tiny_run, chosen)

@@ -136,7 +136,8 @@ whole = load_config("tiny.yaml", ["algorithm.prox=whole"])
 print(json.dumps({
     "whole": hyperparameters(whole),
     "type": type(whole.algorithm.beta).__name__,
-    **{name: items(prox, tau_eta_ratio=ratio) for name, prox, ratio in (
+    **{name: items(prox, tau_eta_ratio=ratio, **({"log_z": "zero"} if prox == "sppo" else {}))
+       for name, prox, ratio in (
         ("sppo", "sppo", 0.3), ("sppo2", "sppo2", 0.3), ("none", "sppo2", 0.0),
         ("dro", "dro", 0.3), ("dro2", "dro2", 0.3))},
 }))
