@@ -25,7 +25,7 @@ $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e 
 touch $@
 endef
 
-.PHONY: demo lm-game test coverage nightly rehearse lowest release faults lint types bench docs vllm clean
+.PHONY: demo lm-game test coverage diagnostics nightly rehearse lowest release faults lint types bench docs vllm clean
 
 demo: $(STAMP) $(MODEL)
 	$(BIN)/comal-fast run configs/demo.yaml
@@ -51,6 +51,12 @@ coverage: export OMP_NUM_THREADS = 1
 coverage: SEED ?= 0
 coverage: $(STAMP)
 	$(BIN)/python tests/coverage/run.py --seed $(SEED) --jobs 2 --record bench/results/coverage.json
+
+# how often each diagnostic fires in healthy and failing runs; docs/diagnostics.md shows the record
+diagnostics: export OMP_NUM_THREADS = 1
+diagnostics: SEED ?= 0
+diagnostics: $(STAMP)
+	$(BIN)/python tests/diagnostics/measure_rates.py --seed $(SEED) --jobs 2 --record bench/results/diagnostics.json
 
 # the longest ones too
 nightly: $(STAMP) $(MODEL)

@@ -4,7 +4,7 @@ A document holds `<!-- bench: NAME FOLDER -->` … `<!-- /bench -->`; what stand
 by the newest record NAME of bench/results/FOLDER, as its bench writes it. `FOLDER` may be followed
 by a number of tokens, for `head`. `<!-- study: FILE RUN -->` does the same with a study's record in
 bench/results, RUN being the one that its others are compared with. `<!-- coverage: FILE -->` does
-so with the record of `make coverage`.
+so with the record of `make coverage`, `<!-- rates: FILE -->` with that of `make diagnostics`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from bench import record
 from bench.benches import discover
-from bench.render import coverage, studies
+from bench.render import coverage, rates, studies
 from bench.render.formats import device_text
 from comal_fast.errors import InputError
 
@@ -29,10 +29,12 @@ DOCUMENTS = (
     "docs/lm-game.md",
     "docs/sampled-step.md",
     "docs/intervals.md",
+    "docs/diagnostics.md",
 )
 MARK = re.compile(r"(<!-- bench: (\S+) (\S+)(?: (\d+))? -->\n).*?(<!-- /bench -->)", re.DOTALL)
 STUDY = re.compile(r"(<!-- study: (\S+)(?: (\S+))? -->\n).*?(<!-- /study -->)", re.DOTALL)
 COVERAGE = re.compile(r"(<!-- coverage: (\S+) -->\n).*?(<!-- /coverage -->)", re.DOTALL)
+RATES = re.compile(r"(<!-- rates: (\S+) -->\n).*?(<!-- /rates -->)", re.DOTALL)
 
 
 def register(verbs: Any) -> None:
@@ -91,4 +93,9 @@ def render(text: str, source: str, results: Path | None = None) -> str:
         opening, file, closing = match.groups()
         return f"{opening}\n{coverage.render((results or record.RESULTS) / file)}\n{closing}"
 
-    return COVERAGE.sub(covered, STUDY.sub(studied, MARK.sub(replaced, text)))
+    def rated(match: re.Match[str]) -> str:
+        opening, file, closing = match.groups()
+        return f"{opening}\n{rates.render((results or record.RESULTS) / file)}\n{closing}"
+
+    text = COVERAGE.sub(covered, STUDY.sub(studied, MARK.sub(replaced, text)))
+    return RATES.sub(rated, text)

@@ -9,7 +9,13 @@ import numpy as np
 from comal_fast.config.schema import DiagnosticsConfig
 from comal_fast.diagnostics.cycling import cycling
 from comal_fast.diagnostics.degradation import degradation
-from comal_fast.diagnostics.evidence import Finding, bound_mean, bound_regularised, level_of
+from comal_fast.diagnostics.evidence import (
+    Finding,
+    allow_for_undrawn,
+    bound_mean,
+    bound_regularised,
+    level_of,
+)
 from comal_fast.diagnostics.history import Array, History
 from comal_fast.diagnostics.slow_convergence import slow_convergence
 
@@ -56,8 +62,10 @@ def reference_drift(history: History, limits: DiagnosticsConfig) -> Finding | No
     """
     if (now := history.current) is None or now.iterate == now.reference:
         return None
-    found = bound_mean(now.kl_to_reference, level_of(history))
-    drift, low, high = (x / now.length for x in (found.mean, found.low, found.high))
+    level = level_of(history)
+    found = bound_mean(now.kl_to_reference, level)
+    low = allow_for_undrawn(found.low, len(now.kl_to_reference), level)
+    drift, low, high = (x / now.length for x in (found.mean, low, found.high))
     if not low > limits.max_kl_to_reference:
         return None
     text = (

@@ -4,23 +4,27 @@ COMAL turns too on its way to Nash, but its circles shrink: each step is shorter
 before, and the first circle is the widest. Without a reference that holds it back, or with steps
 that are too long, the policy spirals outwards instead.
 
-The distances between the probe's log-probs have no sampling error, and they fix the iterates as
-points up to a rotation (classical scaling). The check looks at the plane in which they lie best.
+Two things tell. The distances between the probe's log-probs have no sampling error, and they fix
+the iterates as points up to a rotation (classical scaling). Where all prompts play one game, the
+path lies nearly in a plane. Where each has its own, win rates tell: steps that go in a circle win
+one by one and not in all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
 from comal_fast.config.schema import DiagnosticsConfig
-from comal_fast.diagnostics.evidence import Finding, bound_rate
+from comal_fast.diagnostics.evidence import Finding, bound_mean, bound_rate, level_of
 from comal_fast.diagnostics.history import Array, History
 
 FULL_TURN = 0.9  # of 360°: 18 steps have 17 changes of direction
 LEAST_STEPS = 6  # of a turn: fewer are a zigzag
 ONE_WAY = 0.95  # share of all turning that goes the same way round
+CIRCULATION = 0.02  # growth of the circulation, in win rate, that healthy runs stay below
 GAINED = 0.05  # win rate above ½ that a circle may leave as gain; those of the solvers leave less
 WIDEST = 0.95  # width of the circle, as a share of the largest distance between two iterates
 
@@ -37,17 +41,22 @@ class Turn:
 
 
 def cycling(history: History, limits: DiagnosticsConfig) -> Finding | None:
-    """Find that the policy went round in a circle that does not shrink, and gained nothing by it.
+    """Find that the policy goes round in circles that do not shrink, by its path or its win rates.
 
-    The circle is the last turn of the steps. It is as wide as any part of the path; the second
-    half of its steps is as long as the first, or longer; it ends near its beginning, within
-    `cycling_return` of its width; and the iterate is not shown to win 55 % against the one where
-    it began.
+    By its path: the last turn is as wide as any part of the path; the second half of its steps is
+    as long as the first, or longer; it ends near its beginning, within `cycling_return` of its
+    width; and the iterate is not shown to win 55 % against the one where it began.
+
+    By its win rates: what went in circles in the second half of the run is shown to exceed what did
+    in the first half, at half the error of the run.
     """
-    now = history.current
-    iterates = _evenly_spaced(history)
+    now, iterates = history.current, sorted(history.evaluated)
     if now is None or len(iterates) < LEAST_STEPS + 1:
         return None
+    return _circle(history, iterates, limits) or _circulation(history, iterates)
+
+
+def _circle(history: History, iterates: list[int], limits: DiagnosticsConfig) -> Finding | None:
     distances = _distance_matrix(history, iterates)
     turn = None if distances is None else last_turn(distances)
     if distances is None or turn is None:
@@ -59,7 +68,7 @@ def cycling(history: History, limits: DiagnosticsConfig) -> Finding | None:
     if width < WIDEST * distances.max() or back > limits.cycling_return * width:
         return None
     begun = iterates[-turn.num_steps - 1]
-    found = bound_rate(now.wins[begun], 0.95)
+    found = bound_rate(history.evaluated[history.iteration].wins[begun], 0.95)
     if found.low > 0.5 + GAINED:
         return None
     text = (
@@ -78,6 +87,40 @@ def cycling(history: History, limits: DiagnosticsConfig) -> Finding | None:
         "interval": [found.low, found.high],
     }
     return Finding(text, evidence)
+
+
+def _circulation(history: History, iterates: list[int]) -> Finding | None:
+    half = (len(iterates) + 1) // 2
+    first, second = (circulation(history, part) for part in (iterates[:half], iterates[-half:]))
+    grown = bound_mean(second - first, level_of(history, num_tests=2))
+    if not grown.low > CIRCULATION:
+        return None
+    text = (
+        f"what its steps win one by one they do not win in all, and more and more of it goes in "
+        f"circles: {100 * first.mean():.0f} points of win rate from iterate {iterates[0]} to "
+        f"{iterates[half - 1]}, {100 * second.mean():.0f} from {iterates[-half]} to "
+        f"{iterates[-1]}, the difference being {100 * grown.mean:.0f} "
+        f"[{100 * grown.low:.0f}, {100 * grown.high:.0f}]"
+    )
+    evidence = {
+        "circulation": [float(first.mean()), float(second.mean())],
+        "halves": [[iterates[0], iterates[half - 1]], [iterates[-half], iterates[-1]]],
+        "interval": [grown.low, grown.high],
+    }
+    return Finding(text, evidence)
+
+
+def circulation(history: History, iterates: list[int]) -> Array:
+    """Return (prompts,) how much of what the steps between iterates gain they do not gain in all.
+
+    The sum of P(π_{k+1} ≻ π_k) − ½ over the steps, less P(π_last ≻ π_first) − ½. It is 0 where
+    P − ½ is a difference of scores. Where three responses beat each other in a circle it is
+    proportional to the area that the path encloses around the Nash policy; areas of prompts add up.
+    """
+    wins = history.evaluated
+    steps = [wins[late].wins[early] - 0.5 for early, late in pairwise(iterates)]
+    total: Array = np.sum(steps, axis=0) - (wins[iterates[-1]].wins[iterates[0]] - 0.5)
+    return total
 
 
 def last_turn(distances: Array) -> Turn | None:
@@ -107,14 +150,10 @@ def plane_coordinates(distances: Array) -> Array:
     return points
 
 
-def _evenly_spaced(history: History) -> list[int]:
-    """Return the evaluated iterates, without a last one that comes sooner than the others."""
-    iterates = sorted(history.evaluated)
-    return iterates if len(set(np.diff(iterates).tolist())) == 1 else []
-
-
 def _distance_matrix(history: History, iterates: list[int]) -> Array | None:
-    """Return all distances between the iterates; None where one was not measured."""
+    """Return all distances between the iterates; None if one is missing, or they are not even."""
+    if len(set(np.diff(iterates).tolist())) != 1:
+        return None
     matrix = np.zeros((len(iterates), len(iterates)))
     for row, late in enumerate(iterates):
         for column, early in enumerate(iterates[:row]):

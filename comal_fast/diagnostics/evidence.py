@@ -47,6 +47,21 @@ def bound_mean(values: Array, level: float) -> Interval:
     return _unbounded(values) if len(values) < LEAST_PROMPTS else mean_interval(values, level)
 
 
+def allow_for_undrawn(low: float, num_prompts: int, level: float) -> float:
+    """Return a lower bound of a KL, in nats per response, that responses not drawn can't undercut.
+
+    Responses with a probability of u together are all missed by n prompts with a probability of at
+    most e^{−un}. They add u log u or more to the KL, as all of their mass in the reference does.
+
+    Args:
+        low: Lower bound from the mean of log-ratios of the responses that were drawn.
+        num_prompts: n.
+        level: Of the interval whose lower end it is.
+    """
+    missed = min(-math.log((1 - level) / 2) / num_prompts, math.exp(-1))
+    return (1 - missed) * low + missed * math.log(missed)
+
+
 def bound_regularised(rates: Array, divergences: Array, level: float) -> Interval:
     """Return an interval of the mean of rates plus weighted log-ratios, one of each per prompt.
 

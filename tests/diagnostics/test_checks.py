@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from comal_fast.config.schema import DiagnosticsConfig
 from comal_fast.diagnostics import CHECKS, Evaluated, Finding, History, unbiased_variance
-from comal_fast.diagnostics.cycling import plane_coordinates
+from comal_fast.diagnostics.cycling import circulation, plane_coordinates
 from comal_fast.game import PAPER_START, comal, ipo, kl_divergence, mirror_step, paper_game
 from comal_fast.game.families import random_game
 
@@ -118,6 +118,39 @@ def test_cycling_needs_a_wide_circle_that_gains_nothing() -> None:
     assert CHECKS["cycling"](widening, LIMITS) is not None
     near = LIMITS.model_copy(update={"cycling_return": 0.1})
     assert CHECKS["cycling"](widening, near) is None
+
+
+def test_cycling_by_win_rates_alone() -> None:
+    """A spiral outwards in a game of three has a growing circulation; its mirror image shrinks."""
+    matrix = 0.5 + 0.4 * np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]])
+    angle = np.linspace(0, 4 * np.pi, 19)
+    circle = np.stack([np.cos(angle + 2 * np.pi * k / 3) for k in range(3)], axis=1)
+    radius = np.linspace(0.05, 0.6, 19)[:, None]
+    for growing, step in ((True, 1), (False, -1)):
+        policies = (1 + radius[::step] * circle) / 3
+        if policies[1] @ matrix @ policies[0] < 0.5:
+            policies = policies[:, [0, 2, 1]]
+        history = trajectory(policies, matrix)[-1]
+        lost = {t: dataclasses.replace(e, distances={}) for t, e in history.evaluated.items()}
+        found = CHECKS["cycling"](dataclasses.replace(history, evaluated=lost), LIMITS)
+        assert (found is not None) is growing
+        if found:
+            first, second = found.evidence["circulation"]
+            assert second > first > 0 and "circles" in found.text
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_circulation_is_zero_where_preferences_are_a_difference_of_scores(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.uniform(0, 0.5, 4)
+    matrix = 0.5 + scores[:, None] - scores
+    history = trajectory(rng.dirichlet(np.ones(4), 6) * 0.99 + 0.0025, matrix)[-1]
+    flat = {
+        t: dataclasses.replace(e, wins={s: np.array([w.mean()]) for s, w in e.wins.items()})
+        for t, e in history.evaluated.items()
+    }
+    found = circulation(dataclasses.replace(history, evaluated=flat), list(range(6)))
+    assert found == pytest.approx(0.0, abs=1e-12)
 
 
 def test_plane_coordinates_keep_distances_in_a_plane() -> None:

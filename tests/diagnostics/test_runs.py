@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from comal_fast.cli import main
 from comal_fast.config import load_config
-from comal_fast.errors import InputError
 from comal_fast.loop import run_all
 from comal_fast.report.load import load_run
 from games import CYCLIC, ORDERED, POISONED, play
@@ -118,29 +116,22 @@ def test_steps_that_are_too_small_are_slow(game_run: Path, monkeypatch: pytest.M
     assert names(summary) == {"slow_convergence"}
 
 
-SEEDS = (10, 13, 2, 3, 5, 6, 8, 9, 11, 12)
-
-
 @pytest.mark.slow
 def test_a_cyclic_game_without_regularisation_cycles(
     game_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rock, paper, scissors with ipo and a reference that moves at every iteration.
 
-    One seed of ten comes round within six iterations, another one on another CPU; the others drift
-    and degrade, or end with one response alone.
+    The policy goes round in 8 to 12 iterations. Seven seeds of ten are found within 12 of them, so
+    that all of these five are missed, on some other CPU, with a probability of 0.2 %.
     """
     play(monkeypatch, CYCLIC)
-    options = [*GAME, "algorithm.prox=ipo", "algorithm.eta=0.05", "algorithm.iterations=6",
-               "pairing.soft_labels=true", "training.learning_rate=5e-3",
-               "training.num_train_epochs=3"]  # fmt: skip
-    for seed in SEEDS:
+    options = [*GAME, "algorithm.prox=ipo", "algorithm.eta=0.25", "algorithm.iterations=12",
+               "training.learning_rate=5e-3", "training.num_train_epochs=2"]  # fmt: skip
+    for seed in (1, 2, 3, 5, 0):
         place = f"output_dir={game_run.parent / f'run-{seed}'}"
-        with suppress(InputError):
-            if "cycling" in names(
-                run_all(load_config(game_run, [*options, f"seed={seed}", place]))
-            ):
-                return
+        if "cycling" in names(run_all(load_config(game_run, [*options, f"seed={seed}", place]))):
+            return
     pytest.fail("none of the seeds comes round")
 
 
