@@ -27,7 +27,9 @@ class Call:
 class Bench:
     """`python -m bench VERB`. Every file of benches/ holds one, called BENCH; no list names them.
 
-    `run` makes its record by `record.new`, under one of the names in `records`.
+    `run` makes its record by `record.new`, under one of the names in `records`. A long one gives
+    `args.keep` what it has so far, whenever there is more: that is written at once, so that a run
+    which is cut off leaves its rows.
     """
 
     verb: str
@@ -50,6 +52,9 @@ class Bench:
 
     def main(self, args: argparse.Namespace) -> int:
         """Run, show, write where --json and --plot ask for it. Exit status 1 if it failed."""
+        args.keep = lambda found: record.write(found | {"partial": True}, args.json, said=False)
+        if not args.json:
+            args.keep = lambda found: None
         found = self.run(args)
         self.show(found)
         if args.json:

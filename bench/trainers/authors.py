@@ -15,7 +15,7 @@ def train(task: Task, turn: Turn) -> None:
     """Take steps: padded forward, float32 log-softmax, gather, DPO, AdamW."""
     model, pairs, device = task.model, task.pairs, task.model.device
     model.train()
-    if task.checkpointing:
+    if task.mode.recompute == "all":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, fused=True
@@ -24,8 +24,8 @@ def train(task: Task, turn: Turn) -> None:
     while True:
         turn.wait()
         total = 0.0
-        for start in range(0, count, task.micro_pairs):
-            some = slice(start, min(start + task.micro_pairs, count))
+        for start in range(0, count, task.mode.micro_pairs):
+            some = slice(start, min(start + task.mode.micro_pairs, count))
             ids, attended, labels = _pad(
                 pairs.prompts[some] * 2, pairs.chosen[some] + pairs.rejected[some], device
             )

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from bench.pairs import Pairs
 
-LEARNING_RATE = 5e-7
+# so small that no weight changes: whoever trains next in a process has the same model
+LEARNING_RATE = 1e-12
 MAX_GRAD_NORM = 1.0
+
+Recompute = Literal["auto", "all", "none"]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a trainer takes its steps, apart from what its name says.
+
+    Attributes:
+        micro_pairs: Most pairs of one forward and backward pass.
+        recompute: Layers whose activations are made again in the backward pass: all, none, or
+            `auto`, as many as the device's memory asks for (only our trainer can tell).
+        liger: The layers run Liger's kernels, on CUDA where that package is installed.
+    """
+
+    micro_pairs: int
+    recompute: Recompute = "auto"
+    liger: bool = True
+
+    @property
+    def text(self) -> str:
+        """The mode in a few words, for a table."""
+        pairs = f"{self.micro_pairs} pairs a pass"
+        return f"{pairs}, recompute {self.recompute}, Liger {'on' if self.liger else 'off'}"
 
 
 @dataclass(frozen=True)
@@ -18,8 +43,7 @@ class Task:
 
     model: Any
     pairs: Pairs
-    micro_pairs: int  # most pairs of one forward and backward pass
-    checkpointing: bool  # recompute activations in the backward pass
+    mode: Mode
 
 
 class Turn(Protocol):
@@ -32,4 +56,8 @@ class Turn(Protocol):
         """Stop the clock, and say what the step gave."""
 
 
-Train = Callable[[Task, Turn], None]  # steps until its process is ended
+class Finished(Exception):
+    """A turn raises it where no step is wanted any more, and the trainer lets it through."""
+
+
+Train = Callable[[Task, Turn], None]  # takes steps until its turn raises Finished

@@ -16,13 +16,12 @@ from comal_fast.training.items import Items, make_items
 from comal_fast.training.trainer import Trainer
 from comal_kernels.packing import PromptResponse
 
-ENDLESS = 10_000  # epochs; the process ends first
+ENDLESS = 300  # epochs; nobody waits for the last
 CAP = 24 << 30  # bytes of a small GPU
 LEAN: dict[str, Any] = {
     "optimizer_state": "8bit",
     "optimizer_in_backward": True,
     "max_grad_norm": 0.0,
-    "gradient_checkpointing": True,
 }
 LEANEST = LEAN | {"optimizer_offload": True, "offload_activations": True}
 
@@ -47,10 +46,16 @@ def train_lean(task: Task, turn: Turn) -> None:
 
 def train_leanest(task: Task, turn: Turn) -> None:
     """As `train_lean`, moments and layers' inputs on the host; a GPU's memory is cut to CAP."""
-    if task.model.device.type == "cuda":
-        total = torch.cuda.get_device_properties(task.model.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / total), task.model.device)
-    train(task, turn, **LEANEST)
+    device = task.model.device
+    if device.type != "cuda":
+        train(task, turn, **LEANEST)
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, CAP / total), device)
+    try:
+        train(task, turn, **LEANEST)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def train_lora(task: Task, turn: Turn) -> None:
@@ -63,7 +68,8 @@ def train(
     task: Task, turn: Turn, kind: type[PromptResponse] = PromptResponse, **training: Any
 ) -> None:
     """Take steps by comal_fast.training.trainer.Trainer, as the `train` phase drives it."""
-    if task.model.device.type == "cpu":
+    cuda = task.model.device.type == "cuda"
+    if not cuda:
         keep_freed_memory()  # as every run on a CPU does
     pairs = task.pairs
     count = len(pairs)
@@ -75,8 +81,9 @@ def train(
         "max_grad_norm": MAX_GRAD_NORM,
         "num_train_epochs": ENDLESS,
         "train_batch_size": count,
-        "max_tokens_per_microbatch": sum(longest[: 2 * task.micro_pairs]),
-        "gradient_checkpointing": task.checkpointing,
+        "max_tokens_per_microbatch": sum(longest[: 2 * task.mode.micro_pairs]),
+        "gradient_checkpointing": task.mode.recompute == "all",
+        "activation_memory": "auto" if cuda and task.mode.recompute == "auto" else None,
         "stochastic_rounding": bool(training) and task.model.dtype is torch.bfloat16,
     }
     config = Config(

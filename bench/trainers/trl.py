@@ -66,8 +66,8 @@ def _train(task: Task, turn: Turn, trainer_class: Any, config_class: Any) -> Non
         config = config_class(
             output_dir=folder,
             beta=pairs.beta,
-            per_device_train_batch_size=task.micro_pairs,
-            gradient_accumulation_steps=-(-len(pairs) // task.micro_pairs),
+            per_device_train_batch_size=task.mode.micro_pairs,
+            gradient_accumulation_steps=-(-len(pairs) // task.mode.micro_pairs),
             max_steps=ENDLESS,
             max_length=None,
             learning_rate=LEARNING_RATE,
@@ -78,7 +78,8 @@ def _train(task: Task, turn: Turn, trainer_class: Any, config_class: Any) -> Non
             bf16=False,  # the weights' dtype decides, as in the other trainers
             fp16=False,
             use_cpu=not cuda,
-            gradient_checkpointing=task.checkpointing,
+            gradient_checkpointing=task.mode.recompute == "all",
+            use_liger_kernel=task.mode.liger,
             precompute_ref_log_probs=True,
             remove_unused_columns=False,
             dataloader_pin_memory=cuda,

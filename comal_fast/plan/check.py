@@ -13,6 +13,7 @@ from comal_fast.errors import InputError
 from comal_fast.model.activations import layers_of
 from comal_fast.plan import modes
 from comal_fast.plan.machines import MACHINES, nearest
+from comal_fast.plan.memory import LargestPass
 from comal_fast.plan.search import (
     Fit,
     Workload,
@@ -75,10 +76,17 @@ def _written(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def recomputed_layers(model: Any, config: Config, tokens: int) -> int:
-    """How many layers run again in the backward pass of `tokens` tokens, under `training:`.
+def recomputed_layers(model: Any, config: Config, tokens: int, alone: bool = False) -> int:
+    """Return how many layers run again in the backward pass, under `training:`.
 
-    Raises InputError where `activation_memory` is `auto` and the model is not on a CUDA device.
+    Args:
+        model: The model that trains, on its device.
+        config: The run's configuration.
+        tokens: Of the largest packed pass.
+        alone: Every step is a single pass, so that no gradients of earlier passes are held.
+
+    Raises:
+        InputError: `activation_memory` is `auto` and the model is not on a CUDA device.
     """
     training = config.training
     if training.activation_memory is None:
@@ -89,4 +97,4 @@ def recomputed_layers(model: Any, config: Config, tokens: int) -> int:
     if not cuda:
         raise InputError("training.activation_memory: auto needs a GPU; give a size, such as 8GiB")
     total = torch.cuda.get_device_properties(model.device).total_memory
-    return configured(config, shape, total).recomputed
+    return configured(config, shape, total, LargestPass(tokens, tokens, alone)).recomputed

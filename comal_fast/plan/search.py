@@ -194,7 +194,7 @@ def _fastest(shape: Shape, mode: Mode, work: Workload, machine: Machine, space: 
     found = []
     for smaller in _budgets(mode, work):
         fitted = _smaller_batches(mode, smaller, shape, space)
-        leanest = least_recomputed(shape, mode, fitted, space)
+        leanest = least_recomputed(shape, mode, fitted.batch(), space)
         found.append(assess(shape, leanest, fitted, machine))
     fitting = [fit for fit in found if fit.fits(space)]
     if fitting:
@@ -233,14 +233,13 @@ def _smaller_batches(mode: Mode, work: Workload, shape: Shape, space: float) -> 
     return work
 
 
-def least_recomputed(shape: Shape, mode: Mode, work: Workload, space: float) -> Mode:
+def least_recomputed(shape: Shape, mode: Mode, batch: LargestPass, space: float) -> Mode:
     """The mode with as few recomputed layers as fit; all of them, their inputs in host memory, if
     nothing less does."""
 
     def fits(layers: int, offload: bool = False) -> bool:
         tried = replace(mode, recomputed=layers, offload_activations=offload)
-        moments = memory.training(shape, tried, work.batch())
-        return memory.peak(moments).bytes <= space
+        return memory.peak(memory.training(shape, tried, batch)).bytes <= space
 
     for layers in range(shape.layers + 1):
         if fits(layers):
@@ -248,15 +247,25 @@ def least_recomputed(shape: Shape, mode: Mode, work: Workload, space: float) -> 
     return replace(mode, recomputed=shape.layers, offload_activations=True)
 
 
-def configured(config: Config, shape: Shape, device_memory: float) -> Mode:
-    """The mode of a configuration, with as many recomputed layers as its budget asks for."""
-    mode, work = modes.mode_of(config, shape.layers), Workload.of(config)
+def configured(
+    config: Config, shape: Shape, device_memory: float, batch: LargestPass | None = None
+) -> Mode:
+    """Return the mode of a configuration, with as many recomputed layers as its budget asks for.
+
+    Args:
+        config: The run's configuration.
+        shape: The model's.
+        device_memory: Bytes of the device.
+        batch: The largest pass; None: what the configuration allows.
+    """
+    mode = modes.mode_of(config, shape.layers)
+    batch = batch or Workload.of(config).batch()
     if config.training.activation_memory is None:
         return mode
     if config.training.activation_memory != "auto":
-        count = budgeted_layers(config, shape, work.batch().tokens)
+        count = budgeted_layers(config, shape, batch.tokens)
     else:
-        count = least_recomputed(shape, mode, work, usable(device_memory)).recomputed
+        count = least_recomputed(shape, mode, batch, usable(device_memory)).recomputed
     return replace(mode, recomputed=count)
 
 

@@ -92,7 +92,8 @@ class Trainer:
             entered.enter_context(packed_attention(self.model, attention))
             entered.callback(self.model.eval)
             self.model.train()
-            layers = recomputed_layers(self.model, self.config, self._most_tokens())
+            alone = self.config.training.activation_memory == "auto" and self._one_pass_a_step()
+            layers = recomputed_layers(self.model, self.config, self._most_tokens(), alone)
             offload = self.config.training.offload_activations
             entered.enter_context(activations(self.model, layers, offload))
             self._entered = entered.pop_all()
@@ -112,6 +113,10 @@ class Trainer:
         longest = max(map(tokens, self.items.groups))
         budget = max(self.config.training.max_tokens_per_microbatch, longest)
         return min(budget, tokens(range(len(self.items.chosen))))
+
+    def _one_pass_a_step(self) -> bool:
+        """Return whether one pass holds a step, of all steps: then no gradients add up."""
+        return all(len(self.passes(batch)) == 1 for _, batch in self.schedule)
 
     def learning_rate(self, step: int) -> float:
         """The rate of a step (from 0): linear warm-up, then linear decay to zero after the last."""

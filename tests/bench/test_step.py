@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.benches.step import agree
+from bench.benches.step import agree, useful_flops
 from bench.models import MODELS, load
 from bench.pairs import plain_logps, random_pairs
-from bench.trainers import AUTHORS, LEAN, LEANEST, LORA, NAMES, OURS, TRL, UNSHARED
-from bench.trainers.base import Task
+from bench.trainers import AUTHORS, CONTESTANTS, LEAN, LEANEST, LORA, OURS, TRL, UNSHARED
+from bench.trainers.base import Finished, Mode, Task
+from bench.trainers.contest import measure_in_a_row
+from bench.trainers.worker import Setting
 
 
 def test_who_disagrees_loses_the_time() -> None:
@@ -28,7 +30,7 @@ def test_who_disagrees_loses_the_time() -> None:
         "no number": row("no number", float("nan"), 2.0),
         "failed": {"name": "failed", "why": "out of memory"},
     }
-    agree(rows, 1e-3)
+    agree(list(rows.values()), 1e-3)
     assert {name for name, r in rows.items() if "seconds" in r} == {"plain", "right"}
     assert "0.6, but 0.5 by plain" in str(rows["wrong loss"]["why"])
     assert rows["failed"]["why"] == "out of memory"
@@ -42,28 +44,71 @@ class OneStep:
 
     def wait(self) -> None:
         if len(self.seen) == self.steps:
-            raise StopIteration
+            raise Finished
 
     def done(self, loss: float, grad_norm: float) -> None:
         self.seen.append((loss, grad_norm))
 
 
 @pytest.mark.parametrize("micro_pairs", [3, 1])
-def test_our_trainer_and_the_plain_loop_take_the_same_steps(micro_pairs: int) -> None:
-    from bench.trainers import TRAINERS
-
+def test_our_trainer_and_the_plain_loop_take_the_same_steps(
+    micro_pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("ours", "authors"):
+        monkeypatch.setattr(f"bench.trainers.{module}.LEARNING_RATE", 5e-7)
     results = {}
     pairs = random_pairs(MODELS["tiny"].vocab, 3, 12, 40, share=2)
-    for name in (OURS, UNSHARED, AUTHORS):
+    for key in ("comal", "stock", "recomputed", "unshared", "authors"):
         model = load("tiny", torch.device("cpu"), torch.float32)
         given = pairs.with_reference(plain_logps(model, pairs))
         turn = OneStep(3)
-        with pytest.raises(StopIteration):
-            TRAINERS[name](Task(model, given, micro_pairs, checkpointing=False), turn)
-        results[name] = torch.tensor(turn.seen)
-    for name in (OURS, UNSHARED):
-        torch.testing.assert_close(results[name], results[AUTHORS], rtol=2e-4, atol=1e-5)
-    assert results[OURS][0, 0] != pytest.approx(0.6931, abs=1e-4)  # more than log 2 is compared
+        with pytest.raises(Finished):
+            CONTESTANTS[key].train(Task(model, given, Mode(micro_pairs)), turn)
+        results[key] = torch.tensor(turn.seen)
+    for key, found in results.items():
+        torch.testing.assert_close(found, results["authors"], rtol=2e-4, atol=1e-5, msg=key)
+    assert results["comal"][0, 0] != pytest.approx(0.6931, abs=1e-4)  # more than log 2
+
+
+def test_modes_of_a_gpu_are_tried_and_rows_kept_as_they_come() -> None:
+    """As on a GPU, one after another in a process a family, with what Liger's kernels refuse."""
+    pairs = random_pairs(MODELS["tiny"].vocab, 4, 12, 40)
+    kept: list[list[str]] = []
+    rows = measure_in_a_row(
+        Setting("tiny", "cpu", "float32", 1), pairs, ["authors", "stock", "comal", "lora"], 2,
+        lambda: None, lambda rows: kept.append([row["name"] for row in rows]),
+    )  # fmt: skip
+    assert [len(names) for names in kept] == [1, 2, 3, 4] and kept[-1][0] == AUTHORS
+    for row in rows:
+        assert len(row["seconds"]["runs"]) == 2 and row["peak"] > 2**26, row
+    plain, stock, ours, lora = rows
+    assert plain["micro_pairs"] in (1, 2) and ours["micro_pairs"] == 4
+    for row in (stock, ours):
+        assert row["first"]["loss"] == pytest.approx(plain["first"]["loss"], rel=1e-4)
+    # of the model as it was, whatever the rows before have trained
+    assert lora["first"]["loss"] == pytest.approx(plain["first"]["loss"], rel=1e-4)
+
+
+def test_what_a_gpu_tries_of_trl() -> None:
+    modes = CONTESTANTS["trl"].modes(16, cuda=True)
+    assert len(modes) == 12 and {mode.micro_pairs for mode in modes} == {4, 8, 16}
+    assert {(mode.liger, mode.recompute) for mode in modes} == {
+        (False, "all"), (False, "none"), (True, "all"), (True, "none")
+    }  # fmt: skip
+    assert [mode.micro_pairs for mode in CONTESTANTS["trl"].modes(4, cuda=True)] == [4] * 4
+
+
+def test_only_what_passes_the_head_counts_as_its_work() -> None:
+    shape, pairs = MODELS["tiny"], random_pairs(MODELS["tiny"].vocab, 3, 12, 40)
+    sizes = {"pairs": 3, "distinct_tokens": pairs.distinct_tokens,
+             "response_tokens": pairs.response_tokens}  # fmt: skip
+    through = pairs.distinct_tokens - 6  # the last token of a response predicts nothing
+    model = load("tiny", torch.device("cpu"), torch.float32)
+    layers = sum(
+        p.numel() for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name
+    )
+    counted = 6 * (layers * through + shape.vocab * shape.hidden * pairs.response_tokens)
+    assert useful_flops("tiny", sizes) == pytest.approx(counted, rel=0.01)
 
 
 @pytest.mark.slow
@@ -72,11 +117,16 @@ def test_every_trainer_in_its_process(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")  # of the lean rows
     out = tmp_path / "step.json"
     options = ["--model", "tiny", "--pairs", "2", "--response", "8", "--repeat", "2"]
-    options += ["--responses-per-prompt", "4", "--peers", *(n for n in NAMES if n != "comal")]
+    options += [
+        "--responses-per-prompt",
+        "4",
+        "--peers",
+        *(key for key in CONTESTANTS if key != "comal"),
+    ]
     assert main(["step", "--device", "cpu", *options, "--json", str(out)]) == 0
     record = json.loads(out.read_text())
     rows = {row["name"]: row for row in record["rows"]}
-    assert rows.keys() == set(NAMES.values())
+    assert rows.keys() == {contestant.name for contestant in CONTESTANTS.values()}
     for name in (OURS, UNSHARED, LEAN, LEANEST, LORA, AUTHORS):
         assert len(rows[name]["seconds"]["runs"]) == 2 and rows[name]["peak"] > 2**26
         seconds = rows[name]["seconds"]["median"]

@@ -76,7 +76,7 @@ def test_the_chosen_mode_fits_and_gives_up_no_more_than_it_must() -> None:
 def test_as_few_layers_as_fit_are_recomputed() -> None:
     shape, mode, space = KNOWN["llama-3-8b"], LADDER[1], 62 * GIB
     work = replace(WORK, budget=8192)
-    found = least_recomputed(shape, mode, work, space)
+    found = least_recomputed(shape, mode, work.batch(), space)
     assert 0 < found.recomputed < shape.layers
 
     def train(layers: int) -> float:
