@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from backends import BACKENDS
 from comal_kernels import PROX, Hyper, Prox, linear_logprob, prox_loss, register
@@ -296,6 +297,41 @@ def test_backward_twice_and_any_factor(device) -> None:
     loss.backward()
     for x, a in zip(leaves, first, strict=True):
         torch.testing.assert_close(x.grad, a)
+
+
+@pytest.mark.parametrize("factor", [1.0, -2.5])
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [b for b in BACKENDS if b[0] == "triton" and b[1] is not torch.float16],
+    ids=str,
+    indirect=["backend"],
+)
+def test_the_last_backward_pass_makes_no_second_gradient(backend, dtype, factor, device) -> None:
+    """It scales the weight's gradient where it lies; a graph that is kept keeps its own."""
+    leaves, index, kw = problem("ipo", dtype, device)
+    loss = prox_loss(*leaves, *index, **kw, backend=backend).loss
+    upstream = torch.full_like(loss, factor)
+    first = torch.autograd.grad(loss, leaves, upstream, retain_graph=True)
+    again = torch.autograd.grad(loss, leaves, upstream, retain_graph=True)
+    with Made(leaves[1].shape) as made:
+        last = torch.autograd.grad(loss, leaves, upstream)
+    for a, b, c in zip(first, again, last, strict=True):
+        assert torch.equal(a, b) and torch.equal(b, c)
+    assert made.places <= {last[1].data_ptr()}
+
+
+class Made(TorchDispatchMode):
+    """Notes where tensors of a shape lie that operators return."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.places = shape, set()  # type: tuple[torch.Size, set[int]]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.shape == self.shape:
+            self.places.add(result.data_ptr())
+        return result
 
 
 def test_accumulated_micro_batches_equal_one(device) -> None:

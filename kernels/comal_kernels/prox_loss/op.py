@@ -17,7 +17,7 @@ from comal_kernels.head import compute_dtype
 from comal_kernels.prox import PROX
 from comal_kernels.prox_loss.passes import ProxPass, Work
 from comal_kernels.prox_loss.step import Inputs, ProxStep
-from comal_kernels.scale import scaled
+from comal_kernels.scale import scale_gradient
 from comal_kernels.transfer import to_host
 
 
@@ -158,10 +158,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 def _backward(ctx: Any, grad: Maybe, *_: Maybe) -> tuple[Any, ...]:
     if grad is None:
         return tuple(ctx.none)
-    # on the host the usual factor 1 is known without waiting, and spares a sweep over dW
-    one = type(grad) is Tensor and grad.device.type == "cpu" and grad.item() == 1.0
     grads = (
-        None if not need else x if one else scaled(x, grad)
+        scale_gradient(x, grad) if need else None
         for x, need in zip(ctx.saved_tensors, ctx.needs, strict=True)
     )
     return flat.with_grads(ctx.none, grads)

@@ -17,7 +17,11 @@ from comal_kernels.engines.triton.forward_kernels import (
     partial_kernel,
     pick_kernel,
 )
-from comal_kernels.engines.triton.training_kernels import scale_kernel, soften_kernel
+from comal_kernels.engines.triton.training_kernels import (
+    scale_in_place_kernel,
+    scale_kernel,
+    soften_kernel,
+)
 from comal_kernels.head import Head
 
 # Σ exp(z − shift) beyond these bounds has lost, or may have lost, what matters
@@ -203,3 +207,10 @@ def scale(x: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         x, factor, out, width, min(1, factor.dim()), BLOCK=block, num_warps=4
     )
     return out
+
+
+def scale_in_place(x: Tensor, factor: Tensor) -> None:
+    """Multiply x, contiguous, by factor (), which is read on the device alone."""
+    blocks = triton.cdiv(x.numel(), tuning.EPILOGUE_BLOCK)
+    grid = (min(blocks, tuning.SCALE_PROGRAMS * processors(x.device)),)
+    scale_in_place_kernel[grid](x, factor, x.numel(), BLOCK=tuning.EPILOGUE_BLOCK, num_warps=4)

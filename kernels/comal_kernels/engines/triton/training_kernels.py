@@ -189,3 +189,24 @@ def scale_kernel(
     times = tl.load(factor + row * factor_stride).to(tl.float32)
     value = tl.load(x + row * width + col, mask=col < width, other=0.0).to(tl.float32) * times
     tl.store(out + row * width + col, value.to(out.dtype.element_ty), mask=col < width)
+
+
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["factor"])
+def scale_in_place_kernel(
+    x,  # (count,)
+    factor,  # ()
+    count,
+    BLOCK: tl.constexpr,
+):
+    """x ← x · factor, multiplied in float32.
+
+    Only the device knows the factor, and nearly always it is 1: then every program ends after one
+    load, and the 1 GB of an 8B model's dW is neither read nor written (about 0.5 ms on an H200).
+    """
+    times = tl.load(factor).to(tl.float32)
+    if times != 1.0:
+        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        for _ in range(tl.program_id(0), tl.cdiv(count, BLOCK), tl.num_programs(0)):
+            value = tl.load(x + at, mask=at < count, other=0.0).to(tl.float32) * times
+            tl.store(x + at, value.to(x.dtype.element_ty), mask=at < count)
+            at += tl.num_programs(0) * BLOCK

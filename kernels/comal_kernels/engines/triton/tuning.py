@@ -66,6 +66,7 @@ SOFT = {arch: {torch.bfloat16} for arch in SOFTEN}
 BASIS = {80: "static", 90: "measured", 100: "static"}  # 90: its wide tile in bfloat16, on an H200
 EPILOGUE_BLOCK = 2048  # columns that one program handles at a time
 EPILOGUE_WARPS = 8
+SCALE_PROGRAMS = 8  # programs a multiprocessor of `scale_in_place_kernel`
 STATISTICS_BLOCK = 1024  # the same of `statistics_kernel`, which twice as many make spill
 GROUP = 8  # blocks of rows whose tiles run together
 PICK_BLOCK = 1024  # words' coordinates that one program handles at a time
