@@ -19,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for bench in discover():
         bench.register(verbs)
     documents.register(verbs)
+    documents.register_adopt(verbs)
     run_all.register(verbs)
     args = parser.parse_args(argv)
     quiet_libraries()

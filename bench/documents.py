@@ -37,6 +37,29 @@ COVERAGE = re.compile(r"(<!-- coverage: (\S+) -->\n).*?(<!-- /coverage -->)", re
 RATES = re.compile(r"(<!-- rates: (\S+) -->\n).*?(<!-- /rates -->)", re.DOTALL)
 
 
+def register_adopt(verbs: Any) -> None:
+    """Add `adopt`."""
+    parser = verbs.add_parser(
+        "adopt", help="put records from elsewhere where documents find them, and draw them"
+    )
+    parser.add_argument("files", type=Path, nargs="+", metavar="RECORD.json")
+    parser.set_defaults(run=adopt)
+
+
+def adopt(args: argparse.Namespace) -> int:
+    """Copy records to their standing places; InputError for a file that is none, before any."""
+    known = {name: bench for bench in discover() for name in bench.records}
+    found = [record.read(file) for file in args.files]
+    for file, each in zip(args.files, found, strict=True):
+        if each.get("bench") not in known:
+            raise InputError(f"{file}: bench {each.get('bench')!r} is unknown")
+    for each in found:
+        record.write(each, record.AUTO)
+        if draw := known[each["bench"]].draw:
+            record.write_picture(each, draw(each), record.AUTO)
+    return 0
+
+
 def register(verbs: Any) -> None:
     """Add `table`."""
     parser = verbs.add_parser("table", help="render the documents' tables from the records")

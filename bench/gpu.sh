@@ -1,58 +1,101 @@
 #!/usr/bin/env bash
-# What needs a CUDA GPU, part by part, most valuable first; results go to $OUT.
+# What needs a CUDA GPU, in three calls of 9, 9 and 6 minutes; docs/gpu-day.md says what each figure decides.
 #
-#   bash bench/gpu.sh                    # every part, 9 minutes in all
-#   PARTS="head step" MINUTES=5 bash bench/gpu.sh
+#   PART=A OUT=out bash bench/gpu.sh     # ceilings, levers, profile, 8B sampling, the kernels' tests
+#   PART=B OUT=out bash bench/gpu.sh     # the head beside its peers, the step beside TRL and in less memory
+#   PART=C OUT=out bash bench/gpu.sh     # a whole run, killed and resumed; counters; scaling
 #
-# Each part has a share of the time; after each all that there is lies in $OUT, so that a cut-off loses one part.
-# What the GPU's machine lacks and cannot fetch travels in .peers (ignored by git), where its Python is 3.12:
-#   python -m pip install --no-deps --target .peers --python-version 3.12 --only-binary=:all: -c constraints.txt \
-#       pydantic pydantic_core annotated-types typing-inspection typing_extensions \
-#       trl liger-kernel cut-cross-entropy quack-kernels datasets dill multiprocess xxhash bitsandbytes
-# The CuTe kernels of QuACK and Liger also want nvidia-cutlass-dsl, whose folder dsl_packages goes on PYTHONPATH.
+# Records go to $OUT row by row, so that whatever is cut off leaves its rows; `python -m bench adopt
+# $OUT/*.json` puts them where documents find them. What the GPU's machine lacks lies in .peers, which
+# bench/pack_peers.sh fills. SIZE=small takes seconds and measures nothing: for rehearsals.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-OUT="${OUT:-bench/results}"
-MINUTES="${MINUTES:-9}"
-PARTS="${PARTS:-head forward tune step check run scaling profile}"
-export PYTHONPATH="kernels:.:.peers:.peers/nvidia_cutlass_dsl/dsl_packages${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONUNBUFFERED=1 TQDM_DISABLE=1
-python3 -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"' || exit 1
-# without it the CuTe compiler may take another architecture for granted
-CUTE_DSL_ARCH="$(python3 -c 'import torch; print("sm_%d%da" % torch.cuda.get_device_capability())')"
-export CUTE_DSL_ARCH
+PART="${PART:-A}"
+OUT="${OUT:-out}"
+SIZE="${SIZE:-full}"
+declare -A MINUTES_OF=([A]=9 [B]=9 [C]=6)
+[ -n "${MINUTES_OF[$PART]:-}" ] || { echo "PART=$PART: expected A, B or C" >&2; exit 2; }
+MINUTES="${MINUTES:-${MINUTES_OF[$PART]}}"
+PYTHON="${PYTHON:-python3}"
 mkdir -p "$OUT"
+OUT="$(realpath "$OUT")"
+SITE="${SITE:-/tmp/comal-peers}"
+bash bench/unpack_peers.sh "$SITE"
+export PYTHONPATH="kernels:.:$SITE:$SITE/nvidia_cutlass_dsl/dsl_packages${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONUNBUFFERED=1 TQDM_DISABLE=1
+"$PYTHON" -c 'import torch; assert torch.cuda.is_available(), "no CUDA device"' || exit 1
+# without it the CuTe compiler may take another architecture for granted
+CUTE_DSL_ARCH="$("$PYTHON" -c 'import torch; print("sm_%d%da" % torch.cuda.get_device_capability())')"
+export CUTE_DSL_ARCH
+LOG="$OUT/$PART.log"
+: >"$LOG"
 status=0
 
-part() { # name, seconds at most, command…
+timed() { # name, seconds at most, command…
     local name=$1 limit=$2 left=$((60 * MINUTES - SECONDS))
     shift 2
-    [[ " $PARTS " == *" $name "* ]] || return 0
-    ((left > 10)) || { echo "$name: no time left" && status=1 && return 0; }
-    timeout $((limit < left ? limit : left)) "$@" >"$OUT/$name.log" 2>&1
+    if ((left < 10)); then
+        echo "$name: no time left"
+        status=1
+        return
+    fi
+    echo "== $name" >>"$LOG"
+    timeout --kill-after 10 $((limit < left ? limit : left)) "$@" >>"$LOG" 2>&1
     local said=$?
     echo "$name: status $said, ${SECONDS} s so far"
     ((said == 0)) || status=1
-    if [ "$(realpath "$OUT")" != "$(realpath bench/results)" ]; then # flat: few folders come back
-        tar -czf "$OUT/results.tar.gz" bench/results
-    fi
 }
 
-bench() { # name, seconds at most, arguments of a bench with a record and a plot
+bench() { # name of the record, seconds at most, arguments of a bench
     local name=$1 limit=$2
     shift 2
-    part "$name" "$limit" python3 -m bench "$@" --device cuda --json --plot
+    timed "$name" "$limit" "$PYTHON" -m bench "$@" --device cuda --json "$OUT/$name.json"
 }
 
-bench head 180 head --tokens 8192 --repeat 10
-bench forward 60 head --tokens 8192 --forward-only --repeat 10 --peers torch trl liger quack
-bench tune 60 tune --repeat 10
-bench step 180 step --repeat 3 --peers lean leanest lora trl
-# named as they go, for a cut-off; the kernels' static checks need no GPU
-part check 120 python3 -m pytest tests/kernels tests/generation tests/optim tests/model/test_attention.py \
-    --ignore tests/kernels/test_static.py -m "not slow" -n 12 -vv -p no:cacheprovider --timeout 90
-part run 180 bash -c 'python3 -m comal_fast lm-game make configs/lm-game/inpo.yaml model.device=cuda &&
-    python3 -m comal_fast run configs/lm-game/inpo.yaml model.device=cuda algorithm.iterations=2'
-bench scaling 120 scaling
-bench profile 60 profile step --model llama3.2-1b
+if [ "$SIZE" = small ]; then
+    step=(--model tiny --pairs 2 --response 8 --repeat 1)
+    head=(--tokens 128 --hidden 64 --vocab 512 --repeat 1)
+    shapes=(--model tiny --step-tokens 32 --repeat 1 --sustain 0.1)
+    sample=(--model tiny --tokens 4 --repeat 1)
+    profile=(--model tiny --pairs 2 --response 8)
+    grow=(--tokens 128 256 --hidden 64 --vocab 512 --repeat 1)
+    tests=(tests/kernels/test_chunks.py)
+    few=2 many=3
+else
+    step=(--repeat 5)
+    head=(--tokens 8192 --repeat 10)
+    shapes=()
+    sample=(--model llama3-8b --tokens 128 --repeat 2)
+    profile=()
+    grow=()
+    tests=(tests/kernels tests/optim tests/generation/test_decode.py tests/model/test_activations.py
+        tests/training/test_deterministic.py --ignore tests/kernels/test_static.py -m "not slow" -n 12)
+    few=32 many=64
+fi
+
+part_A() {
+    bench ceilings 60 ceilings "${shapes[@]}"
+    bench levers 180 levers "${step[@]}"
+    bench profile-step 70 profile step "${profile[@]}"
+    bench generate 60 generate "${sample[@]}" --count "$few"
+    bench generate-many 60 generate "${sample[@]}" --count "$many"
+    # verbose, so that a cut-off shows how far it came; the kernels' static checks need no GPU
+    timed tests 150 "$PYTHON" -m pytest "${tests[@]}" -v -p no:cacheprovider --timeout 90
+}
+
+part_B() {
+    bench head 100 head "${head[@]}" --peers torch trl liger quack
+    bench head-forward 50 head "${head[@]}" --forward-only --peers torch trl liger quack
+    bench step 400 step "${step[@]}" --peers stock recomputed lean leanest lora trl
+}
+
+part_C() {
+    timed run 150 bash bench/gpu_run.sh "$OUT" "$SIZE"
+    bench tune 40 tune "${head[@]}"
+    timed counters 60 ncu --clock-control none --kernel-name regex:soften_kernel --launch-skip 2 \
+        --launch-count 2 --set full "$PYTHON" -m bench head "${head[@]}" --device cuda --peers none
+    bench scaling 90 scaling "${grow[@]}"
+}
+
+"part_$PART"
 exit "$status"

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from comal_fast.plan.shapes import KNOWN, Shape
 
-SMOLLM2 = "smollm2-135m"
+SMOLLM2, TINY = "smollm2-135m", "tiny"
 MODELS = {
-    "tiny": Shape(2, 64, 128, 4, 2, 16, 512, True),  # to try a bench out
+    TINY: Shape(2, 64, 128, 4, 2, 16, 512, True),  # to try a bench out
     SMOLLM2: KNOWN[SMOLLM2],
     "llama3.2-1b": KNOWN["llama-3.2-1b"],
     "llama3-8b": KNOWN["llama-3-8b"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ class Problem:
     cu_seqlens: Tensor  # (S + 1,) int32, on the host
     ref_logp: Tensor  # (S,)
     beta: float = 0.1
+
+    @cached_property
+    def host_target(self) -> Tensor:
+        """The target on the host, where a trainer has it (T,)."""
+        return self.target.cpu()
 
     def leaves(self, dtype: torch.dtype) -> Leaves:
         """Fresh leaves of hidden and weight."""

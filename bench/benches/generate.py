@@ -21,7 +21,7 @@ from bench import models, options, record
 from bench.bench import Bench, Call
 from bench.measure import hardware
 from bench.measure.timing import interleaved, summary
-from bench.models import MODELS, SMOLLM2
+from bench.models import MODELS, SMOLLM2, TINY
 from bench.peers.vllm import Vllm
 from bench.record import Record, Row, reason
 from bench.render import plots, terminal
@@ -48,7 +48,8 @@ OURS, PLAIN, STATIC, CONTINUOUS, VLLM, FLOOR = (
     "vLLM",
     "floor",
 )
-LONGEST = 160  # tokens of a prompt, as in configs/demo.yaml
+SHORTEST, LONGEST = 30, 160  # tokens of a prompt, as in configs/demo.yaml
+FEW = 160  # rows sampled at once: records of more have a name of their own
 SURPRISE = 5.0  # standard errors by which two means of log-probs may differ
 Sampled = list[tuple[list[int], list[int]]]  # prompt and response of each row
 Work = Callable[[], Sampled]
@@ -87,10 +88,10 @@ def run(args: argparse.Namespace) -> Record:
             engine = stack.enter_context(vllm(args.vllm, model, prompts, each, new))
             jobs[f"{VLLM} {engine.version}"] = lambda: served(engine, prompts)
         rows = timed(args, model, jobs)
-    machine = hardware.measure(args.device, dtype, 0.0)
+    machine = hardware.measure(args.device, dtype, 0.0, small=name == TINY)
     least = floor(MODELS[name], prompts, each, new, dtype.itemsize, machine)
     return record.new(
-        "generate",
+        "generate" if args.count * args.responses <= FEW else "generate-many",
         args.device,
         model=name,
         shape={
@@ -141,7 +142,11 @@ def give_back(device: torch.device) -> None:
 
 
 def make_prompts(name: str, count: int) -> list[list[int]]:
-    """The built-in prompts in SmolLM2's chat template; of another shape, random words as long."""
+    """Return the built-in prompts in SmolLM2's chat template; for other shapes random words."""
+    if name != SMOLLM2:
+        draw = np.random.default_rng(0)
+        lengths = draw.integers(SHORTEST, LONGEST + 1, count)
+        return [draw.integers(3, MODELS[name].vocab, n).tolist() for n in lengths]
     tokenizer = models.load_smollm2_tokenizer()
     found = []
     for prompt in load_prompts(DataConfig()):
@@ -153,10 +158,7 @@ def make_prompts(name: str, count: int) -> list[list[int]]:
             found.append(ids)
     if count > len(found):
         raise InputError(f"--count: {count} prompts are more than the {len(found)} there are")
-    if name == SMOLLM2:
-        return found[:count]
-    draw = np.random.default_rng(0)
-    return [draw.integers(3, MODELS[name].vocab, len(ids)).tolist() for ids in found[:count]]
+    return found[:count]
 
 
 def ours(model: Any, prompts: list[list[int]], each: int, new: int) -> Sampled:
@@ -316,7 +318,7 @@ BENCH = Bench(
     help="sampling, against transformers and vLLM",
     add_options=add_options,
     run=run,
-    records=("generate",),
+    records=("generate", "generate-many"),
     show=show,
     markdown=markdown,
     draw=draw,

@@ -41,17 +41,24 @@ def run(args: argparse.Namespace) -> Record:
     candidates = contenders(chosen(args.peers), size)
     right, rows = checked(candidates, size.problem(CHECK_TOKENS, args.data), size.dtype)
     repeat = options.default(args, "repeat", 3, 20)
+
+    def recorded(rows: list[Row]) -> Record:
+        return record.new(
+            FORWARD if args.forward_only else HEAD,
+            size.device,
+            shape=size.text(),
+            data=args.data,
+            checked_on={"tokens": CHECK_TOKENS},
+            rows=rows,
+        )
+
+    def keep(found: list[Row]) -> None:
+        args.keep(recorded(rows + found))
+
     for tokens in options.default(args, "tokens", [1024], [2048, 8192]):
         p = size.problem(tokens, args.data)
-        rows += measure(p, right, size.dtype, repeat, args.forward_only)
-    return record.new(
-        FORWARD if args.forward_only else HEAD,
-        size.device,
-        shape=size.text(),
-        data=args.data,
-        checked_on={"tokens": CHECK_TOKENS},
-        rows=rows,
-    )
+        rows += measure(p, right, size.dtype, repeat, args.forward_only, keep)
+    return recorded(rows)
 
 
 def checked(
@@ -85,8 +92,12 @@ def measure(
     dtype: torch.dtype,
     repeat: int,
     forward_only: bool = False,
+    keep: Callable[[list[Row]], None] = lambda rows: None,
 ) -> list[Row]:
-    """Rows of one problem: the floor, and of each contender its fastest variant."""
+    """Return the rows of one problem: the floor, and of each contender its fastest variant.
+
+    `keep` is given what they are so far after every round of runs.
+    """
     device, tokens = p.hidden.device, len(p.target)
     job = value if forward_only else solve
     passes = 1 if forward_only else 3
@@ -96,19 +107,23 @@ def measure(
     ]
     entries += [(row, functools.partial(job, contender, p, dtype)) for contender, row in right]
     kept, failed = warm(entries, device)
-    with progress(f"timing, {tokens} tokens", repeat * len(kept), "runs") as advance:
-        times = interleaved(
-            {str(i): run for i, (_, run) in enumerate(kept)}, repeat, device, advance
-        )
-    rows = [
-        {**row, "tokens": tokens, "seconds": summary(times[str(i)])}
-        for i, (row, _) in enumerate(kept)
-    ]
-    base = next(row for row in rows if row["name"] == FLOOR)["seconds"]["median"]
+    times: dict[str, list[float]] = {str(i): [] for i in range(len(kept))}
+    jobs = {str(i): run for i, (_, run) in enumerate(kept)}
     flops = 2 * passes * tokens * p.hidden.shape[1] * p.weight.shape[0]
-    for row in rows:
-        row["ratio_to_floor"] = row["seconds"]["median"] / base
-        row["flops_per_second"] = flops / row["seconds"]["median"]  # useful ones
+    rows: list[Row] = []
+    with progress(f"timing, {tokens} tokens", repeat * len(kept), "runs") as advance:
+        for _ in range(repeat):
+            for name, seconds in interleaved(jobs, 1, device, advance).items():
+                times[name] += seconds
+            rows = [
+                {**row, "tokens": tokens, "seconds": summary(times[str(i)])}
+                for i, (row, _) in enumerate(kept)
+            ]
+            base = next(row for row in rows if row["name"] == FLOOR)["seconds"]["median"]
+            for row in rows:
+                row["ratio_to_floor"] = row["seconds"]["median"] / base
+                row["flops_per_second"] = flops / row["seconds"]["median"]  # useful ones
+            keep(rows)
     return rows + [{**row, "tokens": tokens} for row in failed]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from dataclasses import asdict
@@ -18,7 +19,8 @@ from bench.render.markdown import section
 from comal_fast.errors import InputError
 from comal_fast.system.terminal import progress
 
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+WAVES = (80, 90, 100)  # of which `bench.measure.waves` has a GPU's figures
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +38,7 @@ def run(args: argparse.Namespace) -> Record:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise InputError("TRITON_INTERPRET=1 is set: interpreted kernels have no machine code")
     from bench.measure.compiled import cases, measure  # triton loads here, bound to no interpreter
+    from comal_kernels.engines.triton import tuning
 
     if args.waves:
         return predict(args)
@@ -47,7 +50,8 @@ def run(args: argparse.Namespace) -> Record:
         for case in wanted:
             rows.append(asdict(measure(case, args.arch)))
             advance()
-    shape = {"arch": args.arch, "match": args.match}
+    limit = tuning.SHARED_MEMORY[args.arch]
+    shape = {"arch": args.arch, "match": args.match, "shared_limit": limit}
     return record.new(f"compile-sm{args.arch}", torch.device("cpu"), shape=shape, rows=rows)
 
 
@@ -62,6 +66,8 @@ def predict(args: argparse.Namespace) -> Record:
         raise InputError(
             "--match: --waves takes the kernels of a plain bfloat16 head; leave it out"
         )
+    if args.arch not in WAVES:
+        raise InputError(f"--arch {args.arch}: --waves knows {', '.join(map(str, WAVES))}")
     aligned = args.hidden % 16 == 0
     arch, dtype = args.arch, torch.bfloat16
     tile, even = tuning.choose(tuning.SOFTEN, arch, dtype, args.hidden, aligned, plain=True)
@@ -157,13 +163,22 @@ def kernel_rows(found: Record) -> Rows:
     return [*columns, "matrix_instructions"], rows
 
 
+def _failed(found: Record) -> bool:
+    """Return whether a kernel spills, or asks for more shared memory than a block can have."""
+    limit = found["shape"].get("shared_limit", math.inf)  # waves have none
+    return any(r["spill_bytes"] or r["shared_bytes"] > limit for r in found["rows"])
+
+
 BENCH = Bench(
     verb="compile",
     help="registers, spills, matrix instructions; no GPU",
     add_options=add_options,
     run=run,
-    records=tuple(f"{name}-sm{arch}" for name in ("compile", "waves") for arch in ARCHITECTURES),
+    records=(
+        *(f"compile-sm{arch}" for arch in ARCHITECTURES),
+        *(f"waves-sm{arch}" for arch in WAVES),
+    ),
     show=show,
     markdown=markdown,
-    failed=lambda found: any(r["spill_bytes"] for r in found["rows"]),
+    failed=_failed,
 )

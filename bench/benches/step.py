@@ -37,14 +37,7 @@ PEERS = (  # by default, on a CPU and on a GPU
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add those of `step`."""
-    options.add(parser, "device", "dtype", "repeat")
-    parser.add_argument("--model", choices=tuple(MODELS), help="default: what suits the device")
-    parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
-    parser.add_argument("--response", type=options.positive, help="median tokens of a response")
-    parser.add_argument(
-        "--responses-per-prompt", type=options.positive, default=2, help="even: pairs of two"
-    )
-    parser.add_argument("--prompts", help="as data.prompts, for smollm2; default: the built-in")
+    add_sizes(parser)
     parser.add_argument(
         "--peers",
         nargs="+",
@@ -56,8 +49,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """Add what says which step it is."""
+    options.add(parser, "device", "dtype", "repeat")
+    parser.add_argument("--model", choices=tuple(MODELS), help="default: what suits the device")
+    parser.add_argument("--pairs", type=options.positive, help="pairs of an optimiser step")
+    parser.add_argument("--response", type=options.positive, help="median tokens of a response")
+    parser.add_argument(
+        "--responses-per-prompt", type=options.positive, default=2, help="even: pairs of two"
+    )
+    parser.add_argument("--prompts", help="as data.prompts, for smollm2; default: the built-in")
+
+
 def run(args: argparse.Namespace) -> Record:
     """Return the trainers that agree, with their times; and why others have none."""
+    peers = options.default(args, "peers", *PEERS)
+    # the plain loop first: it sets the measure
+    keys = sorted(
+        (key for key in CONTESTANTS if key == "comal" or key in peers),
+        key=lambda key: key != "authors",
+    )
+    return measured(args, keys, "step-trl" if "plug-in" in peers else "step")
+
+
+def measured(args: argparse.Namespace, keys: list[str], name_of_record: str) -> Record:
+    """Measure the contestants called `keys`, which set out from the same pairs.
+
+    Args:
+        args: The options of `add_sizes`, and those that all benches of steps share.
+        keys: Of CONTESTANTS, in the order of their turns.
+        name_of_record: Its `bench`.
+    """
     dtype_name = str(options.dtype(args)).removeprefix("torch.")
     name = options.default(args, "model", SMOLLM2, "llama3-8b")
     count = options.default(args, "pairs", 4, 16)
@@ -70,12 +92,6 @@ def run(args: argparse.Namespace) -> Record:
     if dtype_name not in TOLERANCE:
         raise InputError(f"--dtype: {dtype_name} is not trained in; use {', '.join(TOLERANCE)}")
     pairs = make_pairs(name, count, median, 4 * median, each // 2, args.prompts or "builtin")
-    peers = options.default(args, "peers", *PEERS)
-    # the plain loop first: it sets the measure
-    keys = sorted(
-        (key for key in CONTESTANTS if key == "comal" or key in peers),
-        key=lambda key: key != "authors",
-    )
     sizes = {
         "pairs": len(pairs),
         "distinct_tokens": pairs.distinct_tokens,
@@ -92,7 +108,7 @@ def run(args: argparse.Namespace) -> Record:
                 row["tokens_per_second"] = pairs.distinct_tokens / seconds
                 row["flops_per_second"] = flops / seconds
         return record.new(
-            "step-trl" if "plug-in" in peers else "step",
+            name_of_record,
             args.device,
             model=name,
             shape={

@@ -32,6 +32,8 @@ from comal_kernels.engines.triton.statistics_kernels import slopes_kernel, stati
 from comal_kernels.engines.triton.training_kernels import (
     gradient_kernel,
     reduce_kernel,
+    scale_in_place_kernel,
+    scale_kernel,
     soften_kernel,
 )
 
@@ -87,6 +89,7 @@ def cases(arch: int) -> Iterator[Case]:
     }
     types = _types(combine_kernel, "fp32")
     yield Case("combine_kernel", "", combine_kernel, types, constants, 4, 3, False)
+    yield from _scalings()
 
 
 def _products(
@@ -164,6 +167,19 @@ def _epilogue(flags: dict[str, object], label: str) -> Iterator[Case]:
         )
 
 
+def _scalings() -> Iterator[Case]:
+    """Yield the kernels that multiply gradients by a factor, of float32 products too."""
+    constants: dict[str, object] = {"BLOCK": tuning.EPILOGUE_BLOCK}
+    for element, aligned in itertools.product(ELEMENT.values(), (True, False)):
+        for source in sorted({element, "fp32"}):
+            types = _types(scale_kernel, element) | {"x": f"*{source}"}
+            name = f"{source} to {element} {'aligned' if aligned else 'odd'}"
+            yield Case("scale_kernel", name, scale_kernel, types, constants, 4, 3, aligned)
+        kernel, name = scale_in_place_kernel, f"{element} {'aligned' if aligned else 'odd'}"
+        types = _types(kernel, element)
+        yield Case("scale_in_place_kernel", name, kernel, types, constants, 4, 3, aligned)
+
+
 _OTHER = {
     **dict.fromkeys(("target", "ids"), "*i64"),
     **dict.fromkeys(("due", "any_due"), "*i32"),
@@ -171,9 +187,9 @@ _OTHER = {
     "likeliest": "*i8",
     "numbers": "*fp64",
 }
-_NARROW = {"x", "weight", "bias", "grads", "soft"}  # in the inputs' dtype
+_NARROW = {"x", "weight", "bias", "grads", "soft", "out"}  # in the inputs' dtype
 _FLOAT = {"logits", "lse", "lses", "coef", "logp", "shift", "tops", "rests", "totals", "picks"}
-_FLOAT |= {"of_p", "of_entropy", "of_every", "of_target", "of_ids"}
+_FLOAT |= {"factor", "of_p", "of_entropy", "of_every", "of_target", "of_ids"}
 
 
 def _types(kernel: Any, element: str) -> dict[str, str]:

@@ -18,13 +18,15 @@ def measure(
     dtype: torch.dtype,
     memory: float,
     like: tuple[int, int, int] | None = None,
+    small: bool = False,
 ) -> Machine:
     """This machine: the best rate of products, and that of a copy that no cache holds.
 
     like: a model's sizes: the shares are measured at them; without, they are 1.
+    small: in sizes that take no time and say nothing, to try a bench out.
     """
-    cuda = device.type == "cuda"
-    n = 8192 if cuda else 1536
+    cuda = device.type == "cuda" and not small
+    n = 8192 if cuda else 128 if small else 1536
     flops = _product_rate(n, n, n, device, dtype)
     bandwidth = _copy_rate((GIB if cuda else GIB // 4) // 4, device)
     shares = 1.0, 1.0, 1.0

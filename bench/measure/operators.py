@@ -16,8 +16,10 @@ from bench.record import Row
 
 PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "_addmm_activation", "linear"}
 OPTIMIZER = ("adam", "linalg_vector_norm", "_foreach_")
+ATTENTION = ("attention", "attn")  # of torch, flash-attn and flex_attention alike
 OWN = "comal_kernels::"
 SHOWN = 20  # rows of the table
+KERNELS = 60  # of a GPU, the longest
 
 
 def _ancestors(event: Any) -> list[str]:
@@ -54,7 +56,7 @@ def breakdown(events: list[Any], wall: float, device: torch.device) -> dict[str,
             kinds["products of the head" if inside else "products of the model"] += seconds
         elif inside:
             kinds["ours: around the head's products"] += seconds
-        elif any("scaled_dot_product" in name for name in (event.name, *above)):
+        elif any(mark in name for mark in ATTENTION for name in (event.name, *above)):
             kinds["attention"] += seconds
         elif any(mark in name.lower() for mark in OPTIMIZER for name in (event.name, *above)):
             kinds["optimizer"] += seconds
@@ -99,3 +101,27 @@ def least_elements(name: str, shapes: list[list[int]]) -> int:
         result = (a[0] if len(a) == 3 else 1) * a[-2] * b[-1]
         return sum(sizes[: added + 2]) + result
     return sum(sizes) + max(sizes)
+
+
+def kernels(events: list[Any]) -> list[Row]:
+    """Return a row a kernel of the GPU, the longest first: its name, calls and seconds."""
+    groups: dict[str, Row] = {}
+    for event in _on_device(events):
+        group = groups.setdefault(event.name, {"name": event.name, "calls": 0, "seconds": 0.0})
+        group["calls"] += 1
+        group["seconds"] += (event.time_range.end - event.time_range.start) / 1e6
+    return sorted(groups.values(), key=lambda g: -g["seconds"])[:KERNELS]
+
+
+def busy_seconds(events: list[Any]) -> float:
+    """Return for how long at least one kernel or copy ran on the GPU."""
+    spans = sorted((e.time_range.start, e.time_range.end) for e in _on_device(events))
+    total, reached = 0.0, float("-inf")
+    for start, end in spans:
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total / 1e6
+
+
+def _on_device(events: list[Any]) -> list[Any]:
+    return [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]

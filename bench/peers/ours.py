@@ -22,7 +22,7 @@ def loss(p: Problem, leaves: Leaves, **options: Any) -> Tensor:
     count = len(p.cu_seqlens) - 1
     return prox_loss(
         *leaves,
-        target=p.target,
+        target=p.host_target,
         cu_seqlens=p.cu_seqlens,
         loss="dpo",
         chosen=torch.arange(0, count, 2),

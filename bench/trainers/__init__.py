@@ -10,9 +10,11 @@ from bench.trainers.base import Mode, Recompute, Train
 OURS, TRL, AUTHORS = "comal_fast", "TRL DPOTrainer", "padded loop, full log-softmax"
 PLUGGED = "TRL with ProxTrainer"
 UNSHARED = "comal_fast, prompts repeated"
+BEFORE = "comal_fast, stock layers, everything recomputed"
 STOCK = "comal_fast, without Liger's kernels"
 RECOMPUTED = "comal_fast, everything recomputed"
 LEAN = "comal_fast, 8-bit AdamW in backward"
+KEPT = "comal_fast, 8-bit AdamW in backward, as little recomputed as fits"
 LEANEST = "comal_fast, the same, moments on the host, 24 GiB"
 LORA = "comal_fast, LoRA of rank 16"
 
@@ -28,6 +30,7 @@ class Contestant:
         liger: Which settings of Liger's kernels are tried.
         recompute: Which settings of recomputation are tried.
         passes: How many pairs of a pass are tried; empty: all of a step, halved until they fit.
+        lever: It is a row of `bench levers`, in the order of CONTESTANTS.
         other_norm: Its gradient norm is not comparable with the plain loop's.
         spoils: The model is another one afterwards.
     """
@@ -38,6 +41,7 @@ class Contestant:
     liger: tuple[bool, ...] = (True,)
     recompute: tuple[Recompute, ...] = ("auto",)
     passes: tuple[int, ...] = ()
+    lever: bool = False
     other_norm: bool = False
     spoils: bool = False
 
@@ -54,12 +58,14 @@ _BOTH: tuple[bool, ...] = (False, True)
 _EACH: tuple[Recompute, ...] = ("all", "none")
 # what `--peers` calls them, in the order of their turns: those without Liger's kernels come first,
 # since a model that has them keeps them
-CONTESTANTS = {
+CONTESTANTS: dict[str, Contestant] = {
+    "before": Contestant(BEFORE, ours.train, liger=(False,), recompute=("all",), lever=True),
     "stock": Contestant(STOCK, ours.train, liger=(False,)),
-    "comal": Contestant(OURS, ours.train),
-    "recomputed": Contestant(RECOMPUTED, ours.train, recompute=("all",)),
+    "recomputed": Contestant(RECOMPUTED, ours.train, recompute=("all",), lever=True),
+    "comal": Contestant(OURS, ours.train, lever=True),
     "unshared": Contestant(UNSHARED, ours.train_unshared),
-    "lean": Contestant(LEAN, ours.train_lean, recompute=("all",)),
+    "lean": Contestant(LEAN, ours.train_lean, recompute=("all",), lever=True),
+    "kept": Contestant(KEPT, ours.train_lean, lever=True),
     "leanest": Contestant(LEANEST, ours.train_leanest, recompute=("all",)),
     "lora": Contestant(LORA, ours.train_lora, other_norm=True, spoils=True),
     "trl": Contestant(TRL, trl.train, "trl", _BOTH, _EACH, (4, 8, 16)),

@@ -6,6 +6,9 @@ Never its cross entropy: the loss is `comal_kernels`'. Exact up to rounding.
 from __future__ import annotations
 
 import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ import torch
 from comal_fast.errors import InputError
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
+_STOCK: dict[str, dict[str, Any]] = {}  # module → what `apply` replaced in it
 LEFT = {"layer_norm": False, "cross_entropy": False, "fused_linear_cross_entropy": False}
 
 
@@ -44,7 +48,31 @@ def use_liger(model: Any, requested: str, device: torch.device) -> Any:
 
 
 def apply(model: Any) -> None:
-    """Put the kernels into a loaded model."""
+    """Put the kernels into a loaded model, and into the module of transformers that it is from.
+
+    Its layers look there for the kernel of the positions; `stock_layers` undoes that for a while.
+    """
     from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
+    module = vars(sys.modules[type(model).__module__])
+    before = dict(module)
     _apply_liger_kernel_to_instance(model, **KERNELS, **LEFT)
+    originals = _STOCK.setdefault(module["__name__"], {})
+    for name, original in before.items():
+        if module[name] is not original:
+            originals.setdefault(name, original)
+
+
+@contextmanager
+def stock_layers() -> Iterator[None]:
+    """Build and run models of transformers' own layers within the block, whatever `apply` did."""
+    patched: dict[str, dict[str, Any]] = {}
+    for name, originals in _STOCK.items():
+        module = vars(sys.modules[name])
+        patched[name] = {key: module[key] for key in originals}
+        module.update(originals)
+    try:
+        yield
+    finally:
+        for name, kernels in patched.items():
+            vars(sys.modules[name]).update(kernels)

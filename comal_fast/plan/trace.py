@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from comal_fast.model.activations import recompute_layers
+from comal_fast.model.liger import stock_layers
 from comal_fast.plan.shapes import Shape
 
 TOKENS = 1 << 20  # so many that the weights' gradients don't count beside them
@@ -129,8 +130,10 @@ def per_token(
     `copying`: attention is SDPA, a call a sequence, instead of one packed kernel.
     """
     kind = _Kind(shape, dtype, rank, COPYING if copying else PACKED)
-    one, two = (_passes(kind, n, False) for n in (1, 2))
-    recomputed, both = (_passes(kind, n, True) for n in (1, 2))
+    with stock_layers():  # Liger's kernels want a GPU's memory
+        one, two = (_passes(kind, n, False) for n in (1, 2))
+        recomputed, both = (_passes(kind, n, True) for n in (1, 2))
+        forward = _forward(kind)
     layer = two.kept - one.kept
     return PerToken(
         layer=layer,
@@ -138,7 +141,7 @@ def per_token(
         ends=one.kept - layer,
         backward=two.peak - two.kept,
         recompute=both.peak - both.kept,
-        forward=_forward(kind),
+        forward=forward,
     )
 
 

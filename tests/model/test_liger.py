@@ -64,3 +64,25 @@ def test_norms_and_mlps_are_replaced_and_the_loss_is_not(monkeypatch: pytest.Mon
         assert "liger" in module.forward.__func__.__module__
     assert "liger" in modeling_llama.apply_rotary_pos_emb.__module__
     assert model.forward.__func__ is forward
+
+
+def test_memory_is_counted_on_stock_layers_whatever_was_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`activation_memory: auto` counts after the model is loaded, on a device without memory."""
+    pytest.importorskip("liger_kernel")
+    from transformers.models.llama import modeling_llama
+
+    from comal_fast.plan.shapes import shape_of
+    from comal_fast.plan.trace import per_token
+
+    for name in ("apply_rotary_pos_emb", "LlamaRMSNorm", "LlamaMLP"):  # put back afterwards
+        monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
+    model = tiny_model()
+    per_token.cache_clear()
+    before = per_token(shape_of(model.config), torch.bfloat16)
+    for _ in range(2):  # a second model must not take the kernels for transformers' own
+        liger.apply(model)
+    per_token.cache_clear()
+    assert per_token(shape_of(model.config), torch.bfloat16) == before
+    assert "liger" in modeling_llama.apply_rotary_pos_emb.__module__

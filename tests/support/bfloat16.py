@@ -1,6 +1,6 @@
 """bfloat16 in Triton's interpreter, which keeps it as uint16 and multiplies the integers.
 
-`install()`: products in float32, casts to the nearest, ties to even, as a GPU's.
+`install()`: arithmetic and products in float32, casts to the nearest, ties to even, as a GPU's.
 """
 
 from __future__ import annotations
@@ -48,4 +48,27 @@ def install() -> None:
             return interpreter.TensorHandle(narrowed(data), wanted)
         return interpreter.TensorHandle(data.astype(interpreter._get_np_dtype(target)), wanted)
 
+    binary, unary = builder.binary_op, builder.unary_op
+
+    def wide(x: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return x
+        return interpreter.TensorHandle(widened(x.data), tl.float32)
+
+    def narrow(x: Any) -> Any:
+        if not np.issubdtype(x.data.dtype, np.floating):
+            return x  # of a comparison
+        return interpreter.TensorHandle(narrowed(x.data), tl.bfloat16)
+
+    def binary_op(self: Any, left: Any, right: Any, op: Any) -> Any:
+        if tl.bfloat16 not in (left.dtype.scalar, right.dtype.scalar):
+            return binary(self, left, right, op)
+        return narrow(binary(self, wide(left), wide(right), op))
+
+    def unary_op(self: Any, x: Any, op: Any) -> Any:
+        if x.dtype.scalar != tl.bfloat16:
+            return unary(self, x, op)
+        return narrow(unary(self, wide(x), op))
+
     builder.create_dot, builder.cast_impl, builder.bfloat16 = create_dot, cast_impl, True
+    builder.binary_op, builder.unary_op = binary_op, unary_op

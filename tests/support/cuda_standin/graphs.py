@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+from triton.runtime.interpreter import GridExecutor
 
 
 def _tensors(x: Any) -> list[Tensor]:
@@ -57,6 +59,24 @@ class _Capture(TorchDispatchMode):
         super().__init__()
         self.calls = calls
         self.before: list[tuple[Tensor, Tensor]] = []
+        self._launch: Any = GridExecutor.__call__
+
+    def __enter__(self) -> Any:
+        """Note launches of Triton's kernels too, which no operator tells of."""
+
+        def launch(executor: Any, *args: Any, **kwargs: Any) -> None:
+            self.before += [(x, x.clone()) for x in _tensors([args, kwargs])]
+            again = partial(self._launch, executor)
+            with _disable_current_modes():  # the interpreter computes by operators
+                again(*args, **kwargs)
+            self.calls.append((again, args, kwargs, None))
+
+        GridExecutor.__call__ = launch
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        GridExecutor.__call__ = self._launch
+        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -86,6 +86,7 @@ def install() -> None:
         "init": _says(None),
         "empty_cache": _says(None),
         "synchronize": _says(None),
+        "_sleep": _says(None),
         "reset_peak_memory_stats": _says(None),
         "set_per_process_memory_fraction": _says(None),
         "memory_stats": _says({}),
