@@ -9,7 +9,15 @@ from pydantic import Field, field_validator
 from comal_fast.config.options import Options, how
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-Attention = Literal["auto", "flash_attention_2", "torch_varlen", "flex_attention", "sdpa"]
+Attention = Literal[
+    "auto",
+    "flash_attention_3",
+    "flash_attention_4",
+    "flash_attention_2",
+    "torch_varlen",
+    "flex_attention",
+    "sdpa",
+]
 
 
 class LoraConfig(Options):
@@ -51,9 +59,10 @@ class ModelConfig(Options):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:N`; `auto` takes CUDA where there is one."""
     attn_implementation: Attention = "auto"
-    """Attention over packed sequences. `auto`: on CUDA the first of flash-attn where it is
-    installed, torch's `varlen_attn` and FlexAttention that can run the model exactly; on a CPU
-    SDPA, a call per sequence. The first two take bfloat16 and float16, torch's no soft-capping."""
+    """Attention over packed sequences. `auto`: on CUDA the first that is installed and can run the
+    model exactly, of FlashAttention 3 (Hopper), 4 (Hopper and Blackwell) and 2, torch's
+    `varlen_attn` and FlexAttention; on a CPU SDPA, a call per sequence. All but FlexAttention and
+    SDPA take bfloat16 and float16 alone, torch's has no soft-capping."""
     lora: LoraConfig | None = None
     """Train adapters on the frozen weights; `{}` takes the defaults. None: train the weights."""
     quantization: Literal["none", "nf4"] = "none"

@@ -133,10 +133,9 @@ def engines() -> Iterator[Finding]:
 
 
 def _attention(cuda: bool) -> str:
-    from comal_kernels.attention.varlen import torch_has_varlen
+    from comal_kernels.attention.varlen import FUNCTIONS, is_installed
 
     if not cuda:
         return "sdpa, with dense masks; the others need a GPU"
-    flash = importlib.util.find_spec("flash_attn") is not None
-    names = ["flash_attention_2"] * flash + ["torch_varlen"] * torch_has_varlen()
-    return f"bfloat16: the first of {', '.join([*names, 'flex_attention'])} that the model allows"
+    names = [*filter(is_installed, FUNCTIONS), "flex_attention"]
+    return f"bfloat16: the first of {', '.join(names)} that the model and the GPU allow"

@@ -7,7 +7,9 @@ variable-length kernels, and FlexAttention's compiled one.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +26,9 @@ from comal_kernels.attention.sdpa import sdpa
 from comal_kernels.attention.varlen import (
     Bounds,
     flash,
-    torch_has_varlen,
+    flash_3,
+    flash_4,
+    is_installed,
     torch_varlen,
     varlen,
 )
@@ -176,11 +180,141 @@ def test_torchs_kernel_takes_what_it_is_given(window: int | None) -> None:
     assert out.shape == q.transpose(1, 2).shape
     gradients = torch.autograd.grad(out.sum(), (q, k, v))
     assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
-    for refused in (options._replace(softcap=1.0), options._replace(dropout=0.1)):
-        with pytest.raises(
-            ValueError, match="torch_varlen has no attention (soft-capping|dropout)"
-        ):
+    for refused, words in (
+        (options._replace(softcap=1.0), "torch_varlen has no attention soft-capping"),
+        (options._replace(dropout=0.1), "only flash_attention_2 and sdpa have dropout"),
+    ):
+        with pytest.raises(ValueError, match=words):
             varlen(torch_varlen)(q, k, v, layout, refused)
+
+
+def flash_3_function(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    seqused_q: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    qv: Tensor | None = None,
+    q_descale: Tensor | None = None,
+    k_descale: Tensor | None = None,
+    v_descale: Tensor | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    attention_chunk: int = 0,
+    softcap: float = 0.0,
+    num_splits: int = 1,
+    pack_gqa: bool | None = None,
+    deterministic: bool = False,
+    sm_margin: int = 0,
+    return_attn_probs: bool = False,
+) -> Tensor:
+    """The signature of FlashAttention 3, its arguments read as its documentation says."""
+    assert causal and softmax_scale is not None and window_size[1] == 0 and not deterministic
+    window = None if window_size[0] == -1 else window_size[0] + 1
+    bounds = Bounds(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return plain_kernel(q, k, v, bounds, Options(softmax_scale, softcap or None, window))
+
+
+def flash_4_function(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    qv: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    min_seqlen_k: int | None = None,
+    seqused_q: Tensor | None = None,
+    seqused_k: Tensor | None = None,
+    gather_kv_indices: Tensor | None = None,
+    page_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int | None, int | None] = (None, None),
+    learnable_sink: Tensor | None = None,
+    softcap: float = 0.0,
+    num_splits: int = 1,
+    pack_gqa: bool | None = None,
+    deterministic: bool = False,
+    return_lse: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The signature of FlashAttention 4, its arguments read as its documentation says."""
+    assert qv is None and cu_seqlens_q is not None and cu_seqlens_k is not None
+    assert max_seqlen_q is not None and max_seqlen_k is not None and softmax_scale is not None
+    left = -1 if window_size[0] is None else window_size[0]
+    found = flash_3_function(
+        q,
+        k,
+        v,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        max_seqlen_q,
+        max_seqlen_k,
+        softmax_scale=softmax_scale,
+        causal=causal,
+        window_size=(left, 0 if window_size[1] is None else window_size[1]),
+        softcap=softcap,
+        deterministic=deterministic,
+    )
+    return found, torch.empty(0)
+
+
+FUNCTIONS = {
+    "flash_attention_3": ("flash_attn_interface", flash_3_function, flash_3),
+    "flash_attention_4": ("flash_attn.cute", flash_4_function, flash_4),
+    "flash_attention_2": ("flash_attn", flash_3_function, flash),
+}
+
+
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, *engines: str) -> None:
+    """Let these releases of FlashAttention be the only ones that can be imported."""
+    for engine, (module, function, _) in FUNCTIONS.items():
+        found = ModuleType(module)
+        if engine in engines:
+            found.flash_attn_varlen_func = function  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, module, found)
+    is_installed.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def installed_anew() -> Iterator[None]:
+    """Let no test's packages outlive it."""
+    yield
+    is_installed.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["flash_attention_3", "flash_attention_4"])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (3, None), (None, 0.7), (1, 0.7)])
+def test_arguments_of_flash_attention(
+    name: str, window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plain kernel behind the packages' signatures: theirs have not run on a device."""
+    pretend_installed(monkeypatch, name)
+    layout, options = layout_of([(5, [4, 3]), (2, [6, 2, 2])]), Options(0.5, softcap, window)
+    engine = varlen(FUNCTIONS[name][2])
+    for found, right in zip(outcome(engine, layout, options), wanted(layout, options), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match="only flash_attention_2 and sdpa have dropout"):
+        outcome(engine, layout, options._replace(dropout=0.1))
+
+
+def test_old_releases_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlashAttention 2 carries an early `flash_attn.cute` that knows no longest sequence."""
+
+    def early(q: Tensor, cu_seqlens_q: Tensor, softcap: float, pack_gqa: bool) -> None: ...
+
+    pretend_installed(monkeypatch, "flash_attention_2", "flash_attention_4")
+    assert is_installed("flash_attention_4")
+    sys.modules["flash_attn.cute"].flash_attn_varlen_func = early  # type: ignore[attr-defined]
+    is_installed.cache_clear()
+    assert not is_installed("flash_attention_4")
+    assert is_installed("flash_attention_2")
 
 
 def test_shared_keys_add_up_in_float32() -> None:
@@ -201,24 +335,78 @@ def model_like(device: str, dtype: torch.dtype, **config: Any) -> Any:
     return SimpleNamespace(device=torch.device(device), dtype=dtype, config=found)
 
 
-def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+NAMES = {
+    "3": "flash_attention_3",
+    "4": "flash_attention_4",
+    "2": "flash_attention_2",
+    "v": "torch_varlen",
+    "x": "flex_attention",
+}
+
+
+@pytest.mark.parametrize(
+    ("capability", "packages", "engines"),  # of a llama, a soft-capped one, one in float32
+    [
+        ((9, 0), "342", "33x"),
+        ((9, 0), "42", "44x"),
+        ((9, 0), "2", "22x"),
+        ((10, 0), "342", "44x"),
+        ((8, 0), "342", "22x"),
+        ((12, 0), "34", "vxx"),
+        ((7, 5), "342", "vxx"),
+        ((9, 0), "", "vxx"),
+    ],
+)
+def test_the_engine_of_a_gpu(
+    capability: tuple[int, int], packages: str, engines: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No GPU is needed to choose one."""
-    installed = {"flash_attn": True}
-    find = SimpleNamespace(find_spec=lambda name: object() if installed[name] else None)
-    monkeypatch.setattr(interface.importlib, "util", find)
+    pretend_installed(monkeypatch, *(NAMES[p] for p in packages))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    models = (
+        model_like("cuda", torch.bfloat16),
+        model_like("cuda", torch.bfloat16, attn_logit_softcapping=50.0),
+        model_like("cuda", torch.float32),
+    )
+    assert is_installed("torch_varlen")
+    assert [choose_engine("auto", model) for model in models] == [NAMES[e] for e in engines]
+
+
+def test_heads_that_flash_attention_has_no_kernel_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch, *(NAMES[p] for p in "342"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for width, engine in ((128, "3"), (256, "3"), (260, "v"), (100, "2")):
+        model = model_like("cuda", torch.bfloat16, head_dim=width)
+        assert choose_engine("auto", model) == NAMES[engine], width
+    wide = model_like("cuda", torch.bfloat16, head_dim=256)
+    with pytest.raises(ValueError, match="flash_attention_4 has no gradients for heads of 256"):
+        choose_engine("flash_attention_4", wide)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert choose_engine("auto", wide) == "flash_attention_2"
+        with pytest.raises(ValueError, match="3 has no deterministic gradients for heads of 256"):
+            choose_engine("flash_attention_3", wide)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch, "flash_attention_4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
     llama, single = model_like("cuda", torch.bfloat16), model_like("cuda", torch.float32)
     gemma = model_like("cuda", torch.bfloat16, attn_logit_softcapping=50.0)
-    assert torch_has_varlen()
-    for there, models in ((True, "ffx"), (False, "vxx")):
-        installed["flash_attn"] = there
-        chosen = [choose_engine("auto", model) for model in (llama, gemma, single)]
-        names = {"f": "flash_attention_2", "v": "torch_varlen", "x": "flex_attention"}
-        assert chosen == [names[m] for m in models]
     assert choose_engine("auto", model_like("cpu", torch.float32)) == "sdpa"
     narrow = model_like("cuda", torch.float32, head_dim=8)
     assert choose_engine("auto", narrow) == "sdpa"
     for requested, model, words in (
-        ("flash_attention_2", llama, "flash_attention_2 needs the package flash-attn"),
+        ("flash_attention_2", llama, "flash_attention_2 needs the package flash-attn$"),
+        ("flash_attention_3", llama, "flash_attention_3 needs the package flash-attn-3$"),
+        ("flash_attention_3", single, "flash_attention_3 computes in bfloat16 or float16"),
+        (
+            "flash_attention_4",
+            llama,
+            r"flash_attention_4 does not run on this GPU \(compute capability 8\.6\)",
+        ),
         (
             "torch_varlen",
             single,
@@ -237,6 +425,8 @@ def test_the_engine_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ON_GPU = {
+    "flash_attention_3": varlen(flash_3),
+    "flash_attention_4": varlen(flash_4),
     "flash_attention_2": varlen(flash),
     "torch_varlen": varlen(torch_varlen),
     "flex_attention": flex(compiled),
@@ -250,10 +440,10 @@ ON_GPU = {
 )
 def test_engines_of_a_gpu(name: str, options: Options) -> None:
     """In bfloat16, against float64: no further off than twice SDPA's segments in bfloat16."""
-    if name == "flash_attention_2":
-        pytest.importorskip("flash_attn")
-    if name == "torch_varlen" and (options.softcap or not torch_has_varlen()):
-        pytest.skip("this torch's varlen_attn can't do it")
+    model = model_like("cuda", torch.bfloat16, attn_logit_softcapping=options.softcap)
+    why = interface._why_not(name, model)
+    if why:
+        pytest.skip(f"{name} {why}")
     segments = layout_of([(200, [70, 130, 1]), (1, [40]), (64, [64, 300])]).segments
     g = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, heads, segments[-1].stop, 64, generator=g) for heads in (4, 2, 2)]

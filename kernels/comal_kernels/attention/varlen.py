@@ -6,7 +6,10 @@ since 2.1: query i sees the keys j ≤ i + m − n.
 
 from __future__ import annotations
 
+import importlib
 import inspect
+from collections.abc import Callable
+from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
@@ -109,13 +112,67 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> 
     )
 
 
+def flash_3(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:
+    """Compute attention by FlashAttention 3 (arXiv 2407.08608).
+
+    Raises:
+        ModelError: The layer asks for attention dropout, which the kernel does not have.
+    """
+    from flash_attn_interface import flash_attn_varlen_func
+
+    window = (-1 if options.window is None else options.window - 1, 0)
+    return _call_flash(flash_attn_varlen_func, q, k, v, bounds, options, window)
+
+
+def flash_4(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:
+    """Compute attention by FlashAttention 4, which says None for no window.
+
+    Raises:
+        ModelError: The layer asks for attention dropout, which the kernel does not have.
+    """
+    from flash_attn.cute import flash_attn_varlen_func
+
+    window = (None if options.window is None else options.window - 1, 0)
+    return _call_flash(flash_attn_varlen_func, q, k, v, bounds, options, window)
+
+
+def _call_flash(
+    function: Callable[..., Any],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bounds: Bounds,
+    options: Options,
+    window: tuple[int | None, int],
+) -> Tensor:
+    """Call the function of FlashAttention 3 or 4 by the argument names that both have."""
+    _refuse_dropout(options)
+    found = function(
+        q,
+        k,
+        v,
+        cu_seqlens_q=bounds.cu_q,
+        cu_seqlens_k=bounds.cu_k,
+        max_seqlen_q=bounds.max_q,
+        max_seqlen_k=bounds.max_k,
+        softmax_scale=options.scale,
+        causal=True,
+        window_size=window,
+        softcap=options.softcap or 0.0,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    # FlashAttention 4 and early releases of 3 return the log-sum-exp too.
+    out: Tensor = found[0] if isinstance(found, tuple) else found
+    return out
+
+
 def torch_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:
     """Attention by torch's kernel. ModelError for soft-capping and dropout, which it has not."""
     from torch.nn.attention.varlen import varlen_attn
 
-    for value, name in ((options.softcap, "soft-capping"), (options.dropout, "dropout")):
-        if value:
-            raise ModelError(f"attn_implementation: torch_varlen has no attention {name}")
+    _refuse_dropout(options)
+    if options.softcap:
+        raise ModelError("attn_implementation: torch_varlen has no attention soft-capping")
     heads: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in _parameters(varlen_attn) else {}
     window = (-1 if options.window is None else options.window - 1, 0)  # (−1, 0) is causal
     return varlen_attn(  # type: ignore[return-value]
@@ -123,13 +180,41 @@ def torch_varlen(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Optio
     )
 
 
-def torch_has_varlen() -> bool:
-    """Whether this torch's kernel has a scale and windows."""
+def _refuse_dropout(options: Options) -> None:
+    """Raise ModelError where a layer asks for attention dropout."""
+    if options.dropout:
+        raise ModelError("attn_implementation: only flash_attention_2 and sdpa have dropout")
+
+
+# Where an engine's function is, and the arguments without which its release is too old.
+FUNCTIONS: dict[str, tuple[str, str, set[str]]] = {
+    "flash_attention_3": (
+        "flash_attn_interface",
+        "flash_attn_varlen_func",
+        {"window_size", "softcap", "deterministic"},
+    ),
+    "flash_attention_4": (
+        "flash_attn.cute",
+        "flash_attn_varlen_func",
+        {"max_seqlen_q", "max_seqlen_k", "softcap", "deterministic"},
+    ),
+    "flash_attention_2": ("flash_attn", "flash_attn_varlen_func", {"softcap", "deterministic"}),
+    "torch_varlen": ("torch.nn.attention.varlen", "varlen_attn", {"scale", "window_size"}),
+}
+
+
+@cache  # a package that can't be imported would be tried again at every pass
+def is_installed(engine: str) -> bool:
+    """Return whether an engine of FUNCTIONS can be imported, in a release that is new enough.
+
+    A folder `flash_attn` does not tell: FlashAttention 4 is a part of it, with or without 2.
+    """
+    module, name, needed = FUNCTIONS[engine]
     try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
         return False
-    return {"scale", "window_size"} <= _parameters(varlen_attn)
+    return needed <= _parameters(function)
 
 
 def _parameters(function: Any) -> set[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +12,43 @@ from transformers import AttentionInterface
 from comal_kernels.attention.flex import compiled, flex
 from comal_kernels.attention.layout import Engine, Layout, Options
 from comal_kernels.attention.sdpa import sdpa
-from comal_kernels.attention.varlen import flash, torch_has_varlen, torch_varlen, varlen
+from comal_kernels.attention.varlen import (
+    flash,
+    flash_3,
+    flash_4,
+    is_installed,
+    torch_varlen,
+    varlen,
+)
 from comal_kernels.errors import ModelError
 
 # Best on CUDA first. Their names in transformers, which holds a name with `flash`, `flex_attention`
 # or `sdpa` in it for its own.
 ENGINES = {
+    "flash_attention_3": "comal_fa3",
+    "flash_attention_4": "comal_fa4",
     "flash_attention_2": "comal_fa2",
     "torch_varlen": "comal_varlen",
     "flex_attention": "comal_flex",
     "sdpa": "comal_segments",
+}
+
+
+class Limits(NamedTuple):
+    """What a release of FlashAttention runs, forward and backward, over variable lengths."""
+
+    package: str  # as pip installs it
+    capabilities: tuple[int, ...]  # major numbers of the devices' compute capability
+    widest: int  # numbers of an attention head
+    multiple: int  # of which a head's numbers are one
+    widest_deterministic: int
+
+
+# From the packages' own checks and, of 4, from the head sizes whose backward its tests run.
+FLASH = {
+    "flash_attention_3": Limits("flash-attn-3", (9,), 256, 8, 192),
+    "flash_attention_4": Limits("flash-attn-4", (9, 10), 128, 8, 128),
+    "flash_attention_2": Limits("flash-attn", (8, 9, 10, 11, 12), 256, 1, 256),
 }
 # what a layer may ask for beside `Options`, none of which packing keeps exact
 REFUSED = {"s_aux": "sinks", "position_bias": "position biases"}
@@ -71,6 +97,8 @@ def register(implementation: str, engine: Engine) -> None:
 
 
 CALLS: dict[str, Engine] = {
+    "flash_attention_3": varlen(flash_3),
+    "flash_attention_4": varlen(flash_4),
     "flash_attention_2": varlen(flash),
     "torch_varlen": varlen(torch_varlen),
     "flex_attention": flex(compiled),
@@ -156,12 +184,28 @@ def _why_not(engine: str, model: Any) -> str | None:
         return wanted if width < LEAST_FLEX_WIDTH else None
     if model.dtype not in (torch.bfloat16, torch.float16):
         return f"computes in bfloat16 or float16, the model in {str(model.dtype).split('.')[1]}"
-    if engine == "flash_attention_2":
-        missing = importlib.util.find_spec("flash_attn") is None
-        return "needs the package flash-attn" if missing else None
+    if engine in FLASH:
+        return _why_not_flash(engine, model)
     if getattr(model.config, "attn_logit_softcapping", None) is not None:
         return f"has no attention soft-capping, and {type(model).__name__} needs it"
-    return None if torch_has_varlen() else "needs a newer torch, whose varlen_attn has windows"
+    return None if is_installed(engine) else "needs a newer torch, whose varlen_attn has windows"
+
+
+def _why_not_flash(engine: str, model: Any) -> str | None:
+    """Return what keeps a release of FlashAttention from a model on CUDA, or None."""
+    limits, width = FLASH[engine], head_width(model.config)
+    if not is_installed(engine):
+        return f"needs the package {limits.package}"
+    # ROCm's capabilities are other numbers: only FlashAttention 2 is built for it.
+    major, minor = torch.cuda.get_device_capability(model.device)
+    if major not in limits.capabilities or (engine != "flash_attention_2" and torch.version.hip):
+        return f"does not run on this GPU (compute capability {major}.{minor})"
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    widest = limits.widest_deterministic if is_deterministic else limits.widest
+    if width > widest or width % limits.multiple:
+        kind = "deterministic gradients" if is_deterministic else "gradients"
+        return f"has no {kind} for heads of {width} numbers"
+    return None
 
 
 def _inexact(what: str, module: torch.nn.Module) -> ModelError:
