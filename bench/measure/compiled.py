@@ -22,6 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.measure.sass import MATRIX
+from comal_fast.optim.adamw_kernel import BLOCK, ROWS, adamw_kernel
 from comal_kernels.engines.triton import tuning
 from comal_kernels.engines.triton.forward_kernels import (
     combine_kernel,
@@ -90,6 +91,30 @@ def cases(arch: int) -> Iterator[Case]:
     types = _types(combine_kernel, "fp32")
     yield Case("combine_kernel", "", combine_kernel, types, constants, 4, 3, False)
     yield from _scalings()
+    yield from update_cases()
+
+
+def update_cases() -> Iterator[Case]:
+    """The optimiser's kernel: it measures gradients in the backward pass, and clips after it."""
+    floats = ("keep", "rate", "beta1", "gain1", "beta2", "gain2", "root", "eps")
+    other = {"num_elements": "i32", "first": "i64", "seed": "i64", **dict.fromkeys(floats, "fp32")}
+    for weights, state, rounded, alone in itertools.product(
+        ("bf16", "fp32"), ("8bit", "float32"), (True, False), ("squares", "divisor")
+    ):
+        if weights == "fp32" and (rounded or state == "float32"):
+            continue  # torch's own update
+        moment = "*u8" if state == "8bit" else "*fp32"
+        pointers = {"weights": f"*{weights}", "gradient": f"*{weights}", alone: "*fp32"}
+        pointers |= {"exp_avg": moment, "exp_avg_sq": moment}
+        if state == "8bit":
+            pointers |= {"exp_avg_scale": "*fp32", "exp_avg_sq_scale": "*fp32"}
+        types = {n: t for n in adamw_kernel.arg_names if (t := (pointers | other).get(n))}
+        constants: dict[str, object] = {"ROUNDED": rounded, "ROWS": ROWS, "BLOCK": BLOCK}
+        constants |= {n: None for n in adamw_kernel.arg_names if n not in types | constants}
+        for aligned in (True, False) if state == "float32" else (True,):
+            fit = "even" if aligned else "odd"
+            name = f"{weights} {state} rounded={int(rounded)} {alone} {fit}"
+            yield Case("adamw_kernel", name, adamw_kernel, types, constants, ROWS, 3, aligned)
 
 
 def _products(

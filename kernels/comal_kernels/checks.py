@@ -83,6 +83,16 @@ def execution(x: Execution) -> None:
         refuse("grad_filter", f"{x.grad_filter}", "a probability in (0, 1), or None")
 
 
+def loss_scale(x: float | None, hidden: Tensor, grad: bool) -> None:  # (T, H)
+    """The scale is a power of two, and there is one where float16 gradients are needed."""
+    if x is None:
+        if grad and hidden.dtype == torch.float16:
+            wanted = "the factor of the loss, or states in bfloat16"
+            refuse("loss_scale", "missing, and float16 gradients underflow without", wanted)
+    elif math.frexp(number("loss_scale", x))[0] != 0.5:
+        refuse("loss_scale", f"{x}", "a power of two, so that no gradient is rounded by it")
+
+
 def flag(name: str, x: object) -> None:
     if not isinstance(x, bool):
         refuse(name, f"got {x!r}", "True or False")

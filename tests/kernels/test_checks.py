@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import comal_kernels
-from comal_kernels import linear_logprob, prox_loss
+from comal_kernels import execution, linear_logprob, prox_loss
+from comal_kernels.execution import BACKENDS, Execution
 
 T, H, V, S, P = 10, 4, 7, 4, 3
 
@@ -230,3 +231,48 @@ def test_fuzz(bounds, chosen, rejected, eta, ratio) -> None:
     with pytest.raises(ValueError) as caught:
         call(change)
     assert re.match("|".join(change), str(caught.value))
+
+
+def test_float16_gradients_want_a_loss_scale() -> None:
+    """Log-probs of float16 states need none; a scale that rounds gradients is none."""
+    half = {"hidden": torch.randn(T, H).half(), "weight": torch.randn(V, H).half()}
+    assert not call(half).loss.isnan()
+    half["hidden"].requires_grad_()
+    with pytest.raises(ValueError, match=r"^loss_scale: missing, and float16 gradients underflow"):
+        call(half)
+    assert call({**half, "loss_scale": 2.0**16}).loss.requires_grad
+    for wrong in (3.0, 0.0, -2.0, float("inf"), True):
+        with pytest.raises(ValueError, match=r"^loss_scale: "):
+            call({**half, "loss_scale": wrong})
+
+
+class _OnCuda:
+    """Stands for states on a GPU that is not here, of which `Execution.resolved` reads these."""
+
+    is_cuda, dtype, device = True, torch.bfloat16, torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "why"),
+    [((9, 0), "6.3", "this torch is built for ROCm"), ((7, 5), None, "and this one has 7.5")],
+)
+def test_gpus_without_kernels_take_torch(capability, hip, why, monkeypatch) -> None:
+    """`auto` falls back; `triton` is refused in one line that says why."""
+    monkeypatch.setattr(execution, "triton_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert Execution("auto").resolved(_OnCuda).backend == "torch"
+    with pytest.raises(ValueError, match=f'^backend: "triton" .*{why}; use "torch"$'):
+        Execution("triton").resolved(_OnCuda)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    assert Execution("auto").resolved(_OnCuda).backend == "triton"
+
+
+def test_no_gradients_are_filtered_on_cuda(monkeypatch) -> None:
+    monkeypatch.setattr(execution, "triton_installed", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for backend in BACKENDS:
+        with pytest.raises(ValueError, match="^grad_filter: .* on CUDA it takes longer .*leave it"):
+            Execution(backend, grad_filter=2.0**-12).resolved(_OnCuda)
+    assert Execution(grad_filter=2.0**-12).resolved(torch.ones(1)).backend == "torch"

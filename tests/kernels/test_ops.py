@@ -67,7 +67,7 @@ def test_opcheck_prox_loss() -> None:
     kw = loss_arguments("inpo")
     pairs = [kw["chosen"], kw["rejected"], kw["ref_logp"], kw["last_logp"], *[None] * 8]
     loss = ["inpo", [None, None], [0.1, 0.3], False]
-    index = [[True, True, True], target(), CU, -100]
+    index = [[True, True, True], 1.0, target(), CU, -100]
     torch.library.opcheck(prox_loss_op, (hidden, *index, *pairs, *loss, *records(*head)))
 
 

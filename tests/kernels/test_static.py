@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from comal_kernels.engines.triton import tuning
+
 REPO = Path(__file__).resolve().parents[2]
-MATRIX = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+MATRIX = dict.fromkeys((80, 86, 89, 120), "HMMA") | {90: "HGMMA", 100: "UTCHMMA"}
 MATCHES = [
     "partial_kernel bf16 .*bias=0 softcap=0|soften_kernel bf16 .*bias=0 softcap=0 store=1|combine",
     "(partial|soften)_kernel bf16 [0-9].*bias=1 softcap=1.*(odd|even)$"
@@ -33,7 +34,7 @@ def start(arch: int, match: str, cache: Path) -> subprocess.Popen[str]:
 
 
 def spilled(arch: int) -> int:
-    """Bytes that may be: Triton 3.6 spills up to 56 in a few configurations of sm_80 and sm_100."""
+    """Bytes that may be: Triton 3.6 spills up to 56 in a few configurations, of sm_90 none."""
     import triton
 
     old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
@@ -46,7 +47,7 @@ def check(arch: int, text: str) -> int:
         label = f"{row['kernel']} {row['config']} sm_{arch}"
         assert row["spill_bytes"] <= spilled(arch), f"{label} spills {row['spill_bytes']} bytes"
         assert row["registers"] <= 255, label
-        assert row["shared_bytes"] <= SHARED_LIMIT[arch], label
+        assert row["shared_bytes"] <= tuning.SHARED_MEMORY[arch], label
         product = row["kernel"] in ("partial_kernel", "soften_kernel")
         if product and not row["config"].startswith("fp32"):
             assert row["matrix_instructions"].get(MATRIX[arch], 0) > 0, label
@@ -65,11 +66,25 @@ def compile_all(arch: int, matches: list[str], cache: Path) -> int:
 @pytest.mark.parametrize(
     "arch",
     [
-        pytest.param(80, marks=[pytest.mark.slow, pytest.mark.nightly]),
-        90,
-        pytest.param(100, marks=[pytest.mark.slow, pytest.mark.nightly]),
+        arch if arch == 90 else pytest.param(arch, marks=[pytest.mark.slow, pytest.mark.nightly])
+        for arch in sorted(tuning.FORWARD)
     ],
 )
 def test_the_plainest_and_the_fullest(arch, tmp_path) -> None:
     """All the others: `python -m bench compile --arch N`, minutes for each."""
     assert compile_all(arch, MATCHES, tmp_path) >= 16
+
+
+@pytest.mark.parametrize(
+    ("device", "table"),
+    [(80, 80), (86, 86), (87, 86), (89, 89), (90, 90), (100, 100), (103, 100), (120, 120)],
+)
+def test_no_device_takes_tiles_that_another_family_alone_can_hold(device, table) -> None:
+    """A tile's two factors, staged, fit a block of the device; 121 is 120 with another memory."""
+    assert tuning.nearest(device) == table
+    assert tuning.nearest(121) == 120
+    for tables in (tuning.FORWARD, tuning.SOFTEN):
+        for (dtype, _), tile in tables[table].items():
+            factors = (tile.block_n + tile.block_v) * tile.block_h * dtype.itemsize
+            assert factors * (tile.stages - 1) <= tuning.SHARED_MEMORY[table]
+            assert not tile.tma or table in (90, 100)

@@ -127,15 +127,16 @@ def linear_logprob(
             the same pass; None: the log-probs alone, as a Tensor. Computed in plain torch on every
             device; `grad_filter` does not apply.
         k: how many words of "topk".
-        backend: "auto" is "triton" on CUDA tensors and "torch" elsewhere; "triton" runs on CPU
-            tensors under TRITON_INTERPRET=1.
+        backend: "auto" is "triton" on CUDA tensors and "torch" elsewhere, as on ROCm and on GPUs
+            older than compute capability 8.0; "triton" runs on CPU tensors under
+            TRITON_INTERPRET=1.
         workspace: bytes of logits held at a time (at least one row); None: 128 MiB on a CPU, 1 GiB
             on a GPU. Results do not depend on it beyond rounding; memory does not depend on T.
         grad_filter: None is exact. A probability ε: words whose d logp / d logit is below ε
             in every row of a chunk get and give no gradient there, so each entry of d loss /
             d logits that is left out is below ε · max |d loss / d logp|. 2⁻¹² is below
-            bfloat16's resolution (Cut Cross-Entropy, arXiv 2411.09009, section 4.3). Costs a wait
-            for the GPU per chunk.
+            bfloat16's resolution (Cut Cross-Entropy, arXiv 2411.09009, section 4.3). A ValueError
+            on CUDA, where it takes longer than exact gradients do.
         group: of torch.distributed, a vocabulary-parallel head: `weight` and `bias` are the rows
             that this rank holds, in the order of ranks; hidden and target (ids of the whole
             vocabulary) are alike on all, and so is the result. hidden's gradient is summed over

@@ -65,6 +65,7 @@ def prox_loss(
     workspace: int | None = None,  # bytes
     grad_filter: float | None = None,
     average_log_prob: bool = False,
+    loss_scale: float | None = None,
     **hyperparameters: object,
 ) -> ProxOutput:
     """One of the losses of PROX over packed sequences; loss and gradients in one pass over them.
@@ -101,6 +102,10 @@ def prox_loss(
         average_log_prob: length normalisation. Every log-prob that the loss compares, the policy's
             and the cached sums alike, is divided by its sequence's number of predicted tokens;
             `logp` and `ref_logp` of the result stay sums, the margin is one of means.
+        loss_scale: a power of two by which gradients are larger from the forward pass, which makes
+            them, to the backward pass, which applies the upstream factor; the result is the same.
+            float16 gradients need it, since most of them would underflow: give the factor that
+            the loss is multiplied by, as of `GradScaler.get_scale()`. None: 1.
         group: (S,) integers, equal for responses to one prompt (dro without `value`).
 
     Index tensors may be on the CPU or on hidden's device; CPU ones spare the GPU a wait.
@@ -111,7 +116,8 @@ def prox_loss(
 
     Raises:
         ValueError: a wrong shape, dtype, device or range, a loss or hyperparameter that is not
-            known, an argument that the loss needs and lacks, or is given and would ignore.
+            known, an argument that the loss needs and lacks, or is given and would ignore, or
+            float16 gradients without `loss_scale`.
     """
     prox = checks.loss_row(loss)
     ref_weight, ref_bias = whole(ref_weight, ref_hidden), whole(ref_bias, ref_hidden)
@@ -142,9 +148,11 @@ def prox_loss(
     )
     wanted = (hidden, head.weight, head.bias)
     needs = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in wanted]
+    checks.loss_scale(loss_scale, hidden, any(needs))
     total, logp, ref, margin, accuracy, per_pair, *_ = prox_loss_op(
         hidden,
         needs,
+        1.0 if loss_scale is None else float(loss_scale),
         target,
         cu_seqlens,
         ignore_index,

@@ -24,9 +24,9 @@ from comal_kernels.transfer import to_host
 @torch.library.custom_op(
     "comal_kernels::prox_loss",
     mutates_args=(),
-    schema="(Tensor hidden, bool[] needs, Tensor target, Tensor cu_seqlens, int ignore_index, "
-    "Tensor chosen, Tensor? rejected, Tensor? ref_logp, Tensor? last_logp, Tensor? ref_hidden, "
-    "Tensor? ref_weight, Tensor? ref_bias, Tensor? preference, Tensor? reward, "
+    schema="(Tensor hidden, bool[] needs, float loss_scale, Tensor target, Tensor cu_seqlens, "
+    "int ignore_index, Tensor chosen, Tensor? rejected, Tensor? ref_logp, Tensor? last_logp, "
+    "Tensor? ref_hidden, Tensor? ref_weight, Tensor? ref_bias, Tensor? preference, Tensor? reward, "
     "Tensor? reward_margin, Tensor? pair_weight, Tensor? group, str loss, Tensor?[] hyper_tensors, "
     f"float[] hyper_numbers, bool average_log_prob, {flat.SCHEMA}) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
@@ -34,6 +34,7 @@ from comal_kernels.transfer import to_host
 def prox_loss_op(
     hidden: Tensor,  # (T, H)
     needs: list[bool],  # gradients of hidden, weight, bias
+    loss_scale: float,  # by which they are larger until the backward pass
     target: Tensor,  # (T,)
     cu_seqlens: Tensor,  # (S + 1,)
     ignore_index: int,
@@ -94,7 +95,7 @@ def prox_loss_op(
             live_ref=live is not None,
         )
         make_step = functools.partial(ProxStep, prox, inputs, plan, device)
-        run = ProxPass(Work(head, execution, plan, make_step, needs, live), hidden)
+        run = ProxPass(Work(head, execution, plan, make_step, needs, live, loss_scale), hidden)
         run.run()
         step = run.step
         results = (
@@ -126,6 +127,7 @@ def _joined(tensors: list[Maybe], numbers: list[float]) -> list[float | Maybe]:
 def _(
     hidden: Tensor,
     needs: list[bool],
+    loss_scale: float,
     target: Tensor,
     cu_seqlens: Tensor,
     ignore_index: int,
@@ -152,12 +154,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)  # else zeros as large as the head, for outputs with no grad
     ctx.save_for_backward(*output[-3:])
-    ctx.needs, ctx.none = inputs[1], flat.no_grads(inputs)
+    ctx.needs, ctx.loss_scale = inputs[1:3]
+    ctx.none = flat.no_grads(inputs)
 
 
 def _backward(ctx: Any, grad: Maybe, *_: Maybe) -> tuple[Any, ...]:
     if grad is None:
         return tuple(ctx.none)
+    if ctx.loss_scale != 1.0:
+        grad = grad / ctx.loss_scale
     grads = (
         scale_gradient(x, grad) if need else None
         for x, need in zip(ctx.saved_tensors, ctx.needs, strict=True)

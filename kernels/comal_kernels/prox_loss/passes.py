@@ -31,6 +31,7 @@ class Work:
     step: Callable[[], ProxStep]  # made once the device has the first chunk's product to do
     needs: Sequence[bool]  # gradients of hidden, weight, bias
     ref: tuple[Head, Tensor] | None = None  # the reference's head and states (T, H'), if live
+    loss_scale: float = 1.0  # of the gradients
 
 
 class ProxPass:
@@ -69,7 +70,7 @@ class ProxPass:
         coef = self.step.run(chunk, seq_logp)
         if not grad:
             return
-        coef = coef.repeat_interleave(lengths, output_size=n)
+        coef = (self.work.loss_scale * coef).repeat_interleave(lengths, output_size=n)
         if held:
             self._backward(rows, coef)
             return

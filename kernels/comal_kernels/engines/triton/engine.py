@@ -21,13 +21,9 @@ from comal_kernels.head import Head
 LOGP_ROWS = 1 << 14  # bounds the partial sums, (tiles, n)
 
 
-def softened(head: Head, grad_filter: float | None) -> bool:
-    """Whether training holds exp(logit) in the inputs' dtype rather than float32 logits.
-
-    The filter compares gradients with one threshold, and softened logits have a scale per row.
-    """
-    weight = head.weight
-    return grad_filter is None and tuning.soft(architecture(weight.device), weight.dtype)
+def softened(head: Head) -> bool:
+    """Return whether training holds exp(logit) in the inputs' dtype, not float32 logits."""
+    return tuning.soft(architecture(head.weight.device), head.weight.dtype)
 
 
 class TritonEngine:
@@ -42,7 +38,6 @@ class TritonEngine:
         need_weight: bool,
         need_bias: bool,
         single: bool = False,  # all rows come in one chunk: dW is rounded once, as it is made
-        grad_filter: float | None = None,
     ) -> None:
         if not head.weight.is_cuda and isinstance(soften_kernel, triton.JITFunction):
             raise ValueError(
@@ -52,8 +47,7 @@ class TritonEngine:
         if head.weight.stride(1) != 1:
             head = replace(head, weight=head.weight.contiguous())
         self.head, self.capacity, self.logp_rows = head, capacity, LOGP_ROWS
-        self.need_x, self.need_weight, self.grad_filter = need_x, need_weight, grad_filter
-        self.single = single
+        self.need_x, self.need_weight, self.single = need_x, need_weight, single
         self.held: RawLogits | SoftLogits | None = None  # made on first use, as is dweight
         self.dweight: Tensor | None = None  # (V, H) float32, or finished where `single`
         self.dbias: Tensor | None = None  # (V,) float32
@@ -69,18 +63,14 @@ class TritonEngine:
 
     def load(self, x: Tensor, target: Tensor, lse: Tensor | None = None) -> Tensor | None:
         if self.held is None:
-            kind = SoftLogits if softened(self.head, self.grad_filter) else RawLogits
+            kind = SoftLogits if softened(self.head) else RawLogits
             self.held = kind(self.head, self.capacity)
         self.x = x
         return self.held.load(x, target, lse)
 
     def backward(self, coef: Tensor) -> Tensor | None:
         assert self.held is not None
-        coef = coef.float().contiguous()
-        grad, factor = self.held.gradient(coef)
-        if self.grad_filter is not None:
-            return self._filtered(grad, self.grad_filter * float(coef.abs().max()))
-        return self._back(grad, factor)
+        return self._back(*self.held.gradient(coef.float().contiguous()))
 
     def _back(self, grad: Tensor, factor: Tensor | None) -> Tensor | None:
         """dx (n, H) of d loss / d product = factor (n,) · grad (n, V); adds to dW and dbias."""
@@ -101,20 +91,6 @@ class TritonEngine:
         if factor is None:
             return products.back(grad, self.head.weight)
         return scale(products.back(grad, self.head.weight, torch.float32), factor, x.dtype)
-
-    def _filtered(self, grad: Tensor, least: float) -> Tensor | None:  # (n, V)
-        if self.dbias is not None:
-            self.dbias += grad.sum(0, dtype=torch.float32)
-        words = products.surviving(grad, least * self.head.inner * self.head.outer)
-        part = grad.index_select(1, words)
-        if self.need_weight:
-            if self.dweight is None:
-                self.dweight = torch.zeros_like(self.head.weight, dtype=torch.float32)
-            total = self.dweight.index_select(0, words)
-            self.dweight.index_copy_(0, words, products.accumulate(total, part.t(), self.x))
-        if not self.need_x:
-            return None
-        return products.back(part, self.head.weight.index_select(0, words))
 
     def reader(self, head: Head) -> TritonEngine:
         return TritonEngine(head, self.capacity, need_x=False, need_weight=False, need_bias=False)

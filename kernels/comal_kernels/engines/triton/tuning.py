@@ -56,14 +56,37 @@ _AMPERE = _table(Tile(128, 128, 32, 8, 4), Tile(128, 128, 32, 8, 4), _ODD)
 _WIDE = Tile(128, 256, 64, 8, 3, tma=True, persistent=True)
 _HOPPER = _table(_STEADY, _STEADY, _ODD, wide=_WIDE)
 _QUARTET = Tile(128, 128, 64, 4, 4, tma=True)  # with 8 warps Triton 3.9 can't cap and store
-_BLACKWELL = _table(_QUARTET, _QUARTET, Tile(64, 32, 32, 4, 2))
-# compute capability × 10 → table: A100; H100 and H200; B200
-FORWARD: dict[int, Table] = {80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
-SOFTEN: dict[int, Table] = {80: _AMPERE, 90: _HOPPER, 100: _BLACKWELL}
+_NARROW = Tile(64, 32, 32, 4, 2)
+_BLACKWELL = _table(_QUARTET, _QUARTET, _NARROW)
+# Where a block has 99 KiB of shared memory (RTX 30, 40 and 50, A10, L4, L40S), Ampere's tiles take
+# half of it; the compiler spills in a few, and those are smaller or shallower here.
+_RTX_30 = _AMPERE | {(torch.float32, "odd"): Tile(64, 32, 16, 8, 2)}
+_RTX_50 = _AMPERE | {(torch.float32, "even"): _AMPERE[torch.float32, "aligned"]}
+_RTX_50_SOFTEN = _RTX_50 | {(dtype, "odd"): _NARROW for dtype in (torch.bfloat16, torch.float16)}
+# Compute capability × 10 → table: A100; RTX 30, A10 and A40; RTX 40, L4 and L40S; H100 and H200;
+# B200 and B300; RTX 50 and RTX PRO.
+FORWARD: dict[int, Table] = {
+    80: _AMPERE,
+    86: _RTX_30,
+    89: _RTX_30,
+    90: _HOPPER,
+    100: _BLACKWELL,
+    120: _RTX_50,
+}
+SOFTEN: dict[int, Table] = FORWARD | {120: _RTX_50_SOFTEN}
 # Dtypes whose logits are softened as the product makes them. In float32 cuBLAS is far ahead of
 # tl.dot; float16 has no room for exp(z − shift).
 SOFT = {arch: {torch.bfloat16} for arch in SOFTEN}
-BASIS = {80: "static", 90: "measured", 100: "static"}  # 90: its wide tile in bfloat16, on an H200
+BASIS = dict.fromkeys(FORWARD, "static") | {90: "measured"}  # its wide bfloat16 tile, on an H200
+# Bytes of shared memory that a block can have, as CUDA's programming guide lists them.
+SHARED_MEMORY = {
+    80: 163 * 1024,
+    86: 99 * 1024,
+    89: 99 * 1024,
+    90: 227 * 1024,
+    100: 227 * 1024,
+    120: 99 * 1024,
+}
 EPILOGUE_BLOCK = 2048  # columns that one program handles at a time
 EPILOGUE_WARPS = 8
 SCALE_PROGRAMS = 8  # programs a multiprocessor of `scale_in_place_kernel`
@@ -76,7 +99,10 @@ MAX_SPLITS = 32  # of the vocabulary
 
 
 def nearest(arch: int) -> int:
-    """The table's architecture for a device's: the newest that is not newer."""
+    """Return the table's architecture for a device's: the newest that is not newer.
+
+    So 87 has 86's, 103 and 110 have 100's (all with tcgen05), and 121 has 120's.
+    """
     return max((known for known in FORWARD if known <= arch), default=min(FORWARD))
 
 
