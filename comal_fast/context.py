@@ -34,7 +34,7 @@ class Context:
         self.directory = RunDirectory(config.output_dir)
         self.device = pick_device(config.model.device)
         self.policies = Policies(config, self.directory, self.device)
-        check_installed(config.training)
+        check_installed(config.training, self.device)
         self._settle()
 
     def _settle(self) -> None:

@@ -60,7 +60,7 @@ def _device(config: Config) -> Iterator[Finding]:
         device = pick_device(config.model.device)
         if device.type == "cpu":
             check_cpu(config)
-        check_installed(config.training)
+        check_installed(config.training, device)
         return str(device)
 
     yield _attempt("device", work)

@@ -11,6 +11,7 @@ from comal_fast.config.schema import TrainingConfig
 from comal_fast.errors import InputError
 from comal_fast.optim.adamw import AdamW
 from comal_fast.optim.stepper import BackwardStepper, Stepper
+from comal_kernels.execution import triton_installed
 
 
 def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainingConfig) -> Stepper:
@@ -18,8 +19,8 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainingCon
 
     Raises InputError where the package that an option needs is not installed.
     """
-    check_installed(config)
     trained = list(parameters)
+    check_installed(config, trained[0].device)
     rate, decay = config.learning_rate, config.weight_decay
     ours = config.optimizer_in_backward or config.optimizer_offload or config.stochastic_rounding
     if not ours and config.optimizer_state == "model":
@@ -38,10 +39,19 @@ def make_optimizer(parameters: Iterable[torch.nn.Parameter], config: TrainingCon
     return Stepper(inner, config.max_grad_norm)
 
 
-def check_installed(config: TrainingConfig) -> None:
-    """Raise InputError for a package that `training.optimizer_state` needs and that is not here."""
-    if config.optimizer_state == "8bit" and importlib.util.find_spec("bitsandbytes") is None:
+def check_installed(config: TrainingConfig, device: torch.device) -> None:
+    """Raise InputError where a package that `training.optimizer_state` needs is not installed.
+
+    8-bit moments need Triton on a GPU, and bitsandbytes on a CPU.
+    """
+    if config.optimizer_state != "8bit":
+        return
+    if device.type == "cuda" and not triton_installed():
         raise InputError(
-            "training.optimizer_state: 8bit needs the package bitsandbytes; "
+            "training.optimizer_state: 8bit needs the package triton on a GPU; pip install triton"
+        )
+    if device.type != "cuda" and importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            "training.optimizer_state: 8bit needs the package bitsandbytes on a CPU; "
             "pip install 'comal-fast[8bit]'"
         )

@@ -1,11 +1,11 @@
 """AdamW's two moments of a parameter: how they are held, and the update that reads and writes them.
 
-The arithmetic is that of libraries: torch's fused AdamW kernel, bitsandbytes' 8-bit one.
+The updates here are those of libraries: torch's fused AdamW kernel, and bitsandbytes' 8-bit one on
+CPUs. On a GPU `adamw_kernel` makes those that `runs_kernel` names, with the same mathematics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw
 
 from comal_fast.config.training import OptimizerState
 from comal_fast.optim.slices import parts, zeros_beside
+from comal_kernels.execution import triton_installed
 
 BLOCK = 256  # elements that share a scale in bitsandbytes' 8-bit kernels
 SMALLEST = (
@@ -46,6 +47,7 @@ class Dense:
         state: dict[str, Tensor],  # (N,) each, updated in place
         step: int,
         group: dict[str, Any],
+        divisor: Tensor | None = None,  # () float32, of the gradient, which may be overwritten
     ) -> None:
         """Make the step-th update, counted from 1."""
         beta1, beta2 = group["betas"]
@@ -57,6 +59,7 @@ class Dense:
             [],
             [torch.full((), step - 1.0, dtype=torch.float32, device=weights.device)],
             fused=True,
+            grad_scale=divisor,
             amsgrad=False,
             maximize=False,
             beta1=beta1,
@@ -68,7 +71,7 @@ class Dense:
 
 
 class EightBit:
-    """Moments in 8 bits, block-wise with a dynamic code (arXiv 2110.02861), by bitsandbytes.
+    """Moments in 8 bits, block-wise with a dynamic code (arXiv 2110.02861).
 
     The second moment's code holds no zero (arXiv 2309.01507): with one, elements whose gradient is
     small beside their block's are divided by nothing, in steps of thousands of learning rates.
@@ -100,29 +103,32 @@ class EightBit:
         state: dict[str, Tensor],  # (N,) codes and (N / BLOCK,) scales, updated in place
         step: int,
         group: dict[str, Any],
+        divisor: Tensor | None = None,  # () float32, of the gradient
     ) -> None:
         """Make the step-th update, counted from 1; computed in float32."""
+        from bitsandbytes.functional import optimizer_update_8bit_blockwise
+
         beta1, beta2 = group["betas"]
-        with torch.cuda.device_of(weights):
-            _kernel(weights.device.type)(
-                "adam",
-                gradient,
-                weights,
-                state["exp_avg"],
-                state["exp_avg_sq"],
-                beta1,
-                beta2,
-                0.0,  # beta3 and alpha: of another optimiser
-                0.0,
-                group["eps"],
-                step,
-                group["lr"],
-                _code(weights.device, signed=True),
-                _code(weights.device, signed=False),
-                state["exp_avg_scale"],
-                state["exp_avg_sq_scale"],
-                group["weight_decay"],
-            )
+        optimizer_update_8bit_blockwise(
+            "adam",
+            gradient,
+            weights,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            beta1,
+            beta2,
+            0.0,  # beta3 and alpha: of another optimiser
+            0.0,
+            group["eps"],
+            step,
+            group["lr"],
+            _code(weights.device, signed=True),
+            _code(weights.device, signed=False),
+            state["exp_avg_scale"],
+            state["exp_avg_sq_scale"],
+            group["weight_decay"],
+            1.0 if divisor is None else 1 / divisor.item(),
+        )
 
 
 Moments = Dense | EightBit
@@ -140,6 +146,17 @@ def choose_moments(kind: OptimizerState, parameter: Tensor) -> Moments:
     if kind == "8bit" and parameter.numel() >= SMALLEST and _in_blocks(parameter):
         return EightBit()
     return Dense(torch.float32)
+
+
+def runs_kernel(parameter: Tensor, moments: Moments, rounded: bool) -> bool:
+    """Return whether our Triton kernel updates the parameter, on the GPU where it lies.
+
+    It does where the moments are coded, where weights are rounded stochastically, and where the
+    moments have another dtype than the weights; torch's fused kernel does the rest.
+    """
+    mixed = moments.working_dtype(parameter) is not parameter.dtype
+    wanted = isinstance(moments, EightBit) or rounded or mixed
+    return wanted and parameter.is_cuda and triton_installed()
 
 
 def _in_blocks(parameter: Tensor) -> bool:
@@ -170,15 +187,3 @@ def _code(device: torch.device, signed: bool) -> Tensor:
     if not signed:
         code[0] = code[1] / 2
     return code.to(device)
-
-
-def _kernel(device_type: str) -> Callable[..., None]:
-    """bitsandbytes' update. On CUDA its Triton kernel, which runs on the current stream; its native
-    one runs on the default stream, whichever is current, so beside copies it would be a race."""
-    if device_type == "cuda":
-        from bitsandbytes.backends.triton import kernels_optim
-
-        return kernels_optim.optimizer_update_8bit_blockwise_impl
-    from bitsandbytes.functional import optimizer_update_8bit_blockwise
-
-    return optimizer_update_8bit_blockwise

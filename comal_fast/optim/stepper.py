@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from comal_fast.optim.adamw import AdamW
-from comal_kernels.sharded import whole
+from comal_fast.optim.norms import gradient_norms, total_norm
 
 
 class Stepper:
@@ -28,16 +28,30 @@ class Stepper:
             group["lr"], group["seed"] = rate, seed
 
     def step(self) -> float:
-        """Update the parameters and let go of their gradients; the norm of these, unclipped.
+        """Update the parameters and let go of their gradients.
 
-        Nothing is updated where the norm is no finite number: the host waits to see it.
+        Nothing is updated where the norm is no finite number: the host waits to see it. Clipping
+        is no sweep of its own: the update divides the gradients.
+
+        Returns:
+            The norm of the gradients before clipping.
         """
-        limit = self.max_grad_norm or float("inf")
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(self.parameters, limit)))
+        norm = 0.0
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if gradients:
+            norm = float(total_norm(gradient_norms(gradients), self.parameters[0]))
         if math.isfinite(norm):
+            self.inner.grad_scale = self._divisor(norm)  # type: ignore[attr-defined]
             self.inner.step()
         self.inner.zero_grad(set_to_none=True)
         return norm
+
+    def _divisor(self, norm: float) -> Tensor | None:
+        """() float32 that clips gradients of that norm, as torch's clip_grad_norm_ would."""
+        excess = (norm + 1e-6) / (self.max_grad_norm or math.inf)
+        if excess <= 1:
+            return None
+        return torch.full((), excess, dtype=torch.float32, device=self.parameters[0].device)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on as if nothing had happened."""
@@ -82,7 +96,7 @@ class BackwardStepper(Stepper):
         self.inner.finish()
         norms = [self._norms[p] for p in self.parameters if p in self._norms]
         self._norms.clear()
-        return float(whole(torch.linalg.vector_norm(torch.stack(norms))))
+        return float(total_norm(norms, self.parameters[0]))
 
     def _disarm(self) -> None:
         for hook in self._hooks:
