@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from comal_kernels.errors import ModelError
+from comal_kernels.gather import gather_rows
 from comal_kernels.integrations.transformers.attention import ENGINES, choose_engine, refuse
 from comal_kernels.packing.sequences import Packed
 
@@ -43,7 +44,7 @@ def predictor_states(model: Any, packed: Packed) -> Tensor:
         use_cache=False,
         layout=packed.layout,
     )
-    return output.last_hidden_state[0].index_select(0, packed.predictors)
+    return gather_rows(output.last_hidden_state[0], packed.predictors)
 
 
 def refuse_moving_rope(model: Any, longest: int) -> None:

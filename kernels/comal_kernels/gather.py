@@ -1,0 +1,40 @@
+"""Rows by index, where one row may be taken several times: its gradients add up in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of x (T, …) at index (N,) int64, differentiable once in x.
+
+    A prompt's last state predicts the first token of each of its K responses, so K gradients meet
+    there. torch's own backward pass rounds to x's dtype after each, on CUDA in no fixed order.
+    Here they are summed in float32, in the order of `index`, and rounded once.
+    """
+    rows: Tensor = _Gather.apply(x, index)
+    return rows
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.num_rows = x.shape[0]
+        return x.index_select(0, index)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        total = gradient.new_zeros(ctx.num_rows, *gradient.shape[1:], dtype=dtype)
+        if total.is_cuda:  # sorts the index; index_add_ would use atomics there
+            total.index_put_((index,), gradient.to(dtype), accumulate=True)
+        else:  # one row after the other; index_put_ would use atomics here
+            total.index_add_(0, index, gradient.to(dtype))
+        return total.to(gradient.dtype), None
