@@ -13,7 +13,7 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """Return the rows of x (T, …) at index (N,) int64, differentiable once in x.
 
     A prompt's last state predicts the first token of each of its K responses, so K gradients meet
-    there. torch's own backward pass rounds to x's dtype after each, on CUDA in no fixed order.
+    there. On CUDA, torch's own backward pass adds them by atomics: in x's dtype, in no fixed order.
     Here they are summed in float32, in the order of `index`, and rounded once.
     """
     rows: Tensor = _Gather.apply(x, index)

@@ -21,7 +21,7 @@ def gradients(function, states: Tensor, index: Tensor, upstream: Tensor) -> Tens
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("responses", [3, 4, 8])
 def test_a_prompt_s_last_state_is_rounded_once(responses, seed, device) -> None:
-    """In bfloat16, against float64: half a unit in the last place, where torch's own loses more."""
+    """In bfloat16, against float64: half a unit in the last place."""
     torch.manual_seed(seed)
     sequences = [
         PromptResponse([prompt, 7, 8], [*range(1, 2 + answer)])
@@ -40,12 +40,12 @@ def test_a_prompt_s_last_state_is_rounded_once(responses, seed, device) -> None:
     size = torch.zeros_like(exact).index_add_(0, packed.predictors, upstream.double().abs())
     half_unit = torch.finfo(torch.bfloat16).eps / 2
     single = size * responses * torch.finfo(torch.float32).eps
-    assert ((ours.double() - exact).abs() <= half_unit * exact.abs() + single).all()
-    plain = gradients(
-        lambda x, index: x.index_select(0, index), states, packed.predictors, upstream
-    )
-    errors = [(found.double() - exact).square().mean().item() for found in (plain, ours)]
-    assert errors[0] > 1.2 * errors[1]
+    allowed = half_unit * exact.abs() + single
+    assert ((ours.double() - exact).abs() <= allowed).all()
+    rounded = torch.zeros_like(states)  # after each of them, as additions in bfloat16 are
+    for row, gradient in zip(packed.predictors.tolist(), upstream, strict=True):
+        rounded[row] += gradient
+    assert ((rounded.double() - exact).abs() > allowed).any()
 
 
 def test_the_sum_has_one_order(device) -> None:
