@@ -99,6 +99,8 @@ def test_without_bitsandbytes_8bit_is_refused_at_once(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else found(name)
     )
-    with pytest.raises(ValueError, match=r"8bit needs the package bitsandbytes on a CPU; pip install"):
+    with pytest.raises(
+        ValueError, match=r"8bit needs the package bitsandbytes on a CPU; pip install"
+    ):
         start(tiny_run, tmp_path / "run", "training.optimizer_state=8bit")
     assert not (tmp_path / "run").exists()
