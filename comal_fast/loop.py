@@ -31,7 +31,7 @@ from comal_fast.store.directory import PHASES
 from comal_fast.store.files import check_folder, locked
 from comal_fast.store.metrics import Row
 from comal_fast.system.doing import doing
-from comal_fast.system.machine import device_name, versions
+from comal_fast.system.machine import device_name, named_nondeterminism, versions
 from comal_fast.system.peak import reset_peak
 from comal_fast.system.processes import run_apart
 from comal_fast.system.ranks import world
@@ -128,7 +128,11 @@ def run_here(context: Context, phase: str, iteration: int) -> None:
     """Run one phase of one iteration in this process."""
     reset_peak(context.device)
     progress = context.directory.progress
-    with doing(f"{phase}, iteration {iteration}"), telling(progress, phase, iteration):
+    with (
+        named_nondeterminism(),
+        doing(f"{phase}, iteration {iteration}"),
+        telling(progress, phase, iteration),
+    ):
         RUN[phase](context, iteration)
 
 

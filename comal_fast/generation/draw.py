@@ -45,13 +45,13 @@ def _draw(logits: Tensor, drawn: Tensor, temperature: float, top_p: float) -> Te
     blocks = -(-vocab // BLOCK)
     mass = F.pad(z.exp_(), (0, blocks * BLOCK - vocab)).view(size, blocks, BLOCK)
     if order is not None:  # the first word is always kept
-        before = mass.flatten(1).cumsum(-1, dtype=torch.float64) - mass.flatten(1)
+        before = _running_sums(mass.flatten(1)) - mass.flatten(1)
         kept = before < top_p * mass.sum((1, 2), dtype=torch.float64)[:, None]
         mass = mass * kept.view(mass.shape)
-    upto = mass.sum(-1).cumsum(-1, dtype=torch.float64)  # (B, blocks)
+    upto = _running_sums(mass.sum(-1))  # (B, blocks)
     total = upto[:, -1:]
     block = _first_beyond(upto, drawn[:, None] * total)
-    here = mass[torch.arange(size, device=z.device), block[:, 0]].cumsum(-1, dtype=torch.float64)
+    here = _running_sums(mass[torch.arange(size, device=z.device), block[:, 0]])
     below = F.pad(upto, (1, 0)).gather(1, block)
     word = _first_beyond(here, drawn[:, None] * total - below)
     token = (block * BLOCK + word).clamp(max=vocab - 1)
@@ -59,6 +59,26 @@ def _draw(logits: Tensor, drawn: Tensor, temperature: float, top_p: float) -> Te
         token = order.gather(1, token)
     fine = (total > 0) & total.isfinite()
     return torch.where(fine, token, NOT_A_TOKEN)[:, 0]
+
+
+def _running_sums(x: Tensor) -> Tensor:
+    """Return the sums of x (B, n) up to each entry, its own included, in float64.
+
+    torch's `cumsum` has no fixed order on CUDA and raises in deterministic mode. There each pass
+    adds to every entry the sum that ends 1, 2, 4 … places before it.
+    """
+    if not x.is_cuda or not torch.are_deterministic_algorithms_enabled():
+        return x.cumsum(-1, dtype=torch.float64)
+    return scan_by_doubling(x.double())
+
+
+def scan_by_doubling(x: Tensor) -> Tensor:
+    """Return the running sums of x (B, n) by elementwise additions alone, in one order."""
+    step = 1
+    while step < x.shape[1]:
+        x = torch.cat([x[:, :step], x[:, step:] + x[:, :-step]], dim=1)
+        step *= 2
+    return x
 
 
 def _first_beyond(upto: Tensor, wanted: Tensor) -> Tensor:

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
+from comal_fast.errors import InputError
 from comal_fast.system.ranks import world
 
 PACKAGES = (
     "comal-fast", "comal-kernels", "torch", "triton", "transformers", "numpy", "peft",
     "bitsandbytes",
 )  # fmt: skip
+# Values of CUBLAS_WORKSPACE_CONFIG under which cuBLAS adds up in one order.
+ONE_ORDER = (":4096:8", ":16:8")
+_NO_ORDER = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
 def versions() -> dict[str, str]:
@@ -49,11 +56,35 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def sum_in_one_order() -> None:
-    """No atomic additions on the GPU, nor products that are split at will; before its first one.
+    """Let every operator add up in one order from now on; call it before work on a GPU starts.
 
-    torch warns of an operator that has no such way.
+    With `warn_only`, attention's backward passes by torch's flash kernels would keep their atomic
+    additions, so an operator that has no such way raises: see `named_nondeterminism`.
+
+    Raises:
+        InputError: CUBLAS_WORKSPACE_CONFIG is set to what lets cuBLAS choose the order.
     """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # else new memory is swept, for nothing
+    workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ONE_ORDER[0])
+    if workspace not in ONE_ORDER:
+        raise InputError(
+            f"training.deterministic: CUBLAS_WORKSPACE_CONFIG={workspace} lets cuBLAS add up in "
+            f"any order; unset it, or set it to {' or '.join(ONE_ORDER)}"
+        )
+    torch.use_deterministic_algorithms(True)
+    # Else new memory is swept, for nothing.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def named_nondeterminism() -> Iterator[None]:
+    """Raise InputError, with the operator's name, for what can't add up in one order."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = _NO_ORDER.search(str(error))
+        if found is None:
+            raise
+        raise InputError(
+            f"training.deterministic: torch's {found[1]} can't add up in one order on this device; "
+            "leave training.deterministic out, or use a model and options that do without it"
+        ) from error

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comal_fast.generation.draw import BLOCK, NOT_A_TOKEN, draw, uniforms
+from comal_fast.generation.draw import BLOCK, NOT_A_TOKEN, draw, scan_by_doubling, uniforms
 
 
 def frequencies(logits: torch.Tensor, count: int, **options: float) -> torch.Tensor:
@@ -77,3 +77,11 @@ def test_numbers_depend_on_seed_prompt_and_sample() -> None:
     others = [uniforms("b", [1, 2], 0, 5), uniforms("a", [12], 0, 5), uniforms("a", [1, 2], 1, 5)]
     assert all(not torch.equal(first, other) for other in others)
     assert ((first >= 0) & (first < 1)).all() and first.dtype == torch.float64
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 64, 513])
+def test_running_sums_by_doubling(size: int) -> None:
+    """As deterministic mode has them on CUDA: as `cumsum`, and never falling."""
+    x = torch.rand(5, size, dtype=torch.float64, generator=torch.Generator().manual_seed(size))
+    torch.testing.assert_close(scan_by_doubling(x), x.cumsum(1), rtol=1e-14, atol=0.0)
+    assert (scan_by_doubling(x.float().double()).diff(dim=1) >= 0).all()
