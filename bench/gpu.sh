@@ -56,11 +56,11 @@ if [ "$SIZE" = small ]; then
     step=(--model tiny --pairs 2 --response 8 --repeat 1)
     head=(--tokens 128 --hidden 64 --vocab 512 --repeat 1)
     shapes=(--model tiny --step-tokens 32 --repeat 1 --sustain 0.1)
-    sample=(--model tiny --tokens 4 --repeat 1)
+    sample=(--model tiny --tokens 2 --responses 1 --repeat 1)
     profile=(--model tiny --pairs 2 --response 8)
     grow=(--tokens 128 256 --hidden 64 --vocab 512 --repeat 1)
     tests=(tests/kernels/test_chunks.py)
-    few=2 many=3
+    few=1 many=2
 else
     step=(--repeat 5)
     head=(--tokens 8192 --repeat 10)

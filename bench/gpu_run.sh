@@ -16,7 +16,9 @@ else
     "$PYTHON" -m comal_fast lm-game make configs/lm-game/inpo.yaml model.device=cuda || exit 1
 fi
 if [ "$SIZE" = small ]; then
-    config+=(generation.num_generations=4 evaluation.num_generations=2 training.num_train_epochs=1)
+    config+=(model.attn_implementation=sdpa data.eval_prompts=2 data.prompts_per_iteration=2
+        generation.num_generations=2 evaluation.num_generations=1 training.num_train_epochs=2
+        training.train_batch_size=1 algorithm.iterations=1)
 fi
 options=("${config[@]}" "output_dir=$RUN" training.save_steps=1 evaluation.report=false)
 "$PYTHON" -m comal_fast run "${options[@]}" &
