@@ -19,7 +19,7 @@ from comal_fast.policies import Policies
 from comal_fast.store.directory import RunDirectory
 from comal_fast.store.files import write_json, write_text
 from comal_fast.store.metrics import PhaseMetrics
-from comal_fast.system.allocator import keep_freed_memory
+from comal_fast.system.allocator import configure_cuda_allocator, keep_freed_memory
 from comal_fast.system.machine import environment, sum_in_one_order
 from comal_fast.system.peak import peak_gib
 from comal_fast.system.ranks import is_main
@@ -40,7 +40,9 @@ class Context:
     def _settle(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory()
-        elif self.config.training.deterministic:
+            return
+        configure_cuda_allocator()
+        if self.config.training.deterministic:
             sum_in_one_order()
 
     def __setstate__(self, state: dict[str, Any]) -> None:

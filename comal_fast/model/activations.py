@@ -72,6 +72,7 @@ class HostShelf:
 
     Going forward, a copy out runs beside the next layer's work; going backward, the layer before
     is fetched while this one is at work. On a device without streams the copies are plain ones.
+    The host's buffers serve every pass: one a place on the shelf, as large as its largest tensor.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -79,6 +80,7 @@ class HostShelf:
         self.device = device
         self.stream = self.module.Stream()
         self.shelf: list[_Kept] = []
+        self.buffers: list[Tensor] = []  # (bytes,) uint8, by place
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """torch's `checkpoint`, called with what it saves on the shelf."""
@@ -94,14 +96,23 @@ class HostShelf:
             before.release(self.module)
         kept = _Kept(tensor.detach(), len(self.shelf))
         with self._beside():
-            kept.host = torch.empty(
-                tensor.shape, dtype=tensor.dtype, pin_memory=self.device.type == "cuda"
-            )
+            kept.host = self._buffer(kept.place, tensor)
             kept.host.copy_(tensor.detach(), non_blocking=True)
             kept.done = self.module.Event()
             kept.done.record(self.stream)
         self.shelf.append(kept)
         return kept
+
+    def _buffer(self, place: int, like: Tensor) -> Tensor:
+        """Return host memory for such a tensor at a place, whose earlier copies are all queued."""
+        size = like.numel() * like.itemsize
+        if place == len(self.buffers):
+            self.buffers.append(torch.empty(0, dtype=torch.uint8))
+        if self.buffers[place].numel() < size:
+            self.buffers[place] = torch.empty(
+                size, dtype=torch.uint8, pin_memory=self.device.type == "cuda"
+            )
+        return self.buffers[place][:size].view(like.dtype).view(like.shape)
 
     def _fetch(self, kept: _Kept) -> None:
         if kept.here is None:

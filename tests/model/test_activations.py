@@ -152,6 +152,30 @@ def test_inputs_lie_in_host_memory_until_they_are_fetched() -> None:
     assert shelf.shelf == []
 
 
+def test_the_shelf_s_buffers_serve_every_pass() -> None:
+    """In the size of the largest pass, and the gradients stay those of a shelf of their own."""
+    model = tiny_model(num_hidden_layers=4).train()
+    shelf = HostShelf(torch.device("cpu"))
+
+    def backward(sequences: list[PromptResponse], on: HostShelf) -> list[torch.Tensor]:
+        model.zero_grad()
+        undo = recompute_layers(model, 3, on.checkpoint)
+        with packed_attention(model, "auto"):
+            predictor_states(model, pack(sequences, model.device)).square().sum().backward()
+        undo()
+        return [p.grad.clone() for p in model.base_model.parameters() if p.grad is not None]
+
+    backward(SEQUENCES, shelf)
+    largest = pack(SEQUENCES, model.device).tokens * 32 * 4
+    used = [buffer.data_ptr() for buffer in shelf.buffers]
+    assert [buffer.numel() for buffer in shelf.buffers if buffer.numel()] == [largest] * 3
+    for sequences in (SEQUENCES[:2], SEQUENCES[2:], SEQUENCES):
+        alone = backward(sequences, HostShelf(torch.device("cpu")))
+        for ours, expected in zip(backward(sequences, shelf), alone, strict=True):
+            assert torch.equal(ours, expected)
+    assert [buffer.data_ptr() for buffer in shelf.buffers] == used
+
+
 def trained(**training: Any) -> dict[str, torch.Tensor]:
     """The weights after an iteration's steps on pairs of uneven length."""
     torch.manual_seed(0)
