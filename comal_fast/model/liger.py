@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from comal_fast.errors import InputError
+from comal_fast.model.residual_norm import fuse_residual_norms
 
 KERNELS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 _STOCK: dict[str, dict[str, Any]] = {}  # module → what `apply` replaced in it
@@ -32,16 +33,25 @@ def why_not(family: str, device: torch.device) -> str | None:
     return None if known else f"has no kernels for models of type {family}"
 
 
-def use_liger(model: Any, requested: str, device: torch.device) -> Any:
-    """The model, with Liger's kernels where `model.liger_kernels` means them on such a device.
+def use_liger(model: Any, requested: str, device: torch.device, fuse_residual: bool = True) -> Any:
+    """Return the model with Liger's kernels in it, where they are wanted and can be had.
 
-    Raises InputError where they are asked for (`on`) and can't be had.
+    Args:
+        model: A causal language model of transformers.
+        requested: `model.liger_kernels`.
+        device: Where the model is, or will be.
+        fuse_residual: Let layers add and normalise in one kernel too (`residual_norm.py`).
+
+    Raises:
+        InputError: They are asked for (`on`) and can't be had.
     """
     if requested == "off":
         return model
     why = why_not(model.config.model_type, device)
     if why is None:
         apply(model)
+        if fuse_residual:
+            fuse_residual_norms(model)
     elif requested == "on":
         raise InputError(f"model.liger_kernels: on {why}")
     return model
