@@ -28,7 +28,7 @@ class TrainingConfig(Options):
     more stops the run (`diagnostics.divergence: rollback` ends it with the iterate before)."""
     optimizer_state: OptimizerState = "model"
     """AdamW's two moments: in the dtype of the weights, in float32 (8 bytes per parameter), or in 8
-    bits (2 bytes; needs bitsandbytes)."""
+    bits (2 bytes; on a CPU it needs bitsandbytes)."""
     stochastic_rounding: bool = False
     """bfloat16 weights: round each update up or down at random, so that none is lost on average."""
     optimizer_in_backward: bool = how(False)

@@ -16,7 +16,7 @@ from comal_fast.doctor.finding import Finding
 OWN = ("comal-fast", "comal-kernels")
 EXTRAS = {  # package → the extra that brings it, and what it is for
     "peft": ("lora", "LoRA"),
-    "bitsandbytes": ("8bit", "8-bit moments, 4-bit weights"),
+    "bitsandbytes": ("8bit", "8-bit moments on a CPU, 4-bit weights"),
     "trl": ("trl", "ProxTrainer"),
     "liger-kernel": ("gpu", "Liger's kernels inside the blocks"),
     "flash-attn": ("gpu", "FlashAttention 2 in packed passes"),
@@ -124,8 +124,10 @@ def engines() -> Iterator[Finding]:
         yield Finding("log-probs and losses", "note", f"torch's, in slices; {why}", cure)
     yield Finding("attention of packed passes", "good" if cuda else "note", _attention(cuda))
     bits = importlib.util.find_spec("bitsandbytes") is not None
+    if cuda and triton_installed():
+        yield Finding("8-bit moments", "good", "our Triton kernel")
     yield Finding(
-        "8-bit moments, nf4",
+        "nf4" if cuda else "8-bit moments, nf4",
         "good" if bits else "note",
         "by bitsandbytes" if bits else "not here: bitsandbytes is not installed",
         "" if bits else "pip install 'comal-fast[8bit]'",

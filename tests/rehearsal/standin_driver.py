@@ -35,6 +35,16 @@ MODES: dict[str, list[str]] = {
         "training.stochastic_rounding=true",
     ],
     "float32 moments": ["training.optimizer_state=float32"],
+    "8-bit moments": [
+        "training.optimizer_state=8bit",
+        "training.stochastic_rounding=true",
+        "training.max_grad_norm=0.01",
+    ],
+    "8-bit in backward": [
+        "training.optimizer_state=8bit",
+        "training.optimizer_in_backward=true",
+        "training.max_grad_norm=0",
+    ],
     "in backward": ["training.optimizer_in_backward=true", "training.max_grad_norm=0"],
     "moments on the host": [
         "training.optimizer_state=float32",
