@@ -14,7 +14,7 @@ from rich.table import Table
 from comal_fast.config import Config
 from comal_fast.config.fixed_point import other_game
 from comal_fast.config.plugins import sources
-from comal_fast.config.validate import check_cpu, check_ranks, needs_samples
+from comal_fast.config.validate import check_cpu, check_ranks, check_trainable, needs_samples
 from comal_fast.context import Context
 from comal_fast.distributed import collective
 from comal_fast.distributed.collective import dismiss
@@ -55,6 +55,7 @@ def run_all(config: Config) -> dict[str, Any]:
     A diagnostic may end it earlier. Given again, the same command ends at the same place; with that
     diagnostic set to `warn`, it goes on from there. Returns summary.json.
     """
+    check_trainable(config)
     with open_run(config) as context:
         if reason := other_game(config):
             console.print(f"  [yellow]![/] {reason}", soft_wrap=True)
@@ -103,6 +104,8 @@ def run_phase(config: Config, phase: str, iteration: int | None) -> None:
         raise InputError(f"{phase}: people judged data.pairs already; the first phase is pair")
     if iteration == 0 and not evaluate.iterates(config):
         raise InputError("--iteration: without an oracle there is nothing to evaluate of π_0")
+    if phase == "train":
+        check_trainable(config)
     with open_run(config) as context:
         last = config.algorithm.iterations
         if iteration is None:

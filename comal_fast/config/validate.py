@@ -258,6 +258,15 @@ def _optimizer(c: Config) -> None:
         )
 
 
+def check_trainable(c: Config) -> None:
+    """Raise InputError for a policy that can be sampled from, and not trained."""
+    if c.model.dtype == "float16":
+        raise InputError(
+            "model.dtype: float16 can be sampled from, but its gradients would underflow in "
+            "training; use bfloat16, or float32"
+        )
+
+
 def check_ranks(config: Config, ranks: int) -> None:
     """Raise InputError for what several ranks can't do."""
     if ranks > 1 and config.phases == "process":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from comal_fast import loop
 from comal_fast.config import known_keys, load_config, load_saved, to_dict
 from comal_fast.config.generation import VllmConfig
 from comal_fast.config.schema import CriteriaConfig, LoraConfig
@@ -291,3 +292,14 @@ def test_bad_file(tmp_path: Path, text: str, words: str) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no such file"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_float16_is_sampled_from_and_not_trained(tiny_run: Path) -> None:
+    """Its gradients underflow; a run says so before it samples anything."""
+    config = load_config(tiny_run, ["model.dtype=float16"])
+    for start in (lambda: loop.run_all(config), lambda: loop.run_phase(config, "train", 1)):
+        with pytest.raises(ValueError, match=r"^model\.dtype: float16 .* use bfloat16, or"):
+            start()
+    assert not Path(config.output_dir).exists()
+    loop.run_phase(config, "generate", 1)
+    assert (Path(config.output_dir) / "iterations" / "0001" / "samples.parquet").exists()
