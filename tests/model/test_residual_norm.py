@@ -107,6 +107,12 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(modeling_llama, name, getattr(modeling_llama, name))
     monkeypatch.setattr(liger, "KERNELS", dict.fromkeys(liger.KERNELS, False) | {"rms_norm": True})
     monkeypatch.setattr(liger, "_STOCK", {})
+    from liger_kernel.transformers.rms_norm import LigerRMSNorm
+
+    def plain_norm(self: Any, x: Tensor) -> Tensor:  # Liger's own needs a library of CUDA's
+        return self.weight * (x * torch.rsqrt(x.square().mean(-1, True) + self.variance_epsilon))
+
+    monkeypatch.setattr(LigerRMSNorm, "forward", plain_norm)
     yield
 
 
@@ -122,13 +128,7 @@ def passed(model: Any, recompute: bool) -> tuple[Tensor, list[Tensor]]:
 
 @pytest.mark.usefixtures("patched")
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_model_computes_what_it_did(recompute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from liger_kernel.transformers.rms_norm import LigerRMSNorm
-
-    def plain_norm(self: Any, x: Tensor) -> Tensor:  # Liger's own needs a library of CUDA's
-        return self.weight * (x * torch.rsqrt(x.square().mean(-1, True) + self.variance_epsilon))
-
-    monkeypatch.setattr(LigerRMSNorm, "forward", plain_norm)
+def test_a_model_computes_what_it_did(recompute: bool) -> None:
     model = tiny_model()
     wanted = passed(model, recompute)
     liger.apply(model)
@@ -143,11 +143,38 @@ def test_a_model_computes_what_it_did(recompute: bool, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("patched")
+def test_sharded_layers_keep_it() -> None:
+    """FSDP2 makes a class of its own of a layer's, and recomputation looks at the outermost."""
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = tiny_model()
+    wanted = passed(model, True)
+    liger.apply(model)
+    assert fuse_residual_norms(model) == 2
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for part in (*model.model.layers, model):
+            fully_shard(part, mesh=mesh)
+        undo = recompute_layers(model.train(), 2)
+        ids = torch.arange(24).reshape(2, 12) % 50
+        logits = model(ids, use_cache=False).logits
+        logits.square().mean().backward()
+        undo()
+        gradients = [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
+    finally:
+        distributed.destroy_process_group()
+    torch.testing.assert_close((logits.detach(), gradients), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("patched")
 @pytest.mark.parametrize("fuse_residual", [True, False])
 def test_it_comes_with_ligers_kernels_and_can_be_left_out(fuse_residual: bool) -> None:
     model = liger.use_liger(tiny_model(), "auto", torch.device("cuda"), fuse_residual)
     names = {layer.post_attention_layernorm.forward.__name__ for layer in model.model.layers}
-    assert names == ({"_add_and_normalize"} if fuse_residual else {"forward"})
+    assert names == ({"_add_and_normalize"} if fuse_residual else {"plain_norm"})
     kept = liger.use_liger(tiny_model(), "off", torch.device("cuda"))
     assert "forward" not in vars(kept.model.layers[0].post_attention_layernorm)
 
