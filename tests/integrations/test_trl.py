@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ pytest.importorskip("trl")
 from datasets import Dataset  # noqa: E402
 from trl import DPOConfig, DPOTrainer  # noqa: E402
 
+from comal_kernels import prox_loss  # noqa: E402
 from comal_kernels.integrations.trl import (  # noqa: E402
     ProxConfig,
     ProxTrainer,
@@ -279,6 +281,27 @@ def test_ipo_of_means_is_trls_ipo(pairs: Dataset, tmp_path: Path) -> None:
     other = make(tmp_path, DPOConfig(**options(tmp_path), loss_type="ipo", beta=0.1), pairs)
     other.train()
     agree(ours, other, [name for name in METRICS if not name.startswith("rewards/")])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_float16_scaler_s_factor_reaches_the_loss(
+    pairs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `loss_scale`, without which float16 gradients underflow; the loss does not change."""
+    given: list[float | None] = []
+
+    def spy(*arguments: Any, loss_scale: float | None, **options: Any) -> Any:
+        given.append(loss_scale)
+        return prox_loss(*arguments, loss_scale=loss_scale, **options)
+
+    monkeypatch.setattr("comal_kernels.integrations.trl.trainer.prox_loss", spy)
+    trainer = make(tmp_path, ProxConfig(**options(tmp_path), prox="dpo"), pairs)
+    inputs = next(iter(trainer.get_train_dataloader()))
+    plain = trainer.compute_loss(trainer.model, inputs)
+    trainer.accelerator.scaler = SimpleNamespace(get_scale=lambda: 1024.0)
+    scaled = trainer.compute_loss(trainer.model, inputs)
+    assert given == [None, 1024.0]
+    assert torch.equal(plain.detach(), scaled.detach())
 
 
 def scored(rows: Dataset) -> Dataset:

@@ -27,6 +27,7 @@ def loss_of_entropy(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor
 def loss_of_pairs(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor) -> Tensor:
     bounds, first = torch.tensor([0, 3, 7, 9, 12], dtype=torch.int32), torch.arange(2)
     pairs: dict[str, Any] = {"chosen": first, "rejected": first + 2, "ref_logp": torch.zeros(4)}
+    pairs["loss_scale"] = 1.0
     return prox_loss(hidden, weight, target, bounds, loss="dpo", beta=0.1, bias=bias, **pairs).loss
 
 

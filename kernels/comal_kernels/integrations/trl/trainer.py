@@ -271,6 +271,7 @@ class ProxTrainer(DPOTrainer):
         if row.centred is not None and self.hyper.get(row.centred) is None:
             cached["group"] = inputs["group"]
         sides = torch.arange(2 * len(pairs)).chunk(2)
+        scaler = self.accelerator.scaler  # there under fp16 alone
 
         def objective(hidden: Tensor, target: Tensor, cu_seqlens: Tensor, head: LMHead) -> Any:
             out = prox_loss(
@@ -282,6 +283,7 @@ class ProxTrainer(DPOTrainer):
                 rejected=sides[1] if row.pairwise else None,
                 average_log_prob=self.args.average_log_prob,
                 backend=self.args.backend,
+                loss_scale=None if scaler is None else scaler.get_scale(),
                 **cached,
                 **self.hyper,
                 **head.arguments(),
