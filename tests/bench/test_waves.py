@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.benches import kernels
 from bench.measure import waves
 from bench.measure.sass import Frequencies, frequencies
-from comal_kernels.engines.triton.tuning import Tile
+from comal_kernels.engines.triton.tuning import SHARED_MEMORY, Tile
 
 REPO = Path(__file__).resolve().parents[2]
 TILE = Tile(128, 256, 64, 8, 3, tma=True, persistent=True)
@@ -100,3 +102,21 @@ def test_the_chosen_kernels_reach_95_percent_on_paper(tmp_path: Path) -> None:
     assert all(c["share"] >= 0.95 for c in chosen), chosen
     for row in found["rows"]:
         assert 300 < row["outside"] < 3000, row  # 128 exponentials a thread, and what they need
+
+
+def test_gpus_without_figures_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their kernels compile; how they fill the GPU is not known."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    args = argparse.Namespace(arch=120, match="", waves=True, tokens=1, hidden=64, vocab=64)
+    with pytest.raises(ValueError, match=r"^--arch 120: --waves knows 80, 90, 100$"):
+        kernels.run(args)
+
+
+@pytest.mark.parametrize(
+    ("spills", "shared", "failed"), [(0, 101_376, False), (8, 0, True), (0, 114_712, True)]
+)
+def test_a_kernel_that_no_block_can_hold_fails_the_bench(spills, shared, failed) -> None:
+    """114,712 bytes are what sm_100's tile asks for, and a block of sm_120 has 101,376."""
+    shape = {"shared_limit": SHARED_MEMORY[120]}
+    rows = [{"spill_bytes": spills, "shared_bytes": shared}]
+    assert kernels.BENCH.failed({"shape": shape, "rows": rows}) is failed
