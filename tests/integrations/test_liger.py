@@ -84,6 +84,22 @@ def by_full_logits(given: dict[str, Any], loss_type: str, means: bool) -> Tensor
     return -torch.nn.functional.logsigmoid(0.1 * (w - l)).mean()
 
 
+@pytest.mark.parametrize("loss_type", ["ipo", "sigmoid"])
+def test_float16_gradients_have_the_scaler_s_factor_before_they_are_rounded(loss_type: str) -> None:
+    """The fused pass refuses float16, so that these losses take the way of all the others."""
+    given = make()
+    half = {k: v.half() if v is not None and v.is_floating_point() else v for k, v in given.items()}
+    same = {k: v.float() if v is not None and v.is_floating_point() else v for k, v in half.items()}
+    factor, gradients = 2.0**24, []
+    for arguments in (half, same):
+        leaves = [arguments[name].detach().requires_grad_() for name in ("lin_weight", "_input")]
+        arguments = {**arguments, "lin_weight": leaves[0], "_input": leaves[1]}
+        total, _ = FusedLinearDPOLoss(loss_type=loss_type, beta=0.1)(**arguments)
+        gradients.append(torch.autograd.grad(1e-7 * factor * total, leaves))
+    for ours, expected in zip(*gradients, strict=True):
+        assert (ours.float() - expected).abs().max() <= 0.01 * expected.abs().max()
+
+
 @pytest.mark.parametrize("means", [False, True])
 @pytest.mark.parametrize("loss_type", ["ipo", "sigmoid"])
 def test_ipo_by_the_plain_formula(loss_type: str, means: bool) -> None:

@@ -134,7 +134,9 @@ class FusedLinearDPOLoss(nn.Module):
         pairs, counts = sequences // 2, self._counts(target, bounds)
         lengths = counts.clamp(min=1).to(_input.device)
         nll = _input.new_zeros((), dtype=torch.float32)
-        if self.loss_type in FUSED and not self.compute_nll_loss:
+        # float16's gradients wait for the upstream factor, as of a scaler: less would underflow
+        is_half = _input.dtype == torch.float16
+        if self.loss_type in FUSED and not self.compute_nll_loss and not is_half:
             loss, logp = self._fused(lin_weight, _input, target, bias, bounds, reference, lengths)
         else:
             sums = self._sums(_input, lin_weight, target, bias, bounds)
