@@ -11,7 +11,8 @@ from comal_fast.config.algorithm import STRATEGY
 from comal_fast.config.sizes import parse_bytes
 from comal_fast.config.validate import needs_samples, target_of
 from comal_fast.plan import memory, modes
-from comal_fast.plan.count import Load, parts
+from comal_fast.plan.count import FLASH_2, Load, parts
+from comal_fast.plan.elementwise import LIGER
 from comal_fast.plan.machines import Machine, predict
 from comal_fast.plan.memory import HEADROOM, LargestPass, Peak
 from comal_fast.plan.modes import LADDER, Mode
@@ -37,6 +38,7 @@ class Workload:
     evaluations: int
     shared: int = 1  # pairs of one prompt that a step has together
     responses: int = 2  # that are in them
+    liger: bool = True  # layers have Liger's kernels
 
     @classmethod
     def of(cls, config: Config) -> Workload:
@@ -56,6 +58,7 @@ class Workload:
             # 0: an engine that keeps to its own share of the memory
             generation_batch=getattr(generation, "batch_size", 0),
             evaluations=config.evaluation.num_generations if asked else 0,
+            liger=config.model.liger_kernels != "off",
             **_shared(config),
         )
 
@@ -82,6 +85,9 @@ class Workload:
             frozen=mode.rank is not None,
             state=mode.state_bytes,
             trained=mode.trained(shape),
+            layers=LIGER if self.liger else None,
+            attention=FLASH_2,
+            sweeps=0.0 if mode.in_backward else 1.0,
         )
 
 

@@ -15,6 +15,7 @@ from bench.benches import scaling
 from bench.models import MODELS, load
 from comal_fast.model.packed import packed_attention
 from comal_fast.plan import count
+from comal_fast.plan.elementwise import EAGER16, FUSED, LIGER
 from comal_kernels.integrations.transformers import predictor_states
 from comal_kernels.packing import PromptResponse, pack
 
@@ -77,3 +78,24 @@ def test_a_step_takes_no_less_with_more_of_anything() -> None:
     base = np.array(total(100, 200))
     for more in (total(150, 200), total(100, 200, responses=150), total(100, 200, again=1.0)):
         assert (np.array(more) >= base).all() and (np.array(more) != base).any()
+
+
+def test_each_lever_is_predicted_to_pay(tmp_path: Path) -> None:
+    out = tmp_path / "predicted.json"
+    assert main(["predict", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())
+    rows = found["rows"]
+    seconds = [row["predicted"] for row in rows]
+    assert seconds[:6] == sorted(seconds[:6], reverse=True) and seconds[8] < seconds[7]
+    for row in rows:
+        assert row["predicted"] == pytest.approx(sum(row["parts"].values()))
+    assert 139 in rows[5]["fits"] and 80 in rows[6]["fits"] and rows[5]["share"] > rows[0]["share"]
+    # the step that was measured, with all of its layers recomputed
+    assert seconds[0] == pytest.approx(found["measured"]["seconds"], rel=0.05)
+
+
+def test_liger_moves_less_than_transformers() -> None:
+    shape = MODELS["llama3-8b"]
+    moved = [layers.moved(shape, 1) for layers in (EAGER16, LIGER, FUSED)]
+    assert moved == sorted(moved, reverse=True)
+    assert LIGER.moved(shape, 2) > LIGER.moved(shape, 1) > LIGER.moved(shape, 1, backward=False)
