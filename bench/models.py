@@ -48,7 +48,13 @@ def load_smollm2(device: torch.device, dtype: torch.dtype, liger: bool = True) -
     return load_model(_smollm2(device, dtype, liger))
 
 
-def load(name: str, device: torch.device, dtype: torch.dtype, liger: bool = True) -> Any:
+def load(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    liger: bool = True,
+    fuse_residual: bool = True,
+) -> Any:
     """Load SmolLM2 with its weights, or another of MODELS with seeded random ones.
 
     Args:
@@ -56,6 +62,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, liger: bool = True
         device: Where the weights are made.
         dtype: Of the weights.
         liger: Use Liger's kernels where a run would (`model.liger_kernels: auto`).
+        fuse_residual: With these, add a layer's residual in the kernel of its norm; SmolLM2 always.
 
     Returns:
         A causal language model in eval mode.
@@ -70,7 +77,7 @@ def load(name: str, device: torch.device, dtype: torch.dtype, liger: bool = True
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
-    return use_liger(model.eval(), "auto" if liger else "off", device)
+    return use_liger(model.eval(), "auto" if liger else "off", device, fuse_residual)
 
 
 def prompt_text_ids(tokenizer: Any, rows: int, length: int) -> Tensor:  # (rows, length) int64

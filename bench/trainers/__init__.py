@@ -13,6 +13,7 @@ UNSHARED = "comal_fast, prompts repeated"
 BEFORE = "comal_fast, stock layers, everything recomputed"
 STOCK = "comal_fast, without Liger's kernels"
 RECOMPUTED = "comal_fast, everything recomputed"
+APART = "comal_fast, residual and norm apart"
 LEAN = "comal_fast, 8-bit AdamW in backward"
 KEPT = "comal_fast, 8-bit AdamW in backward, as little recomputed as fits"
 LEANEST = "comal_fast, the same, moments on the host, 24 GiB"
@@ -30,6 +31,7 @@ class Contestant:
         liger: Which settings of Liger's kernels are tried.
         recompute: Which settings of recomputation are tried.
         passes: How many pairs of a pass are tried; empty: all of a step, halved until they fit.
+        fuse_residual: As in `Mode`.
         lever: It is a row of `bench levers`, in the order of CONTESTANTS.
         other_norm: Its gradient norm is not comparable with the plain loop's.
         spoils: The model is another one afterwards.
@@ -41,6 +43,7 @@ class Contestant:
     liger: tuple[bool, ...] = (True,)
     recompute: tuple[Recompute, ...] = ("auto",)
     passes: tuple[int, ...] = ()
+    fuse_residual: bool = True
     lever: bool = False
     other_norm: bool = False
     spoils: bool = False
@@ -51,7 +54,12 @@ class Contestant:
             recompute: Recompute = "all" if self.recompute == ("all",) else "none"
             return [Mode(pairs, recompute, liger=False)]
         sizes = sorted({min(size, pairs) for size in self.passes or (pairs,)})
-        return [Mode(s, r, x) for x in self.liger for r in self.recompute for s in sizes]
+        return [
+            Mode(size, recompute, liger, self.fuse_residual)
+            for liger in self.liger
+            for recompute in self.recompute
+            for size in sizes
+        ]
 
 
 _BOTH: tuple[bool, ...] = (False, True)
@@ -62,6 +70,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "before": Contestant(BEFORE, ours.train, liger=(False,), recompute=("all",), lever=True),
     "stock": Contestant(STOCK, ours.train, liger=(False,)),
     "recomputed": Contestant(RECOMPUTED, ours.train, recompute=("all",), lever=True),
+    "apart": Contestant(APART, ours.train, fuse_residual=False, lever=True),
     "comal": Contestant(OURS, ours.train, lever=True),
     "unshared": Contestant(UNSHARED, ours.train_unshared),
     "lean": Contestant(LEAN, ours.train_lean, recompute=("all",), lever=True),

@@ -24,17 +24,20 @@ class Mode:
         recompute: Layers whose activations are made again in the backward pass: all, none, or
             `auto`, as many as the device's memory asks for (only our trainer can tell).
         liger: The layers run Liger's kernels, on CUDA where that package is installed.
+        fuse_residual: With these, a layer's residual is added in the kernel of its norm.
     """
 
     micro_pairs: int
     recompute: Recompute = "auto"
     liger: bool = True
+    fuse_residual: bool = True
 
     @property
     def text(self) -> str:
         """The mode in a few words, for a table."""
         pairs = f"{self.micro_pairs} pairs a pass"
-        return f"{pairs}, recompute {self.recompute}, Liger {'on' if self.liger else 'off'}"
+        liger = "off" if not self.liger else "on" if self.fuse_residual else "on, residual apart"
+        return f"{pairs}, recompute {self.recompute}, Liger {liger}"
 
 
 @dataclass(frozen=True)

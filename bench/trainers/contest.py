@@ -32,6 +32,7 @@ class Worker:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self._process: Isolated | None = None
+        self._has_liger = False
 
     def ask(self, *message: Any) -> Any:
         """Return the answer to a message of `worker.serve`. Raises Failed."""
@@ -46,8 +47,15 @@ class Worker:
             raise Failed(answer["why"])
         return answer
 
+    def prepare(self, mode: Mode) -> None:
+        """Let go of a process that can't have the mode: Liger's kernels stay in transformers."""
+        if self._has_liger and not mode.liger:
+            self.end()
+        self._has_liger = self._has_liger or mode.liger
+
     def end(self) -> None:
         """End the process, if there is one."""
+        self._has_liger = False
         if self._process is not None:
             self._process.end()
             self._process = None
@@ -148,6 +156,7 @@ def _try(worker: Worker, key: str, pairs: Pairs, mode: Mode, repeat: int) -> Row
 
 def _begin(worker: Worker, key: str, pairs: Pairs, mode: Mode) -> Row:
     """Take a contestant's first step, which makes AdamW's state. Raises Failed."""
+    worker.prepare(mode)
     worker.ask("train", key, pairs, mode)
     first = worker.ask("step")
     return {

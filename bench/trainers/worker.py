@@ -42,7 +42,7 @@ def serve(parent: Parent, setting: Setting) -> None:
     while True:
         verb, *rest = parent.hear()
         if verb == "logps":
-            parent.answer(plain_logps(model.take(liger=False), *rest))
+            parent.answer(plain_logps(model.take(Mode(1, liger=False)), *rest))
             continue
         key, pairs, mode = rest
         parent.answer(_train(parent, model, key, pairs, mode))
@@ -52,7 +52,7 @@ def _train(parent: Parent, model: _Model, key: str, pairs: Pairs, mode: Mode) ->
     """Take steps as they are asked for; returns the last answer: None, or why it failed."""
     contestant = CONTESTANTS[key]
     try:
-        task = Task(model.take(mode.liger), pairs, mode)
+        task = Task(model.take(mode), pairs, mode)
         contestant.train(task, _MeasuredTurn(parent, model.device))
     except Finished:
         return None
@@ -66,21 +66,25 @@ def _train(parent: Parent, model: _Model, key: str, pairs: Pairs, mode: Mode) ->
 
 
 class _Model:
-    """The model of a worker: made on first use, and again where Liger's kernels must leave it."""
+    """The model of a worker: made on first use, and again where it wants other kernels.
+
+    In a process that has had Liger's kernels none comes without (`contest.Worker.prepare`).
+    """
 
     def __init__(self, setting: Setting) -> None:
         self.setting, self.device = setting, torch.device(setting.device)
         self._made: Any = None
-        self._liger = False
+        self._kernels = (False, False)
 
-    def take(self, liger: bool) -> Any:
-        """Return the model, its layers with Liger's kernels or without."""
-        if self._made is not None and self._liger != liger:
+    def take(self, mode: Mode) -> Any:
+        """Return the model, its layers with the kernels that the mode has."""
+        kernels = mode.liger, mode.fuse_residual
+        if self._made is not None and self._kernels != kernels:
             self.forget()
         if self._made is None:
             dtype = getattr(torch, self.setting.dtype)
-            self._made = models.load(self.setting.model, self.device, dtype, liger)
-            self._liger = liger
+            self._made = models.load(self.setting.model, self.device, dtype, *kernels)
+            self._kernels = kernels
         return self._made
 
     def forget(self) -> None:

@@ -14,7 +14,7 @@ from bench.models import MODELS, load
 from bench.pairs import plain_logps, random_pairs
 from bench.trainers import AUTHORS, CONTESTANTS, LEAN, LEANEST, LORA, OURS, TRL, UNSHARED
 from bench.trainers.base import Finished, Mode, Task
-from bench.trainers.contest import measure_in_a_row
+from bench.trainers.contest import Worker, measure_in_a_row
 from bench.trainers.worker import Setting
 
 
@@ -158,3 +158,14 @@ def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFix
         status = stop.code
     error = capsys.readouterr().err
     assert status == 2 and message in error and error.count("\n") == 1, error
+
+
+def test_a_process_that_had_ligers_kernels_is_not_used_without_them() -> None:
+    worker = Worker(Setting("tiny", "cpu", "float32", 1))
+    pairs = random_pairs(MODELS["tiny"].vocab, 2, 8, 16)
+    worker.ask("logps", pairs)
+    first = worker._process
+    for liger, same in ((False, True), (True, True), (True, True), (False, False)):
+        worker.prepare(Mode(2, liger=liger))
+        assert (worker._process is first) == same, liger
+    worker.end()
