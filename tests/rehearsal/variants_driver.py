@@ -68,7 +68,8 @@ def step(rng: random.Random, weight: Any, head: dict[str, Any]) -> None:
     zero = torch.zeros(len(lengths), device="cuda")
     output = prox_loss(
         states, weight, target, cu, loss="inpo", chosen=pairs[0], rejected=pairs[1],
-        ref_logp=zero, last_logp=zero, eta=0.1, tau_eta_ratio=0.3, loss_scale=1.0, backend="triton", **head,
+        ref_logp=zero, last_logp=zero, eta=0.1, tau_eta_ratio=0.3, loss_scale=1.0,
+        backend="triton", **head,
     )  # fmt: skip
     output.loss.backward()
     with torch.no_grad():
