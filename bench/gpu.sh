@@ -87,7 +87,7 @@ part_A() {
 part_B() {
     bench head 100 head "${head[@]}" --peers torch trl liger quack
     bench head-forward 50 head "${head[@]}" --forward-only --peers torch trl liger quack
-    bench step 400 step "${step[@]}" --peers stock recomputed lean leanest lora trl
+    bench step 400 step "${step[@]}" --peers authors stock recomputed lean leanest lora trl
 }
 
 part_C() {

@@ -24,7 +24,8 @@ trap 'rm -rf "$work"' EXIT
 for wheel in "$work"/*.whl; do python3 -m zipfile -e "$wheel" "$work/site"; done
 rm -rf "$work"/site/nvidia_cutlass_dsl/dsl_packages/iket "$work"/site/nvidia_cutlass_dsl/cu13/lib/stubs
 find "$work/site" -name '*.so' -exec strip --strip-unneeded {} +
-tar -C "$work/site" -cf - . | xz -9 -T0 | split -n 2 -d - "$work/cutlass.tar.xz."
+tar -C "$work/site" -cf - . | xz -9 -T0 >"$work/cutlass.tar.xz"
+split -n 2 -d "$work/cutlass.tar.xz" "$work/cutlass.tar.xz."
 mv "$work/cutlass.tar.xz.00" .peers/1/
 mv "$work/cutlass.tar.xz.01" .peers/2/
 du -sh .peers/*

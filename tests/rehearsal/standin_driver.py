@@ -1,25 +1,17 @@
 """On a CUDA device that is not there: a whole run, then steps of training in each mode.
 
 standin_driver.py CONFIG OUT.json    what each did and what made the host wait, by line
+
+With `tests/support/standin_site` first on the path, which makes the device.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections import Counter
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-os.environ["TRITON_INTERPRET"] = "1"
-import cuda_standin
-
-cuda_standin.load()
-
-import torch  # noqa: E402
 
 MODES: dict[str, list[str]] = {
     "plain": [],
@@ -66,6 +58,16 @@ MODES: dict[str, list[str]] = {
     "sppo": ["algorithm={prox: sppo, iterations: 1}"],
     "dro": ["algorithm={prox: dro, iterations: 1}"],
     "rebel": ["algorithm={prox: rebel, iterations: 1}"],
+    "Liger's kernels": ["model.liger_kernels=on"],
+    "Liger's kernels, recomputed": [
+        "model.liger_kernels=on",
+        "training.activation_memory=1MiB",
+    ],
+    "Liger's kernels, what fits": [
+        "model.liger_kernels=on",
+        "training.activation_memory=auto",
+        "training.max_tokens_per_microbatch=100000",
+    ],
     "deterministic": ["training.deterministic=true"],  # for good: the last
 }
 
@@ -119,16 +121,6 @@ def steps(config_file: Path, overrides: list[str]) -> dict[str, Any]:
 
 def main() -> int:
     config, out = map(Path, sys.argv[1:])
-    # what looks for a GPU's own library as it is imported is imported before there is a GPU
-    for name in ("bitsandbytes", "liger_kernel.transformers", "peft"):
-        if find_spec(name.split(".")[0]) is not None:
-            import_module(name)
-
-    import bfloat16
-
-    torch.set_num_threads(1)
-    bfloat16.install()
-    cuda_standin.start()
     result: dict[str, Any] = {"run": whole_run(config), "steps": {}}
     for mode, overrides in MODES.items():
         try:

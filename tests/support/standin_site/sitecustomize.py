@@ -25,10 +25,10 @@ if "pip" not in sys.argv[0]:
         # CUDA's own library of functions is not there for the interpreter
         import_module("liger_kernel.ops.rms_norm").rsqrt = lambda x: tl.math.rsqrt(x)
 
-    import bfloat16
-
     from triton.language import float32, tensor
     from triton.runtime import interpreter
+
+    import bfloat16
 
     torch.set_num_threads(1)
     bfloat16.install()
