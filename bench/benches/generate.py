@@ -87,27 +87,38 @@ def run(args: argparse.Namespace) -> Record:
         if args.vllm:
             engine = stack.enter_context(vllm(args.vllm, model, prompts, each, new))
             jobs[f"{VLLM} {engine.version}"] = lambda: served(engine, prompts)
-        rows = timed(args, model, jobs)
-    machine = hardware.measure(args.device, dtype, 0.0, small=name == TINY)
-    least = floor(MODELS[name], prompts, each, new, dtype.itemsize, machine)
-    return record.new(
-        "generate" if args.count * args.responses <= FEW else "generate-many",
-        args.device,
-        model=name,
-        shape={
-            "dtype": str(dtype).removeprefix("torch."),
-            "prompts": len(prompts),
-            "responses": each,
-            "tokens": new,
-            "prompt_tokens": sum(map(len, prompts)),
-        },
-        machine={"flops": machine.flops, "bandwidth": machine.bandwidth},
-        rows=[{"name": FLOOR, "seconds": summary([least])}, *rows.values()],
-    )
+        machine = hardware.measure(args.device, dtype, 0.0, small=name == TINY)
+        least = floor(MODELS[name], prompts, each, new, dtype.itemsize, machine)
+
+        def recorded(rows: dict[str, Row]) -> Record:
+            return record.new(
+                "generate" if args.count * args.responses <= FEW else "generate-many",
+                args.device,
+                model=name,
+                shape={
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "prompts": len(prompts),
+                    "responses": each,
+                    "tokens": new,
+                    "prompt_tokens": sum(map(len, prompts)),
+                },
+                machine={"flops": machine.flops, "bandwidth": machine.bandwidth},
+                rows=[{"name": FLOOR, "seconds": summary([least])}, *rows.values()],
+            )
+
+        return recorded(timed(args, model, jobs, lambda rows: args.keep(recorded(rows))))
 
 
-def timed(args: argparse.Namespace, model: Any, jobs: dict[str, Work]) -> dict[str, Row]:
-    """A row a contender: its times in turns with the others', or why there are none."""
+def timed(
+    args: argparse.Namespace,
+    model: Any,
+    jobs: dict[str, Work],
+    keep: Callable[[dict[str, Row]], None],
+) -> dict[str, Row]:
+    """Return a row a contender: its times in turns with the others', or why there are none.
+
+    `keep` is given the rows so far after every round.
+    """
     rows = {job: Row(name=job) for job in jobs}
     with progress("checking", len(jobs), "runs") as advance:
         told = {}
@@ -126,10 +137,14 @@ def timed(args: argparse.Namespace, model: Any, jobs: dict[str, Work]) -> dict[s
     agree(rows, told)
     right = {job: work for job, work in jobs.items() if "why" not in rows[job]}
     repeat = options.default(args, "repeat", 3, 5)
+
+    def add(times: dict[str, list[float]]) -> None:
+        for job, seconds in times.items():
+            rows[job]["seconds"] = summary(seconds)
+        keep(rows)
+
     with progress("sampling", repeat * len(right), "runs") as advance:
-        times = interleaved(right, repeat, args.device, advance)
-    for job, seconds in times.items():
-        rows[job]["seconds"] = summary(seconds)
+        interleaved(right, repeat, args.device, advance, add)
     return rows
 
 

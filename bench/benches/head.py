@@ -107,23 +107,28 @@ def measure(
     ]
     entries += [(row, functools.partial(job, contender, p, dtype)) for contender, row in right]
     kept, failed = warm(entries, device)
-    times: dict[str, list[float]] = {str(i): [] for i in range(len(kept))}
-    jobs = {str(i): run for i, (_, run) in enumerate(kept)}
     flops = 2 * passes * tokens * p.hidden.shape[1] * p.weight.shape[0]
-    rows: list[Row] = []
+
+    def timed(times: dict[str, list[float]]) -> list[Row]:
+        rows = [
+            {**row, "tokens": tokens, "seconds": summary(times[str(i)])}
+            for i, (row, _) in enumerate(kept)
+        ]
+        base = next(row for row in rows if row["name"] == FLOOR)["seconds"]["median"]
+        for row in rows:
+            row["ratio_to_floor"] = row["seconds"]["median"] / base
+            row["flops_per_second"] = flops / row["seconds"]["median"]  # useful ones
+        return rows
+
     with progress(f"timing, {tokens} tokens", repeat * len(kept), "runs") as advance:
-        for _ in range(repeat):
-            for name, seconds in interleaved(jobs, 1, device, advance).items():
-                times[name] += seconds
-            rows = [
-                {**row, "tokens": tokens, "seconds": summary(times[str(i)])}
-                for i, (row, _) in enumerate(kept)
-            ]
-            base = next(row for row in rows if row["name"] == FLOOR)["seconds"]["median"]
-            for row in rows:
-                row["ratio_to_floor"] = row["seconds"]["median"] / base
-                row["flops_per_second"] = flops / row["seconds"]["median"]  # useful ones
-            keep(rows)
+        times = interleaved(
+            {str(i): run for i, (_, run) in enumerate(kept)},
+            repeat,
+            device,
+            advance,
+            lambda times: keep(timed(times)),
+        )
+    rows = timed(times)
     return rows + [{**row, "tokens": tokens} for row in failed]
 
 

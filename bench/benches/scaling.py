@@ -41,16 +41,21 @@ def run(args: argparse.Namespace) -> Record:
     candidates = [candidate for family in families for candidate in found[family]]
     right, rows = head.checked(candidates, size.problem(CHECK_TOKENS), size.dtype)
     right = [(contender, row) for contender, row in right if contender.exact]
+
+    def recorded() -> Record:
+        return record.new("scaling", size.device, shape=size.text(), rows=rows, fits=fits(rows))
+
     for tokens in counts:  # the fastest variant of each name at each size
         repeat = options.default(args, "repeat", 2, 10)
         rows += head.measure(size.problem(tokens), right, size.dtype, repeat)
+        args.keep(recorded())
     measured = [row for row in rows if "seconds" in row and row["name"] != FLOOR]
     with progress("peak memory", len(measured), "runs") as advance:
         for row in measured:
             family = family_of[row["name"], row["variant"]]
             row |= memory.extra(memory.Spec.of(family, row, size))
             advance()
-    return record.new("scaling", size.device, shape=size.text(), rows=rows, fits=fits(rows))
+    return recorded()
 
 
 def fits(rows: list[Row]) -> dict[str, dict[str, float]]:

@@ -127,14 +127,15 @@ def measured(args: argparse.Namespace, keys: list[str], name_of_record: str) -> 
     setting = Setting(name, str(args.device), dtype_name, torch.get_num_threads())
     pairs = pairs.with_reference(reference_logps(setting, pairs))
     repeat = options.default(args, "repeat", 3, 5)
+
+    def keep(rows: list[Row]) -> None:
+        args.keep(recorded(rows))
+
     if args.device.type == "cpu":
         with progress(f"training {name}", len(keys) * (1 + repeat), "steps") as advance:
-            return recorded(measure_by_turns(setting, pairs, keys, repeat, advance))
+            return recorded(measure_by_turns(setting, pairs, keys, repeat, advance, keep))
     with progress(f"training {name}", len(keys), "trainers") as advance:
-        rows = measure_in_a_row(
-            setting, pairs, keys, repeat, advance, lambda rows: args.keep(recorded(rows))
-        )
-        return recorded(rows)
+        return recorded(measure_in_a_row(setting, pairs, keys, repeat, advance, keep))
 
 
 def useful_flops(model: str, sizes: Mapping[str, Any]) -> float:

@@ -80,14 +80,20 @@ def run(args: argparse.Namespace) -> Record:
     for job in jobs.values():
         for _ in range(WARM if args.device.type == "cuda" else 0):
             job()
-    with progress("timing", repeat * len(jobs), "runs") as advance:
-        times = interleaved(jobs, repeat, args.device, advance)
-    for row in rows:
-        if row["name"] in times:
-            row["seconds"] = summary(times[row["name"]])
     shape = {"tokens": tokens[0], "hidden": size.hidden, "vocab": size.vocab}
     shape["dtype"] = str(size.dtype).removeprefix("torch.")
-    return record.new("tune", args.device, shape=shape, rows=rows)
+
+    def recorded(times: dict[str, list[float]]) -> Record:
+        for row in rows:
+            if row["name"] in times:
+                row["seconds"] = summary(times[row["name"]])
+        return record.new("tune", args.device, shape=shape, rows=rows)
+
+    with progress("timing", repeat * len(jobs), "runs") as advance:
+        times = interleaved(
+            jobs, repeat, args.device, advance, lambda times: args.keep(recorded(times))
+        )
+    return recorded(times)
 
 
 def variants(own: Any) -> Iterator[tuple[Any, int]]:

@@ -46,13 +46,18 @@ def interleaved(
     repeat: int,
     device: torch.device,
     advance: Callable[[], Any] = lambda: None,
+    keep: Callable[[dict[str, list[float]]], Any] = lambda times: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each run; the jobs take turns, so that a slow minute hits all. Warm them first."""
+    """Seconds of each run; the jobs take turns, so that a slow minute hits all. Warm them first.
+
+    `keep` is given the times so far after every round.
+    """
     clock, times = Clock(device), {name: [] for name in jobs}  # type: tuple[Clock, dict[str, list[float]]]
     for _ in range(repeat):
         for name, job in jobs.items():
             times[name].append(clock(job))
             advance()
+        keep(times)
     return times
 
 

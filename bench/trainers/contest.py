@@ -62,9 +62,12 @@ class Worker:
 
 
 def measure_by_turns(
-    setting: Setting, pairs: Pairs, keys: list[str], repeat: int, advance: Advance
+    setting: Setting, pairs: Pairs, keys: list[str], repeat: int, advance: Advance, keep: Keep
 ) -> list[Row]:
-    """Return a row a contestant; all are in memory together, each in a process of its own."""
+    """Return a row a contestant; all are in memory together, each in a process of its own.
+
+    `keep` is given all rows so far after every round of steps.
+    """
     rows: dict[str, Row] = {}
     running: dict[str, Worker] = {}
     for key in keys:
@@ -86,8 +89,10 @@ def measure_by_turns(
                 rows[key] = {"name": CONTESTANTS[key].name, "why": str(error)}
                 running.pop(key).end()
             advance()
-    for key, worker in running.items():
-        rows[key] |= _timed(steps[key])
+        for key in running:
+            rows[key] |= _timed(steps[key])
+        keep([rows[key] for key in keys])
+    for worker in running.values():
         worker.end()
     return [rows[key] for key in keys]
 

@@ -83,14 +83,18 @@ def execution(x: Execution) -> None:
         refuse("grad_filter", f"{x.grad_filter}", "a probability in (0, 1), or None")
 
 
-def loss_scale(x: float | None, hidden: Tensor, grad: bool) -> None:  # (T, H)
-    """The scale is a power of two, and there is one where float16 gradients are needed."""
+def loss_scale(x: float | None, dtype: torch.dtype, pairs: int, weighted: bool) -> float:
+    """Return the scale that is asked for, a power of two.
+
+    None: 1, but in float16, where the mean over the pairs makes gradients underflow, the power of
+    two next below their number, unless they have weights of their own.
+    """
     if x is None:
-        if grad and hidden.dtype == torch.float16:
-            wanted = "the factor of the loss, or states in bfloat16"
-            refuse("loss_scale", "missing, and float16 gradients underflow without", wanted)
-    elif math.frexp(number("loss_scale", x))[0] != 0.5:
+        mean = dtype == torch.float16 and not weighted
+        return float(2 ** (max(1, pairs).bit_length() - 1)) if mean else 1.0
+    if math.frexp(number("loss_scale", x))[0] != 0.5:
         refuse("loss_scale", f"{x}", "a power of two, so that no gradient is rounded by it")
+    return float(x)
 
 
 def flag(name: str, x: object) -> None:

@@ -223,7 +223,7 @@ for element in ("bf16", "fp32"):
             types = {n: other.get(n, "*" + element) for n in names}
             constants = {**more, "BLOCK": block}
             case = Case(kernel.__name__, "", kernel, types, constants, _warps(block), 3, True)
-            for arch in (80, 90, 100, 120):
+            for arch in (80, 86, 89, 90, 100, 120):
                 found = measure(case, arch)
                 print(kernel.__name__, element, width, arch, found.registers, found.spill_bytes)
 """

@@ -6,6 +6,7 @@ layers_driver.py OUT.json    relative distance of outputs and gradients from flo
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,4 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())  # threads of the device that is not there outlive the interpreter

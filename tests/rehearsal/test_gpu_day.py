@@ -84,24 +84,34 @@ def test_an_unknown_part_is_refused() -> None:
     assert done.returncode == 2 and done.stderr == "PART=D: expected A, B or C\n"
 
 
+HEAD = ["--tokens", "128", "--hidden", "32", "--vocab", "128", "--repeat", "100000"]
+ENDLESS = {  # a bench that has a row soon, and never ends
+    "ceilings": ["--model", "tiny", "--step-tokens", "16", "--repeat", "2", "--sustain", "600"],
+    "levers": ["--model", "tiny", "--pairs", "2", "--response", "8", "--repeat", "100000"],
+    "head": [*HEAD, "--peers", "torch"],
+    "scaling": ["--tokens", "128", "8388608", *HEAD[2:-1], "1", "--peers", "torch"],
+    "generate": ["--model", "tiny", "--count", "1", "--tokens", "2", "--repeat", "100000"],
+}
+
+
 @pytest.mark.slow
-def test_a_bench_that_is_killed_leaves_its_rows(tmp_path: Path) -> None:
-    out = tmp_path / "ceilings.json"
-    command = [sys.executable, "-m", "bench", "ceilings", "--device", "cpu", "--model", "tiny"]
-    command += ["--step-tokens", "16", "--repeat", "2", "--sustain", "600", "--json", str(out)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+@pytest.mark.nightly
+@pytest.mark.parametrize("bench", ENDLESS)
+def test_a_bench_that_is_killed_leaves_its_rows(bench: str, tmp_path: Path) -> None:
+    out = tmp_path / "record.json"
+    command = [sys.executable, "-m", "bench", bench, "--device", "cpu", *ENDLESS[bench]]
+    process = subprocess.Popen([*command, "--json", str(out)], cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + 60
-        while not out.is_file() or len(record.read(out)["rows"]) < 25:  # the last one never ends
+        end = time.monotonic() + 240
+        while not out.is_file():
             assert time.monotonic() < end and process.poll() is None
             time.sleep(0.1)
+        time.sleep(0.3)  # into the next write, or out of it
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     found = record.read(out)
-    assert found["partial"] and [row["name"] for row in found["rows"]][:2] == [
-        "copy", "queries, forward"
-    ]  # fmt: skip
+    assert found["partial"] and any("seconds" in row for row in found["rows"])
 
 
 def test_records_from_elsewhere_are_adopted(

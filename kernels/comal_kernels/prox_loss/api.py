@@ -104,8 +104,9 @@ def prox_loss(
             `logp` and `ref_logp` of the result stay sums, the margin is one of means.
         loss_scale: a power of two by which gradients are larger from the forward pass, which makes
             them, to the backward pass, which applies the upstream factor; the result is the same.
-            float16 gradients need it, since most of them would underflow: give the factor that
-            the loss is multiplied by, as of `GradScaler.get_scale()`. None: 1.
+            Small float16 gradients underflow without: give the factor that the loss is multiplied
+            by, as of `GradScaler.get_scale()`. None: in float16 about the number of pairs, which
+            undoes the mean, unless there is a `pair_weight`; else 1.
         group: (S,) integers, equal for responses to one prompt (dro without `value`).
 
     Index tensors may be on the CPU or on hidden's device; CPU ones spare the GPU a wait.
@@ -116,8 +117,7 @@ def prox_loss(
 
     Raises:
         ValueError: a wrong shape, dtype, device or range, a loss or hyperparameter that is not
-            known, an argument that the loss needs and lacks, or is given and would ignore, or
-            float16 gradients without `loss_scale`.
+            known, or an argument that the loss needs and lacks, or is given and would ignore.
     """
     prox = checks.loss_row(loss)
     ref_weight, ref_bias = whole(ref_weight, ref_hidden), whole(ref_bias, ref_hidden)
@@ -148,11 +148,11 @@ def prox_loss(
     )
     wanted = (hidden, head.weight, head.bias)
     needs = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in wanted]
-    checks.loss_scale(loss_scale, hidden, any(needs))
+    scale = checks.loss_scale(loss_scale, hidden.dtype, pairs, pair_weight is not None)
     total, logp, ref, margin, accuracy, per_pair, *_ = prox_loss_op(
         hidden,
         needs,
-        1.0 if loss_scale is None else float(loss_scale),
+        scale,
         target,
         cu_seqlens,
         ignore_index,
