@@ -19,7 +19,7 @@ MINUTES="${MINUTES:-${MINUTES_OF[$PART]}}"
 PYTHON="${PYTHON:-python3}"
 mkdir -p "$OUT"
 OUT="$(realpath "$OUT")"
-SITE="${SITE:-/tmp/comal-peers}"
+SITE="${SITE:-$PWD/.peers-site}"
 bash bench/unpack_peers.sh "$SITE"
 export PYTHONPATH="kernels:.:$SITE:$SITE/nvidia_cutlass_dsl/dsl_packages${PYTHONPATH:+:$PYTHONPATH}"
 # the workspace of deterministic products, which cuBLAS reads once in a process
