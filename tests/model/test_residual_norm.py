@@ -237,5 +237,5 @@ def test_it_compiles_without_spills() -> None:
         [sys.executable, "-c", COMPILE], env=env, capture_output=True, text=True, check=True
     )
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 2 * 3 * 3 * 4
+    assert len(lines) == 2 * 3 * 3 * 6
     assert [line for line in lines if int(line[-1])] == []
