@@ -1,4 +1,4 @@
-"""What this device can reach: a copy, and the products of an 8B training step in their shapes.
+"""Measure what this device reaches: a copy, and the products of an 8B step in their shapes.
 
 Rates in bursts are what a kernel is compared with; after seconds of work a GPU lowers its clocks,
 and the rate that lasts is what a training step can have.

@@ -1,4 +1,4 @@
-"""What each lever of a training step is worth: one model, one process, a lever more at a time."""
+"""Time a training step with one optimisation ("lever") more at a time, on one model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each lever of an 8B step should be worth, part by part: a model, nothing is measured.
+"""Predict what each optimisation of an 8B step is worth, part by part, without measuring it.
 
 The same levers as `bench levers` measures, with the counts of `comal_fast.plan` and the rates of a
 GPU's data sheet. The first row is the step that was measured, so that the error is known.

@@ -1,4 +1,4 @@
-"""Who runs a whole training step, a file each."""
+"""The trainers that `bench step` compares, a file each."""
 
 from __future__ import annotations
 

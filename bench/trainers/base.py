@@ -17,7 +17,7 @@ Recompute = Literal["auto", "all", "none"]
 
 @dataclass(frozen=True)
 class Mode:
-    """How a trainer takes its steps, apart from what its name says.
+    """A setting of a trainer that does not change what it computes.
 
     Attributes:
         micro_pairs: Most pairs of one forward and backward pass.

@@ -21,7 +21,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class Layers:
-    """What the operators of a layer move; `norm` and `residual` occur twice a layer.
+    """The traffic of a layer's elementwise operators; `norm` and `residual` occur twice a layer.
 
     Attributes:
         norm: RMSNorm, as wide as the layer.

@@ -71,7 +71,7 @@ def test_our_trainer_and_the_plain_loop_take_the_same_steps(
 
 
 def test_modes_of_a_gpu_are_tried_and_rows_kept_as_they_come() -> None:
-    """As on a GPU, one after another in a process a family, with what Liger's kernels refuse."""
+    """Trainers run one after another, each family in one process, as on a GPU."""
     pairs = random_pairs(MODELS["tiny"].vocab, 4, 12, 40)
     kept: list[list[str]] = []
     rows = measure_in_a_row(

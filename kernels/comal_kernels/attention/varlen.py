@@ -15,10 +15,10 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from comal_kernels.attention.layout import Engine, Layout, Options
 from comal_kernels.errors import ModelError
+from comal_kernels.gather import gather_rows
 from comal_kernels.transfer import to_device, to_devices
 
 
@@ -54,7 +54,7 @@ def varlen(kernel: Kernel) -> Engine:
         bounds, index = layout.once("varlen", lambda: _prepare(layout))
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         if index is not None:
-            k, v = _Gather.apply(k, index), _Gather.apply(v, index)
+            k, v = (gather_rows(x, index, in_order=False) for x in (k, v))
         return kernel(q, k, v, bounds, options)[None]
 
     return attend
@@ -74,24 +74,6 @@ def _prepare(layout: Layout) -> tuple[Bounds, Tensor | None]:
         parts = [torch.arange(*r) for s in layout.segments for r in (s.prefix, (s.start, s.stop))]
         index = to_device(torch.cat(parts), layout.device)
     return Bounds(cu_q, cu_k, max(queries), max(keys)), index
-
-
-class _Gather(torch.autograd.Function):
-    """Rows by index; the gradients of a row that is taken more than once add up in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(index)
-        ctx.rows = x.shape[0]
-        return x.index_select(0, index)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (index,) = ctx.saved_tensors
-        dtype = torch.promote_types(gradient.dtype, torch.float32)
-        total = gradient.new_zeros(ctx.rows, *gradient.shape[1:], dtype=dtype)
-        return total.index_add_(0, index, gradient.to(dtype)).to(gradient.dtype), None
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, options: Options) -> Tensor:

@@ -35,7 +35,7 @@ ENGINES = {
 
 
 class Limits(NamedTuple):
-    """What a release of FlashAttention runs, forward and backward, over variable lengths."""
+    """The bounds within which a release of FlashAttention runs, forward and backward."""
 
     package: str  # as pip installs it
     capabilities: tuple[int, ...]  # major numbers of the devices' compute capability
